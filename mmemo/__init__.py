@@ -1,0 +1,28 @@
+"""mmemo recognises emotion from voice and words."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmemo.data.datamodule import EmotionDataModule
+    from mmemo.models.emotion_model import EmotionModel
+    from mmemo.training.system import EmotionSystem, load_model
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "EmotionModel": "mmemo.models.emotion_model",
+    "EmotionSystem": "mmemo.training.system",
+    "EmotionDataModule": "mmemo.data.datamodule",
+    "load_model": "mmemo.training.system",
+}
+__all__ = ["EmotionDataModule", "EmotionModel", "EmotionSystem", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used, so that `mmemo --help` need not wait for PyTorch."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'mmemo' has no attribute {name!r}")
+    return getattr(import_module(_ROOMS[name]), name)

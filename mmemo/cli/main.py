@@ -1,0 +1,67 @@
+"""`mmemo VERB ...`: finds the verb; everything heavy is imported inside it."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+VERBS = {
+    "corpus": "a corpus on disk -> manifest",
+    "check": "validate a manifest, list broken audio and leaks, draw its distributions",
+    "transcribe": "Whisper transcripts of a manifest, cached and resumable",
+    "fit": "train a model from a YAML",
+    "validate": "metrics on the validation rows",
+    "test": "metrics on the test rows",
+    "predict": "probabilities of every class, one row per utterance",
+    "crossval": "fit, test and predict every fold of a YAML's split, resumable",
+    "cache": "size of the feature caches; clear them",
+}
+TRAINER_VERBS = ("fit", "validate", "test", "predict")
+
+
+def usage() -> str:
+    """The text of `mmemo --help`."""
+    verbs = "\n".join(f"  {name:<12}{text}" for name, text in VERBS.items())
+    return (
+        "usage: mmemo VERB ...\n\nRecognises emotion from voice and words.\n\n"
+        f"verbs:\n{verbs}\n\n`mmemo VERB --help` explains a verb."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a verb.
+
+    Args:
+        argv: Command line without the program's name; that of the process when not given.
+
+    Returns:
+        0 when all went well, 1 for bad input, 2 for a bad command line, 130 when interrupted.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        import mmemo
+
+        print(mmemo.__version__)
+        return 0
+    verb = argv[0]
+    if verb not in VERBS:
+        print(f"mmemo: no verb {verb!r}, expected one of {', '.join(VERBS)}; see `mmemo --help`", file=sys.stderr)
+        return 2
+    try:
+        module = import_module("mmemo.cli.trainer" if verb in TRAINER_VERBS else f"mmemo.cli.{verb}")
+        return module.run(argv if verb in TRAINER_VERBS else argv[1:])
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if not str(error):
+            raise
+        print(f"mmemo {verb}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

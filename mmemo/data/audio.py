@@ -1,0 +1,146 @@
+"""Audio file -> waveform: 16 kHz, mono, float32, cut to the utterance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from mmemo.pretrained import SAMPLE_RATE
+
+SILENCE_DB = -90.0  # RMS below this is digital silence, in dB of full scale
+PROBE_SAMPLES = 1 << 20  # longer files are decoded in pieces of this many frames
+
+
+class AudioError(ValueError):
+    """Audio that cannot be used; the message is the file and the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFacts:
+    """What one look at an utterance's audio tells.
+
+    Args:
+        content: Checksum of the decoded 16 kHz waveform: the key of transcripts and features.
+        seconds: Duration.
+        sample_rate: As stored in the file, in Hz.
+        channels: As stored in the file.
+        level_db: RMS level relative to full scale; -inf for digital zero.
+        problem: Why the audio cannot be used; empty when it can.
+    """
+
+    content: str = ""
+    seconds: float = 0.0
+    sample_rate: int = 0
+    channels: int = 0
+    level_db: float = float("-inf")
+    problem: str = ""
+
+
+def read_audio(path: str | Path, start: float | None = None, end: float | None = None) -> np.ndarray:
+    """Reads an utterance; several channels are averaged, any rate is resampled with soxr.
+
+    Args:
+        path: wav, flac, ogg or mp3 file, or anything else that libsndfile reads.
+        start: Where to start, in seconds; None is the beginning.
+        end: Where to stop, in seconds; None is the end of the file.
+
+    Returns:
+        Waveform ``(samples,)`` float32 at 16 kHz, about [-1, 1].
+
+    Raises:
+        AudioError: The file is missing, empty, unreadable, truncated, holds NaN, or ends before ``end``.
+    """
+    return _read(Path(path), start, end)[0]
+
+
+def inspect_audio(path: str | Path, start: float | None = None, end: float | None = None) -> AudioFacts:
+    """Looks at an utterance once; what is wrong with it stands in ``problem`` instead of being raised.
+
+    Args:
+        path: Audio file.
+        start: Where the utterance starts, in seconds.
+        end: Where it ends, in seconds.
+    """
+    try:
+        waveform, sample_rate, channels = _read(Path(path), start, end)
+    except AudioError as error:
+        return AudioFacts(problem=str(error).removeprefix(f"{path}: "))
+    level = float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))
+    level_db = 20 * np.log10(level) if level > 0 else float("-inf")
+    return AudioFacts(
+        content=sha256(waveform.tobytes()).hexdigest()[:40],
+        seconds=len(waveform) / SAMPLE_RATE,
+        sample_rate=sample_rate,
+        channels=channels,
+        level_db=float(level_db),
+        problem="silent from beginning to end" if level_db < SILENCE_DB else "",
+    )
+
+
+def _read(path: Path, start: float | None, end: float | None) -> tuple[np.ndarray, int, int]:
+    if path.is_dir():
+        raise AudioError(f"{path}: a folder, expected an audio file")
+    if not path.exists():
+        raise AudioError(f"{path}: no such file")
+    try:
+        if path.stat().st_size == 0:
+            raise AudioError(f"{path}: empty, 0 bytes")
+        with soundfile.SoundFile(path) as file:
+            if file.frames == 0:
+                raise AudioError(f"{path}: holds no samples")
+            truncated = _missing_bytes(path) if file.format in ("WAV", "WAVEX", "RF64") else 0
+            first = round((start or 0.0) * file.samplerate)
+            last = file.frames if end is None else round(end * file.samplerate)
+            seconds = file.frames / file.samplerate
+            if first >= file.frames or last > file.frames + file.samplerate // 20:  # 50 ms of rounding is fine
+                raise AudioError(
+                    f"{path}: is {seconds:.2f} s long, yet the utterance is {start or 0:g} to {end or seconds:g} s"
+                )
+            last = min(last, file.frames)
+            file.seek(first)
+            samples = file.read(last - first, dtype="float32", always_2d=True)  # (samples, channels)
+            sample_rate, channels, expected = file.samplerate, file.channels, last - first
+    except PermissionError:
+        raise AudioError(f"{path}: no permission to read it") from None
+    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+        raise AudioError(f"{path}: not readable audio ({_reason(error)})") from None
+    if truncated and end is None:
+        raise AudioError(f"{path}: truncated, {truncated} bytes of audio are missing")
+    if len(samples) < expected:
+        raise AudioError(f"{path}: truncated, {len(samples)} of {expected} samples could be decoded")
+    if not np.isfinite(samples).all():
+        raise AudioError(f"{path}: holds NaN or infinite samples")
+    waveform = samples.mean(axis=1) if channels > 1 else samples[:, 0]
+    if sample_rate != SAMPLE_RATE:
+        waveform = soxr.resample(waveform, sample_rate, SAMPLE_RATE)
+    if len(waveform) == 0:
+        raise AudioError(f"{path}: holds no samples between {start or 0:g} and {end or 0:g} s")
+    return np.ascontiguousarray(waveform, dtype=np.float32), sample_rate, channels
+
+
+def _missing_bytes(path: Path) -> int:
+    """How many bytes of a wav file's data chunk its header promises beyond the file's end.
+
+    libsndfile quietly plays what is there; a half-copied file must not pass for a short one.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(4) != b"RIFF":
+            return 0
+        file.seek(12)
+        while len(head := file.read(8)) == 8:
+            length = int.from_bytes(head[4:], "little")
+            if head[:4] == b"data":
+                return 0 if length >= 0xFFFFFFF0 else max(file.tell() + length - size, 0)  # streamed: unknown
+            file.seek(length + length % 2, 1)
+    return 0
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).split(": ")[-1].strip().rstrip(".")
+    return text or type(error).__name__

@@ -1,0 +1,49 @@
+"""CREMA-D: 91 actors, twelve sentences, six emotions, rated by the crowd (Cao et al. 2014, ODbL 1.0)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from mmemo.data.corpora.files import audio_files
+
+EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happiness", "NEU": "neutral", "SAD": "sadness"}
+VOTE_COLUMNS = {"A": "anger", "D": "disgust", "F": "fear", "H": "happiness", "N": "neutral", "S": "sadness"}
+CHANNELS = {"voice": 1, "face": 2, "both": 3}  # first digit of a row number in tabulatedVotes.csv
+
+
+def cremad(root: Path, channel: Literal["voice", "face", "both"] = "voice") -> pd.DataFrame:
+    """Reads CREMA-D: audio where it is there, and the raters' votes as ``votes_*`` columns.
+
+    The emotion is the one the actor was asked for; the votes say what listeners heard.
+
+    Args:
+        root: Folder that holds ``AudioWAV`` and ``tabulatedVotes.csv``, or one of them.
+        channel: What the raters were given.
+    """
+    files = {path.stem: path for path in audio_files(root) if len(path.stem.split("_")) == 4}
+    votes_file = next(root.rglob("tabulatedVotes.csv"), None)
+    votes = pd.DataFrame()
+    if votes_file is not None:
+        table = pd.read_csv(votes_file, index_col=0)
+        table = table[table.index // 100_000 == CHANNELS[channel]].drop_duplicates("fileName").set_index("fileName")
+        votes = table[list(VOTE_COLUMNS)].rename(columns={key: f"votes_{name}" for key, name in VOTE_COLUMNS.items()})
+    names = sorted(set(files) | set(votes.index))
+    rows = []
+    for name in names:
+        actor, sentence, emotion, level = name.split("_")
+        rows.append(
+            {
+                "id": name,
+                "path": str(files[name]) if name in files else None,
+                "emotion": EMOTIONS[emotion],
+                "speaker": actor,
+                "language": "en",
+                "sentence": sentence,
+                "level": level,
+                "text": None if name in files else f"({sentence})",
+            }
+        )
+    return pd.DataFrame(rows).join(votes, on="id") if rows else pd.DataFrame()

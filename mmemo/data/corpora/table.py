@@ -1,0 +1,57 @@
+"""Any CSV with a column map: a user's own corpus needs no code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from mmemo.data.manifest import COLUMNS, ManifestError
+
+
+def table(
+    root: Path,
+    columns: dict[str, str],
+    constants: dict[str, str] | None = None,
+    emotions: dict[str, str] | None = None,
+) -> pd.DataFrame:
+    """Reads a user's own table.
+
+    Args:
+        root: The CSV file; paths in it are relative to its folder.
+        columns: Manifest column -> the table's column, such as ``path: file``. ``id`` is made from the file
+            name, or the row number, when not given. Further columns are kept under their own names.
+        constants: Manifest column -> one value for all rows, such as ``language: en``.
+        emotions: The table's label -> emotion, where its names differ.
+
+    Raises:
+        ManifestError: The table lacks a column that the map names, or the map fills one that a manifest has not.
+    """
+    if not root.is_file():
+        raise ManifestError(f"{root}: no such file, expected a CSV table")
+    try:
+        frame = pd.read_csv(root, dtype=str, keep_default_na=False, na_values=[""], sep=None, engine="python")
+    except (UnicodeDecodeError, pd.errors.ParserError) as error:
+        raise ManifestError(f"{root}: not a readable UTF-8 table ({error})") from None
+    for kind, names in (("columns", columns), ("constants", constants or {})):
+        unknown = sorted(set(names) - set(COLUMNS))
+        if unknown:
+            raise ManifestError(f"{kind} fills {unknown}, expected some of {', '.join(COLUMNS)}")
+    missing = sorted(set(columns.values()) - set(frame.columns))
+    if missing:
+        raise ManifestError(f"{root}: no column {missing}, found {list(frame.columns)}")
+    result = pd.DataFrame({ours: frame[theirs] for ours, theirs in columns.items()})
+    for name in frame.columns.difference(list(columns.values()), sort=False):
+        if name not in result and (name not in COLUMNS or name == "id"):
+            result[name] = frame[name]
+    for name, value in (constants or {}).items():
+        result[name] = value
+    if "path" in result:
+        result["path"] = [None if pd.isna(path) else str(root.parent / path) for path in result["path"]]
+    if emotions and "emotion" in result:
+        result["emotion"] = result["emotion"].replace(emotions)
+    if "id" not in result:
+        names = pd.Series([Path(path).stem for path in result["path"]]) if "path" in result else None
+        unique = names is not None and names.is_unique
+        result.insert(0, "id", names if unique else [f"row{number:07d}" for number in range(len(result))])
+    return result

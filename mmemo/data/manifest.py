@@ -1,0 +1,231 @@
+"""A corpus as one table: an utterance a row, checked where it enters, read by everything downstream."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from mmemo.labels import DIMENSION_RANGE, DIMENSIONS, EMOTIONS
+
+TEXT_COLUMNS = (
+    "id", "path", "text", "emotion", "speaker", "session", "language", "gender", "split"
+)  # fmt: skip
+NUMBER_COLUMNS = ("start", "end", *DIMENSIONS, "age")
+COLUMNS = (
+    "id", "path", "start", "end", "text", "emotion", *DIMENSIONS,
+    "speaker", "session", "language", "gender", "age", "split",
+)  # fmt: skip
+VOTES_PREFIX = "votes_"
+SPLITS = ("train", "val", "test")
+MAX_SHOWN = 20  # problems listed in one error
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be used as it is; each line names file, row, column, found and expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One manifest row.
+
+    Args:
+        id: Unique name of the utterance.
+        path: Audio file; None where there is none.
+        start: Where the utterance starts in the file, in seconds; None is its beginning.
+        end: Where it ends, in seconds; None is the file's end.
+        text: Transcript; empty for silence, laughter, or one not transcribed yet.
+        emotion: Class name; None when unlabelled.
+        valence: Negative to positive, in [-1, 1]; NaN when unlabelled. ``arousal``, ``dominance`` likewise.
+        speaker: Who speaks; no speaker may stand on both sides of a split.
+        extra: Every further column of the manifest, rater votes (``votes_anger``, ...) among them.
+    """
+
+    id: str
+    path: Path | None = None
+    start: float | None = None
+    end: float | None = None
+    text: str = ""
+    emotion: str | None = None
+    valence: float = math.nan
+    arousal: float = math.nan
+    dominance: float = math.nan
+    speaker: str | None = None
+    session: str | None = None
+    language: str | None = None
+    gender: str | None = None
+    age: float = math.nan
+    split: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Manifest:
+    """A validated table of utterances; indexing gives an :class:`Utterance`, ``frame`` the whole table.
+
+    Args:
+        frame: One row per utterance. Missing columns are added empty, unknown ones are kept.
+        path: File the table came from or goes to; audio paths are relative to its folder.
+        emotions: Class names allowed in the ``emotion`` column.
+
+    Raises:
+        ManifestError: Listing each bad value with its row (the header is row 1) and what was expected.
+    """
+
+    def __init__(
+        self, frame: pd.DataFrame, path: str | Path = "manifest.csv", emotions: Sequence[str] = EMOTIONS
+    ) -> None:
+        self.path = Path(path)
+        self.frame = _validated(frame, self.path, emotions)
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __getitem__(self, index: int) -> Utterance:
+        row = {name: values.iat[index] for name, values in self.frame.items()}
+        row = {name: (None if value is pd.NA or value is None or value != value else value)
+               for name, value in row.items()}  # fmt: skip
+        known = {name: row.pop(name) for name in COLUMNS}
+        known["path"] = None if known["path"] is None else self.path.parent / known["path"]
+        known["text"] = known["text"] or ""
+        for name in (*DIMENSIONS, "age"):
+            known[name] = math.nan if known[name] is None else known[name]
+        return Utterance(**known, extra=row)
+
+    def __iter__(self) -> Iterator[Utterance]:
+        return (self[index] for index in range(len(self)))
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Manifest:
+        """The manifest of some rows, in the order given."""
+        part = object.__new__(Manifest)
+        part.path = self.path
+        part.frame = self.frame.iloc[np.asarray(indices, dtype=int)].reset_index(drop=True)
+        return part
+
+    def write(self, path: str | Path) -> Path:
+        """Writes CSV, or Parquet by the file's ending; columns that hold nothing are left out.
+
+        Args:
+            path: File to write; audio paths are rewritten relative to its folder.
+        """
+        path = Path(path)
+        table = self.frame.dropna(axis="columns", how="all").copy()
+        if "path" in table and self.path.parent.resolve() != path.parent.resolve():
+            base, target = self.path.parent.resolve(), path.parent.resolve()
+            table["path"] = [
+                value if pd.isna(value) else os.path.relpath(base / value, target) for value in table["path"]
+            ]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            if path.suffix == ".parquet":
+                table.to_parquet(partial, index=False)
+            else:
+                table.to_csv(partial, index=False)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return path
+
+
+def read_manifest(path: str | Path, emotions: Sequence[str] = EMOTIONS) -> Manifest:
+    """Reads and validates a manifest.
+
+    Args:
+        path: ``.csv`` (UTF-8, comma) or ``.parquet`` file.
+        emotions: Class names allowed in the ``emotion`` column.
+
+    Raises:
+        ManifestError: The file is missing, is no such table, or holds bad values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ManifestError(f"{path}: no such file, expected a manifest; make one with `mmemo corpus`")
+    try:
+        if path.suffix == ".parquet":
+            table = pa.parquet.read_table(path)
+        elif path.suffix == ".csv":
+            table = _read_csv(path)
+        else:
+            raise ManifestError(f"{path}: a manifest is a .csv or .parquet file, not {path.suffix or 'this'!r}")
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        raise ManifestError(f"{path}: not a readable table, expected UTF-8 CSV or Parquet ({error})") from None
+    return Manifest(table.to_pandas(), path, emotions)
+
+
+def _read_csv(path: Path) -> pa.Table:
+    with path.open("rb") as file:
+        header = file.readline().decode("utf-8-sig", errors="replace").strip()
+    names = next(pd.read_csv(path, nrows=0).columns.to_series().items(), None) if header else None
+    if names is None:
+        raise ManifestError(f"{path}: empty, expected a header such as 'id,path,emotion,speaker'")
+    columns = pd.read_csv(path, nrows=0, encoding_errors="replace").columns
+    return pa.csv.read_csv(
+        path,
+        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pa.csv.ConvertOptions(
+            column_types={name: pa.string() for name in columns},  # "01" is a speaker, not the number 1
+            strings_can_be_null=True,
+            null_values=[""],
+        ),
+    )
+
+
+def _validated(frame: pd.DataFrame, path: Path, emotions: Sequence[str]) -> pd.DataFrame:
+    if "id" not in frame or len(frame) == 0:
+        found = ", ".join(map(str, frame.columns)) or "nothing"
+        problem = "no column id" if len(frame) else "no rows"
+        raise ManifestError(f"{path}: {problem}, found columns {found}; expected some of {', '.join(COLUMNS)}")
+    frame = frame.reset_index(drop=True)
+    problems: list[str] = []
+
+    def report(bad: pd.Series, column: str, expected: str) -> None:
+        rows = np.flatnonzero(bad.to_numpy(dtype=bool, na_value=False))
+        for row in rows[:MAX_SHOWN]:
+            found = frame[column].iat[row] if column in frame else None
+            problems.append(f"{path} row {row + 2}, column {column}: found {found!r}, expected {expected}")
+        problems.extend(["..."] * max(len(rows) - MAX_SHOWN, 0))
+
+    table: dict[str, pd.Series] = {}
+    for name in COLUMNS:
+        if name not in frame:
+            dtype = "float64" if name in NUMBER_COLUMNS else "str"
+            table[name] = pd.Series([None] * 1, dtype=dtype).reindex(frame.index)
+        elif name in NUMBER_COLUMNS:
+            table[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
+            report(table[name].isna() & frame[name].notna(), name, "a number")
+        else:
+            text = frame[name].astype("str")
+            table[name] = text.where(frame[name].notna() & (text != ""), None).astype("str")
+    for name in frame.columns.difference(list(COLUMNS), sort=False):
+        table[name] = frame[name]
+        if str(name).startswith(VOTES_PREFIX):
+            table[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
+            report((table[name].isna() & frame[name].notna()) | (table[name] < 0), name, "a vote count, 0 or more")
+
+    report(table["id"].isna(), "id", "a unique id")
+    report(table["id"].duplicated() & table["id"].notna(), "id", "an id that no other row has")
+    report(table["path"].isna() & table["text"].isna(), "path", "a path or a text, here both are missing")
+    emotion = table["emotion"]
+    report(emotion.notna() & ~emotion.isin(list(emotions)), "emotion", f"one of {tuple(emotions)}")
+    report(table["split"].notna() & ~table["split"].isin(SPLITS), "split", f"one of {SPLITS}")
+    for name in DIMENSIONS:
+        low, high = DIMENSION_RANGE
+        report((table[name] < low) | (table[name] > high), name, f"a number in [{low:g}, {high:g}]")
+    report(table["start"] < 0, "start", "seconds, 0 or more")
+    report(table["end"] <= table["start"].fillna(0.0), "end", "seconds after start")
+    report(table["age"] < 0, "age", "years, 0 or more")
+
+    if problems:
+        shown = [problem for problem in problems if problem != "..."][:MAX_SHOWN]
+        more = len(problems) - len(shown)
+        raise ManifestError("\n".join([*shown, f"and {more} more; mend them and try again"] if more else shown))
+    return pd.DataFrame(table)

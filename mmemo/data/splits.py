@@ -1,0 +1,232 @@
+"""Which rows train, which choose, which judge; no speaker stands on two sides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import GroupKFold as SklearnGroupKFold
+
+from mmemo.data.manifest import SPLITS, Manifest
+
+
+class SplitError(ValueError):
+    """A split that would not give an honest result, or cannot be made from this manifest."""
+
+
+class Split(NamedTuple):
+    """Row numbers ``(row,)`` of a manifest.
+
+    Args:
+        train: Rows the weights are fitted on.
+        val: Rows that choose epoch and settings; always taken from the training side.
+        test: Rows that judge, once.
+    """
+
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+
+
+class Splitter(Protocol):
+    """Divides a manifest; ``fold`` counts from 1 to ``num_folds``."""
+
+    fold: int
+
+    @property
+    def num_folds(self) -> int:
+        """How many folds there are."""
+
+    def __call__(self, manifest: Manifest) -> Split:
+        """Row numbers of the fold."""
+
+
+class OfficialSplit:
+    """The split that the manifest's ``split`` column states.
+
+    Args:
+        num_val_speakers: Speakers moved from train to val where the column names no val rows.
+        seed: Which speakers these are.
+        fold: There is one fold alone, 1.
+    """
+
+    def __init__(self, num_val_speakers: int = 2, seed: int = 0, fold: int = 1) -> None:
+        self.num_val_speakers = num_val_speakers
+        self.seed = seed
+        self.fold = fold
+
+    @property
+    def num_folds(self) -> int:
+        return 1
+
+    def __call__(self, manifest: Manifest) -> Split:
+        column = manifest.frame["split"]
+        if column.isna().all():
+            raise SplitError(
+                f"{manifest.path}: the split column is empty, expected {', '.join(SPLITS)}; "
+                "fill it in, or use mmemo.data.GroupKFold"
+            )
+        train, val, test = (np.flatnonzero((column == name).to_numpy(dtype=bool)) for name in SPLITS)
+        if len(val) == 0:
+            train, val = hold_out_speakers(manifest, train, self.num_val_speakers, self.seed)
+        return Split(train, val, test)
+
+
+class FoldFile:
+    """Published folds: the test speakers of each, read from a file.
+
+    Args:
+        path: CSV with a column ``fold`` and a column of speakers separated by spaces.
+        fold: Which fold to test on, counting from 1.
+        num_val_speakers: Speakers held out of the training side to choose the epoch.
+        seed: Which speakers these are.
+    """
+
+    def __init__(self, path: str, fold: int = 1, num_val_speakers: int = 2, seed: int = 0) -> None:
+        self.path = Path(path)
+        self.fold = fold
+        self.num_val_speakers = num_val_speakers
+        self.seed = seed
+
+    @property
+    def num_folds(self) -> int:
+        return len(self._read())
+
+    def _read(self) -> dict[int, list[str]]:
+        if not self.path.is_file():
+            raise SplitError(f"{self.path}: no such file, expected a CSV of folds and their test speakers")
+        table = pd.read_csv(self.path, dtype=str)
+        if "fold" not in table or len(table.columns) != 2:
+            raise SplitError(
+                f"{self.path}: found columns {list(table.columns)}, expected 'fold' and one of test speakers"
+            )
+        speakers = table.drop(columns="fold").iloc[:, 0]
+        return {int(fold): names.split() for fold, names in zip(table["fold"], speakers, strict=True)}
+
+    def __call__(self, manifest: Manifest) -> Split:
+        folds = self._read()
+        if self.fold not in folds:
+            raise SplitError(f"{self.path}: no fold {self.fold}, expected one of {sorted(folds)}")
+        speakers = manifest.frame["speaker"]
+        missing = sorted(set(folds[self.fold]) - set(speakers.dropna()))
+        if missing:
+            raise SplitError(
+                f"{self.path} fold {self.fold}: speakers {missing} are not in {manifest.path}, "
+                f"which has {sorted(speakers.dropna().unique())[:8]}..."
+            )
+        in_test = speakers.isin(folds[self.fold]).to_numpy(dtype=bool)
+        train, val = hold_out_speakers(manifest, np.flatnonzero(~in_test), self.num_val_speakers, self.seed)
+        return Split(train, val, np.flatnonzero(in_test))
+
+
+class GroupKFold:
+    """Folds of about equal size with whole groups in each.
+
+    Args:
+        num_folds: Number of folds, at most the number of groups.
+        fold: Which fold to test on, counting from 1.
+        group: Column whose values stay together: ``speaker``, ``session``, or any other.
+        num_val_speakers: Speakers held out of the training side to choose the epoch.
+        seed: Which speakers go where.
+    """
+
+    def __init__(
+        self,
+        num_folds: int = 5,
+        fold: int = 1,
+        group: str = "speaker",
+        num_val_speakers: int = 2,
+        seed: int = 0,
+    ) -> None:
+        self._num_folds = num_folds
+        self.fold = fold
+        self.group = group
+        self.num_val_speakers = num_val_speakers
+        self.seed = seed
+
+    @property
+    def num_folds(self) -> int:
+        return self._num_folds
+
+    def __call__(self, manifest: Manifest) -> Split:
+        if self.group not in manifest.frame:
+            raise SplitError(f"{manifest.path}: no column {self.group!r} to group by")
+        groups = manifest.frame[self.group]
+        if groups.isna().any():
+            raise SplitError(
+                f"{manifest.path}: {int(groups.isna().sum())} rows have no {self.group}; fill it in to group by it"
+            )
+        if not 2 <= self._num_folds <= groups.nunique():
+            raise SplitError(
+                f"{manifest.path}: num_folds={self._num_folds}, expected 2 to {groups.nunique()}, "
+                f"the number of {self.group}s"
+            )
+        if not 1 <= self.fold <= self._num_folds:
+            raise SplitError(f"fold={self.fold}, expected 1 to {self._num_folds}")
+        folds = SklearnGroupKFold(self._num_folds, shuffle=True, random_state=self.seed)
+        rest, test = list(folds.split(groups, groups=groups))[self.fold - 1]
+        train, val = hold_out_speakers(manifest, rest, self.num_val_speakers, self.seed)
+        return Split(train, val, test)
+
+
+def hold_out_speakers(
+    manifest: Manifest, rows: np.ndarray, num_speakers: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Moves whole speakers out of the training side.
+
+    Args:
+        manifest: The table.
+        rows: Row numbers of the training side.
+        num_speakers: How many speakers to take out.
+        seed: Which.
+
+    Returns:
+        Row numbers that stay, row numbers taken out.
+
+    Raises:
+        SplitError: There are not enough speakers to leave one for training.
+    """
+    speakers = manifest.frame["speaker"].iloc[rows]
+    names = np.sort(speakers.dropna().unique().astype(str))
+    if len(names) <= num_speakers:
+        raise SplitError(
+            f"{manifest.path}: the training side has {len(names)} speakers, too few to hold out "
+            f"num_val_speakers={num_speakers}; fill in the speaker column or the val split"
+        )
+    chosen = np.random.default_rng(seed).permutation(names)[:num_speakers]
+    held_out = speakers.isin(chosen).to_numpy(dtype=bool)
+    return rows[~held_out], rows[held_out]
+
+
+def check_speakers_disjoint(manifest: Manifest, split: Split, allow_overlap: bool = False) -> list[str]:
+    """Refuses a split in which a speaker stands on two sides.
+
+    Args:
+        manifest: The table.
+        split: Row numbers.
+        allow_overlap: Whether to warn instead of refusing.
+
+    Returns:
+        Warnings that every result of this split must carry; none for an honest split.
+
+    Raises:
+        SplitError: A speaker is on two sides, or rows without a speaker hide whether one is.
+    """
+    problems = []
+    speakers = manifest.frame["speaker"]
+    sides = {name: speakers.iloc[rows] for name, rows in zip(SPLITS, split, strict=True)}
+    for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
+        shared = sorted(set(sides[first].dropna()) & set(sides[second].dropna()))
+        if shared:
+            problems.append(f"{len(shared)} speakers are both in {first} and in {second}: {', '.join(shared[:5])}")
+    unnamed = sum(int(side.isna().sum()) for side in sides.values())
+    if unnamed:
+        problems.append(f"{unnamed} rows name no speaker, so one may stand on two sides")
+    if problems and not allow_overlap:
+        raise SplitError(
+            f"{manifest.path}: {'; '.join(problems)}. Results would be too good; split by speaker, or set "
+            "data.allow_speaker_overlap: true and every result will say so"
+        )
+    return [f"speakers not separated: {problem}" for problem in problems]

@@ -1,0 +1,63 @@
+"""Waveform -> log-mel spectrogram, as Whisper computes it, on the clip's real length."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from transformers.audio_utils import mel_filter_bank
+
+from mmemo.pretrained import SAMPLE_RATE
+
+WINDOW_SAMPLES = 400  # 25 ms
+HOP_SAMPLES = 160  # 10 ms, so 100 frames a second
+LOUDNESS_RANGE = 8.0  # log10 of power below the loudest frame; quieter is clipped
+
+
+class LogMel(nn.Module):
+    """Log-mel spectrogram of Whisper (Radford et al. 2022, <https://arxiv.org/abs/2212.04356>, section 2.2).
+
+    Whisper pads every clip with zeros to 30 s and then clips at 8 decades below the loudest value. Here a
+    clip keeps its own length and its own loudest value, so neither padding nor batch mates change a frame.
+
+    Args:
+        num_mels: Mel bands between 0 and 8 kHz.
+
+    Shape:
+        waveform ``(batch, samples)`` at 16 kHz, mask ``(batch, samples)`` bool
+        -> log_mel ``(batch, frame, num_mels)`` about [-1, 1.5], mask ``(batch, frame)``; padding is zero
+    """
+
+    def __init__(self, num_mels: int = 80) -> None:
+        super().__init__()
+        filters = mel_filter_bank(
+            num_frequency_bins=WINDOW_SAMPLES // 2 + 1,
+            num_mel_filters=num_mels,
+            min_frequency=0.0,
+            max_frequency=SAMPLE_RATE / 2,
+            sampling_rate=SAMPLE_RATE,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+        self.register_buffer("filters", torch.tensor(filters, dtype=torch.float32), persistent=False)
+        self.register_buffer("window", torch.hann_window(WINDOW_SAMPLES), persistent=False)
+
+    def forward(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        half = WINDOW_SAMPLES // 2
+        num_frames = -(-waveform.shape[1] // HOP_SAMPLES)
+        waveform = torch.where(mask, waveform, 0.0)
+        right = max(num_frames * HOP_SAMPLES - waveform.shape[1], 0) + WINDOW_SAMPLES
+        waveform = nn.functional.pad(waveform, (0, right))
+        start = waveform[:, 1 : half + 1].flip(1)  # the reflection that a centred window sees before time 0
+        samples = torch.cat([start, waveform], dim=1)[:, : (num_frames - 1) * HOP_SAMPLES + WINDOW_SAMPLES]
+        spectrum = torch.stft(
+            samples, WINDOW_SAMPLES, HOP_SAMPLES, window=self.window, center=False, return_complex=True
+        )
+        power = rearrange(spectrum.abs().square(), "batch bin frame -> batch frame bin")
+        log_mel = (power @ self.filters).clamp(min=1e-10).log10()
+
+        frames = -(-mask.sum(1) // HOP_SAMPLES)  # (batch,)
+        frame_mask = torch.arange(num_frames, device=mask.device) < frames[:, None]
+        loudest = log_mel.masked_fill(~frame_mask[..., None], -10.0).amax((1, 2), keepdim=True)
+        log_mel = (torch.maximum(log_mel, loudest - LOUDNESS_RANGE) + 4.0) / 4.0
+        return torch.where(frame_mask[..., None], log_mel, 0.0), frame_mask

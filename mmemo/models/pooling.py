@@ -1,0 +1,102 @@
+"""Sequence -> one vector: mean and standard deviation over time, weighted by attention where asked."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def weighted_statistics(features: Tensor, weights: Tensor) -> Tensor:
+    """Mean and standard deviation over time.
+
+    Shape:
+        features ``(batch, time, dim)``, weights ``(batch, time, dim or 1)`` summing to 1 over time, or all
+        zero -> ``(batch, 2 * dim)``; zeros where the weights are
+    """
+    mean = (weights * features).sum(1)
+    variance = (weights * (features - mean[:, None]).square()).sum(1)
+    return torch.cat([mean, (variance + 1e-6).sqrt() * (variance > 0)], dim=-1)
+
+
+class StatisticsPooling(nn.Module):
+    """Mean and standard deviation over time, every frame alike (Snyder et al. 2018, x-vectors).
+
+    Args:
+        input_dim: Size of the feature axis.
+
+    Shape:
+        features ``(batch, time, input_dim)``, mask ``(batch, time)`` bool -> ``(batch, dim)``,
+        dim = 2 * input_dim; zeros where everything is masked
+    """
+
+    def __init__(self, input_dim: int) -> None:
+        super().__init__()
+        self.dim = 2 * input_dim
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        weights = mask / mask.sum(1, keepdim=True).clamp(min=1)
+        return weighted_statistics(features, weights[..., None])
+
+
+class AttentiveStatisticsPooling(nn.Module):
+    """Mean and standard deviation over time, weighted by attention (Okabe et al. 2018, eq. 3 to 6,
+    <https://arxiv.org/abs/1803.10963>).
+
+    Args:
+        input_dim: Size of the feature axis.
+        hidden_dim: Size of the attention's hidden layer.
+
+    Shape:
+        features ``(batch, time, input_dim)``, mask ``(batch, time)`` bool -> ``(batch, dim)``,
+        dim = 2 * input_dim; zeros where everything is masked
+    """
+
+    def __init__(self, input_dim: int, hidden_dim: int = 64) -> None:
+        super().__init__()
+        self.dim = 2 * input_dim
+        self.norm = nn.LayerNorm(input_dim)
+        self.score = nn.Sequential(nn.Linear(input_dim, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, 1))
+        nn.init.zeros_(self.score[2].weight)  # starts as the plain mean and deviation
+
+    def attention(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Share of each frame ``(batch, time)``, summing to 1 over the unmasked ones."""
+        scores = rearrange(self.score(self.norm(features)), "batch time 1 -> batch time")
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)  # -inf would give NaN if all are masked
+        return scores.softmax(1) * mask
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        return weighted_statistics(features, self.attention(features, mask)[..., None])
+
+
+class MaskedBatchNorm(nn.Module):
+    """Standardises pooled vectors by the training set's mean and deviation; absent rows stay zero.
+
+    Batch statistics (Ioffe and Szegedy 2015) are taken over the rows that are present alone. A batch with
+    fewer than two of them is normalised by the running statistics.
+
+    Args:
+        dim: Size of the feature axis.
+
+    Shape:
+        pooled ``(batch, dim)``, present ``(batch,)`` bool -> ``(batch, dim)``
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(dim, affine=False)
+
+    def forward(self, pooled: Tensor, present: Tensor) -> Tensor:
+        normalised = torch.zeros_like(pooled)
+        if present.any():
+            rows = pooled[present]
+            training = self.training and len(rows) > 1
+            normalised[present] = nn.functional.batch_norm(
+                rows,
+                self.norm.running_mean,
+                self.norm.running_var,
+                training=training,
+                momentum=self.norm.momentum or 0.0,
+                eps=self.norm.eps,
+            )
+        return normalised

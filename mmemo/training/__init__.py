@@ -1,0 +1,1 @@
+"""Training: where data and models meet."""

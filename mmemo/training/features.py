@@ -1,0 +1,341 @@
+"""What training never changes, computed once: the frozen half of an encoder, cached on disk by content."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from pytorch_lightning import Trainer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from mmemo.data.audio import read_audio
+from mmemo.data.datamodule import EmotionDataModule, Source
+from mmemo.data.manifest import Utterance
+from mmemo.models.emotion_model import EmotionModel
+from mmemo.pretrained import SAMPLE_RATE, cache_root
+
+BATCH_SECONDS = 30.0  # audio encoded at once; bounds memory
+BATCH_CHARACTERS = 4000  # likewise for text
+FINGERPRINT_FILE = "fingerprint.txt"
+
+
+class FeatureCache:
+    """Features on disk, one file per content, in half precision; read by memory map.
+
+    Files appear whole or not at all, so any number of processes may share a cache and any may be killed.
+
+    Args:
+        fingerprint: What the features depend on besides the content: model, layers, options.
+        root: Folder of all feature caches; ``features`` in ``MMEMO_CACHE`` when not given.
+    """
+
+    def __init__(self, fingerprint: str, root: Path | None = None) -> None:
+        self.folder = (root or features_root()) / sha256(fingerprint.encode()).hexdigest()[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        note = self.folder / FINGERPRINT_FILE
+        if not note.exists():
+            note.write_text(fingerprint)
+
+    def path(self, content: str) -> Path:
+        """Where the features of a content are, or would be."""
+        return self.folder / content[:2] / f"{content}.npy"
+
+    def __contains__(self, content: str) -> bool:
+        return self.path(content).exists()
+
+    def read(self, content: str) -> np.ndarray:
+        """Features ``(layer, time, dim)``, memory-mapped; writing to them changes nothing on disk."""
+        return np.load(self.path(content), mmap_mode="c")
+
+    def write(self, content: str, features: np.ndarray) -> None:
+        """Stores features ``(layer, time, dim)``; in single precision where half overflows."""
+        path = self.path(content)
+        path.parent.mkdir(exist_ok=True)
+        with np.errstate(over="ignore"):
+            half = features.astype(np.float16)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                np.save(file, half if np.isfinite(half).all() else features.astype(np.float32))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSize:
+    """Size of one feature cache on disk.
+
+    Args:
+        name: Its folder.
+        fingerprint: What the features depend on.
+        num_files: Contents stored.
+        num_bytes: Bytes on disk.
+    """
+
+    name: str
+    fingerprint: str
+    num_files: int
+    num_bytes: int
+
+
+def features_root() -> Path:
+    """Folder of all feature caches."""
+    return cache_root() / "features"
+
+
+def cache_sizes(root: Path | None = None) -> list[CacheSize]:
+    """Size of each feature cache, largest first."""
+    sizes = []
+    for folder in sorted((root or features_root()).glob("*/")):
+        files = [path.stat().st_size for path in folder.glob("*/*.npy")]
+        note = folder / FINGERPRINT_FILE
+        sizes.append(CacheSize(folder.name, note.read_text() if note.exists() else "", len(files), sum(files)))
+    return sorted(sizes, key=lambda size: -size.num_bytes)
+
+
+def clear_cache(name: str | None = None, root: Path | None = None) -> int:
+    """Deletes one feature cache, or all.
+
+    Args:
+        name: Its folder name; all when not given.
+        root: Folder of all feature caches.
+
+    Returns:
+        Bytes freed.
+
+    Raises:
+        ValueError: There is no cache of that name.
+    """
+    sizes = [size for size in cache_sizes(root) if name in (None, size.name)]
+    if name is not None and not sizes:
+        raise ValueError(f"no feature cache {name!r} in {root or features_root()}; `mmemo cache` lists them")
+    for size in sizes:
+        shutil.rmtree((root or features_root()) / size.name)
+    return sum(size.num_bytes for size in sizes)
+
+
+@dataclass(frozen=True)
+class CachedFeatures:
+    """A source that reads precomputed features.
+
+    Args:
+        cache: Where they are.
+        contents: Content of each row of the manifest; empty where the modality is missing.
+        empty: Features of a missing modality ``(layer, 0, dim)``.
+    """
+
+    cache: FeatureCache
+    contents: Sequence[str]
+    empty: Tensor
+
+    def __call__(self, row: int) -> Tensor:
+        content = self.contents[row]
+        return torch.from_numpy(self.cache.read(content)) if content else self.empty
+
+
+@dataclass(frozen=True)
+class Waveforms:
+    """A source that reads waveforms, for encoders that run inside the training graph.
+
+    Args:
+        utterances: Rows of the manifest.
+        contents: Checksum of each row's audio; empty where there is none.
+    """
+
+    utterances: Sequence[Utterance]
+    contents: Sequence[str]
+
+    def __call__(self, row: int) -> Tensor:
+        return _waveform(self.utterances[row]) if self.contents[row] else torch.zeros(0)
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """A source that tokenises transcripts, for encoders that run inside the training graph.
+
+    Args:
+        tokenize: Text -> token ids ``(token,)``.
+        texts: Transcript of each row of the manifest.
+    """
+
+    tokenize: Callable[[str], Tensor]
+    texts: Sequence[str]
+
+    def __call__(self, row: int) -> Tensor:
+        return self.tokenize(self.texts[row])
+
+
+def attach_sources(
+    datamodule: EmotionDataModule, model: EmotionModel, trainer: Trainer, cached: bool = True
+) -> None:
+    """Gives the data module what the model's encoders start from: cached features, or raw input.
+
+    Under several processes each computes its share of the missing features.
+
+    Args:
+        datamodule: After its ``setup``.
+        model: Whose encoders are meant.
+        trainer: Knows device and processes.
+        cached: Whether the frozen half of the encoders is read from the cache; else it runs in every step.
+    """
+    audio: Source | None = None
+    text: Source | None = None
+    device = trainer.strategy.root_device
+    share = slice(trainer.global_rank, None, trainer.world_size)
+    if model.audio is not None:
+        if trainer.world_size > 1 and not trainer.is_global_zero:
+            trainer.strategy.barrier("audio is looked at by the first process")
+        contents = datamodule.inspect_audio(progress=trainer.is_global_zero)
+        if trainer.world_size > 1 and trainer.is_global_zero:
+            trainer.strategy.barrier("audio is looked at by the first process")
+        utterances = list(datamodule.manifest)
+        if cached:
+            encoder = model.audio.encoder
+            cache = FeatureCache(encoder.fingerprint())
+            jobs = {content: utterance for content, utterance in zip(contents, utterances, strict=True) if content}
+            cache_audio(encoder, dict(list(jobs.items())[share]), cache, device, trainer.is_global_zero)
+            audio = CachedFeatures(cache, contents, torch.zeros(encoder.num_layers, 0, encoder.dim))
+        else:
+            audio = Waveforms(utterances, contents)
+    if model.text is not None:
+        texts = datamodule.manifest.frame["text"].fillna("").str.strip().tolist()
+        if cached:
+            encoder = model.text.encoder
+            cache = FeatureCache(encoder.fingerprint())
+            contents = [text_content(text) for text in texts]
+            unique = {content: text for content, text in zip(contents, texts, strict=True) if content}
+            cache_text(encoder, dict(list(unique.items())[share]), cache, device, trainer.is_global_zero)
+            text = CachedFeatures(cache, contents, torch.zeros(encoder.num_layers, 0, encoder.dim))
+        else:
+            text = TokenIds(model.text.encoder.tokenize, texts)
+    trainer.strategy.barrier("all features are cached")
+    datamodule.attach(audio, text)
+
+
+def text_content(text: str) -> str:
+    """Key of a transcript; empty for an empty one."""
+    return sha256(text.encode()).hexdigest()[:40] if text else ""
+
+
+def cache_audio(
+    encoder: nn.Module,
+    utterances: dict[str, Utterance],
+    cache: FeatureCache,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> int:
+    """Computes the audio features that the cache lacks.
+
+    Args:
+        encoder: An audio encoder; its ``precompute`` is what gets cached.
+        utterances: Audio checksum -> utterance.
+        cache: Where features go.
+        device: Where the encoder runs.
+        progress: Whether to draw a progress bar.
+
+    Returns:
+        How many were computed.
+    """
+    missing = [content for content in utterances if content not in cache]
+    with ThreadPoolExecutor(2) as threads:
+        reading: list[tuple[str, Future[Tensor]]] = []
+        ahead = iter(missing)
+
+        def waveforms() -> Iterator[tuple[str, Tensor, float]]:
+            """Reads a few files ahead of the encoder."""
+            for content in ahead:
+                reading.append((content, threads.submit(_waveform, utterances[content])))
+                if len(reading) > 8:
+                    yield _finished(reading.pop(0))
+            while reading:
+                yield _finished(reading.pop(0))
+
+        _precompute(encoder, waveforms(), BATCH_SECONDS, cache, device, len(missing), "Audio features", progress)
+    return len(missing)
+
+
+def cache_text(
+    encoder: nn.Module,
+    texts: dict[str, str],
+    cache: FeatureCache,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> int:
+    """Computes the text features that the cache lacks.
+
+    Args:
+        encoder: A text encoder.
+        texts: Content key -> transcript.
+        cache: Where features go.
+        device: Where the encoder runs.
+        progress: Whether to draw a progress bar.
+
+    Returns:
+        How many were computed.
+    """
+    missing = sorted((content for content in texts if content not in cache), key=lambda name: len(texts[name]))
+    inputs = ((name, encoder.tokenize(texts[name]), float(len(texts[name]))) for name in missing)
+    _precompute(encoder, inputs, BATCH_CHARACTERS, cache, device, len(missing), "Text features", progress)
+    return len(missing)
+
+
+def _finished(job: tuple[str, Future[Tensor]]) -> tuple[str, Tensor, float]:
+    content, future = job
+    waveform = future.result()
+    return content, waveform, len(waveform) / SAMPLE_RATE
+
+
+def _precompute(
+    encoder: nn.Module,
+    inputs: Iterable[tuple[str, Tensor, float]],
+    max_cost: float,
+    cache: FeatureCache,
+    device: torch.device | str,
+    total: int,
+    name: str,
+    progress: bool,
+) -> None:
+    """Encodes inputs (content, tensor, cost) in batches whose padded cost stays under ``max_cost``."""
+    was_training = encoder.training
+    encoder.eval().to(device)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not progress or total == 0) as bar, torch.inference_mode():
+        task = bar.add_task(name, total=total)
+        batch: list[tuple[str, Tensor]] = []
+        longest = 0.0
+        for content, tensor, cost in inputs:
+            longest = max(longest, cost)
+            if batch and longest * (len(batch) + 1) > max_cost:
+                _encode(encoder, batch, cache, device)
+                bar.advance(task, len(batch))
+                batch, longest = [], cost
+            batch.append((content, tensor))
+        if batch:
+            _encode(encoder, batch, cache, device)
+            bar.advance(task, len(batch))
+    encoder.train(was_training)
+
+
+def _encode(
+    encoder: nn.Module, batch: Sequence[tuple[str, Tensor]], cache: FeatureCache, device: torch.device | str
+) -> None:
+    lengths = torch.tensor([len(tensor) for _, tensor in batch])
+    padded = nn.utils.rnn.pad_sequence([tensor for _, tensor in batch], batch_first=True)
+    mask = torch.arange(padded.shape[1]) < lengths[:, None]
+    features, feature_mask = encoder.precompute(padded.to(device), mask.to(device))
+    for (content, _), states, length in zip(batch, features.cpu().numpy(), feature_mask.sum(1).tolist(), strict=True):
+        cache.write(content, states[:, :length])
+
+
+def _waveform(utterance: Utterance) -> Tensor:
+    assert utterance.path is not None
+    return torch.from_numpy(read_audio(utterance.path, utterance.start, utterance.end))
