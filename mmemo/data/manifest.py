@@ -25,6 +25,7 @@ COLUMNS = (
     "id", "path", "start", "end", "text", "emotion", *DIMENSIONS,
     "speaker", "session", "language", "gender", "age", "split",
 )  # fmt: skip
+TEXT_DTYPE = "string[pyarrow]"
 VOTES_PREFIX = "votes_"
 SPLITS = ("train", "val", "test")
 MAX_SHOWN = 20  # problems listed in one error
@@ -90,18 +91,21 @@ class Manifest:
         return len(self.frame)
 
     def __getitem__(self, index: int) -> Utterance:
-        row = {name: values.iat[index] for name, values in self.frame.items()}
-        row = {name: (None if value is pd.NA or value is None or value != value else value)
-               for name, value in row.items()}  # fmt: skip
+        return self._utterance({name: values.iat[index] for name, values in self.frame.items()})
+
+    def __iter__(self) -> Iterator[Utterance]:
+        names = list(self.frame.columns)
+        columns = (self.frame[name].tolist() for name in names)
+        return (self._utterance(dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True))
+
+    def _utterance(self, row: dict[Any, Any]) -> Utterance:
+        row = {name: (None if value is pd.NA or value != value else value) for name, value in row.items()}
         known = {name: row.pop(name) for name in COLUMNS}
         known["path"] = None if known["path"] is None else self.path.parent / known["path"]
         known["text"] = known["text"] or ""
         for name in (*DIMENSIONS, "age"):
             known[name] = math.nan if known[name] is None else known[name]
         return Utterance(**known, extra=row)
-
-    def __iter__(self) -> Iterator[Utterance]:
-        return (self[index] for index in range(len(self)))
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Manifest:
         """The manifest of some rows, in the order given."""
@@ -162,12 +166,10 @@ def read_manifest(path: str | Path, emotions: Sequence[str] = EMOTIONS) -> Manif
 
 
 def _read_csv(path: Path) -> pa.Table:
-    with path.open("rb") as file:
-        header = file.readline().decode("utf-8-sig", errors="replace").strip()
-    names = next(pd.read_csv(path, nrows=0).columns.to_series().items(), None) if header else None
-    if names is None:
-        raise ManifestError(f"{path}: empty, expected a header such as 'id,path,emotion,speaker'")
-    columns = pd.read_csv(path, nrows=0, encoding_errors="replace").columns
+    try:
+        columns = pd.read_csv(path, nrows=0, encoding_errors="replace").columns
+    except pd.errors.EmptyDataError:
+        raise ManifestError(f"{path}: empty, expected a header such as 'id,path,emotion,speaker'") from None
     return pa.csv.read_csv(
         path,
         parse_options=pa.csv.ParseOptions(newlines_in_values=True),
@@ -190,21 +192,22 @@ def _validated(frame: pd.DataFrame, path: Path, emotions: Sequence[str]) -> pd.D
     def report(bad: pd.Series, column: str, expected: str) -> None:
         rows = np.flatnonzero(bad.to_numpy(dtype=bool, na_value=False))
         for row in rows[:MAX_SHOWN]:
-            found = frame[column].iat[row] if column in frame else None
-            problems.append(f"{path} row {row + 2}, column {column}: found {found!r}, expected {expected}")
+            value = frame[column].iat[row] if column in frame else None
+            found = "nothing" if pd.isna(value) else repr(value)
+            problems.append(f"{path} row {row + 2}, column {column}: found {found}, expected {expected}")
         problems.extend(["..."] * max(len(rows) - MAX_SHOWN, 0))
 
     table: dict[str, pd.Series] = {}
     for name in COLUMNS:
         if name not in frame:
-            dtype = "float64" if name in NUMBER_COLUMNS else "str"
-            table[name] = pd.Series([None] * 1, dtype=dtype).reindex(frame.index)
+            dtype = "float64" if name in NUMBER_COLUMNS else TEXT_DTYPE
+            table[name] = pd.Series(None, index=frame.index, dtype=dtype)
         elif name in NUMBER_COLUMNS:
             table[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
             report(table[name].isna() & frame[name].notna(), name, "a number")
         else:
-            text = frame[name].astype("str")
-            table[name] = text.where(frame[name].notna() & (text != ""), None).astype("str")
+            text = frame[name].astype(TEXT_DTYPE)
+            table[name] = text.where(text != "", None)
     for name in frame.columns.difference(list(COLUMNS), sort=False):
         table[name] = frame[name]
         if str(name).startswith(VOTES_PREFIX):

@@ -68,7 +68,7 @@ class OfficialSplit:
                 f"{manifest.path}: the split column is empty, expected {', '.join(SPLITS)}; "
                 "fill it in, or use mmemo.data.GroupKFold"
             )
-        train, val, test = (np.flatnonzero((column == name).to_numpy(dtype=bool)) for name in SPLITS)
+        train, val, test = (np.flatnonzero(column.eq(name).fillna(False).to_numpy(dtype=bool)) for name in SPLITS)
         if len(val) == 0:
             train, val = hold_out_speakers(manifest, train, self.num_val_speakers, self.seed)
         return Split(train, val, test)

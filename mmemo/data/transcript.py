@@ -126,9 +126,7 @@ class OpenAIWhisper:
     def _fall_back(self, waveform: np.ndarray) -> Transcript:
         (transcript,) = self._decode([waveform], WHISPER_SECONDS)
         text = "" if _loops(transcript, len(waveform)) else transcript.text
-        return Transcript(
-            text, transcript.language, transcript.log_prob, transcript.no_speech_prob, fell_back=True
-        )
+        return Transcript(text, transcript.language, transcript.log_prob, transcript.no_speech_prob, fell_back=True)
 
     def _decode(self, waveforms: Sequence[np.ndarray], context_seconds: float) -> list[Transcript]:
         import torch
@@ -139,9 +137,7 @@ class OpenAIWhisper:
         samples = round(context_seconds * SAMPLE_RATE)
         padded = np.stack([np.pad(waveform, (0, samples - len(waveform))) for waveform in waveforms])
         with torch.inference_mode():
-            mel = torch.stack(
-                [log_mel_spectrogram(clip, model.dims.n_mels, device=self.device) for clip in padded]
-            )
+            mel = torch.stack([log_mel_spectrogram(clip, model.dims.n_mels, device=self.device) for clip in padded])
             features = _encode(model, mel)
             options = DecodingOptions(
                 task=self.task,
@@ -275,9 +271,7 @@ def _short_context_task(model: whisper.Whisper, options: whisper.DecodingOptions
         def _get_audio_features(self, mel: torch.Tensor) -> torch.Tensor:
             return mel  # already encoded
 
-        def _detect_language(
-            self, audio_features: torch.Tensor, tokens: torch.Tensor
-        ) -> tuple[list[str], None]:
+        def _detect_language(self, audio_features: torch.Tensor, tokens: torch.Tensor) -> tuple[list[str], None]:
             if self.options.language is not None:
                 return [self.options.language] * len(audio_features), None
             start = torch.full((len(audio_features), 1), self.tokenizer.sot, device=audio_features.device)
@@ -333,9 +327,7 @@ class TranscriptCache:
                 key = self._key(content)
                 if connection.execute("SELECT 1 FROM transcripts WHERE key = ?", (key,)).fetchone():
                     continue
-                claim = connection.execute(
-                    "SELECT host, process, time FROM claims WHERE key = ?", (key,)
-                ).fetchone()
+                claim = connection.execute("SELECT host, process, time FROM claims WHERE key = ?", (key,)).fetchone()
                 if claim and _is_alive(*claim):
                     continue
                 row = (key, socket.gethostname(), os.getpid(), time.time())
@@ -413,14 +405,11 @@ def transcribe(
                 time.sleep(0.5)  # another process has claimed the rest
     silence = Transcript("", getattr(transcriber, "language", None) or "", 0.0, 1.0)
     return [
-        None if fact is None or not fact.content else silence if fact.problem else found[fact.content]
-        for fact in facts
+        None if fact is None or not fact.content else silence if fact.problem else found[fact.content] for fact in facts
     ], facts
 
 
-def _like_length(
-    pending: list[str], clips: dict[str, tuple[Utterance, float]], batch_size: int
-) -> Iterator[list[str]]:
+def _like_length(pending: list[str], clips: dict[str, tuple[Utterance, float]], batch_size: int) -> Iterator[list[str]]:
     """Batches of clips sorted by length; those over 30 s one by one."""
     short = [content for content in pending if clips[content][1] <= WHISPER_SECONDS]
     for first in range(0, len(short), batch_size):
@@ -434,3 +423,20 @@ def _read(utterance: Utterance) -> np.ndarray:
         return read_audio(utterance.path, utterance.start, utterance.end)
     except AudioError as error:
         raise AudioError(f"{error}; it could be read a moment ago, has it been moved?") from None
+
+
+def check_language(language: str) -> None:
+    """Refuses a language that Whisper does not know.
+
+    Args:
+        language: Two-letter code.
+
+    Raises:
+        ValueError: Naming a few of the codes there are.
+    """
+    from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
+
+    if language not in LANGUAGES:
+        meant = TO_LANGUAGE_CODE.get(language.lower())
+        hint = f"did you mean {meant!r}?" if meant else f"expected one of {', '.join(list(LANGUAGES)[:12])}, ..."
+        raise ValueError(f"language {language!r}: Whisper does not know it; {hint}")

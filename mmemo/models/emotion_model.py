@@ -94,9 +94,7 @@ class EmotionModel(nn.Module):
             text, text_mask, text_gate = self.text(text, text_mask)
         fused = self.fusion(audio, audio_mask, text, text_mask)
         logits = self.head(fused.vector)
-        return EmotionOutput(
-            logits, fused.vector, audio_gate, text_gate, fused.audio_attention, fused.text_attention
-        )
+        return EmotionOutput(logits, fused.vector, audio_gate, text_gate, fused.audio_attention, fused.text_attention)
 
 
 class Modality(nn.Module):

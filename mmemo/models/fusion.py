@@ -63,10 +63,12 @@ class Concatenation(nn.Module):
     ) -> Fused:
         vectors = []
         if self.audio_pooling is not None and self.audio_norm is not None:
-            assert audio is not None and audio_mask is not None
+            assert audio is not None
+            assert audio_mask is not None
             vectors.append(self.audio_norm(self.audio_pooling(audio, audio_mask), audio_mask.any(1)))
         if self.text_pooling is not None and self.text_norm is not None:
-            assert text is not None and text_mask is not None
+            assert text is not None
+            assert text_mask is not None
             vectors.append(self.text_norm(self.text_pooling(text, text_mask), text_mask.any(1)))
         return Fused(torch.cat(vectors, dim=-1))
 

@@ -18,9 +18,7 @@ class ClassHead(nn.Module):
         vector ``(batch, input_dim)`` -> logits ``(batch, num_classes)``
     """
 
-    def __init__(
-        self, input_dim: int, num_classes: int, hidden_dim: int | None = None, dropout: float = 0.5
-    ) -> None:
+    def __init__(self, input_dim: int, num_classes: int, hidden_dim: int | None = None, dropout: float = 0.5) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Dropout(dropout)]
         if hidden_dim is not None:

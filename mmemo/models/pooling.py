@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -72,31 +73,47 @@ class AttentiveStatisticsPooling(nn.Module):
 class MaskedBatchNorm(nn.Module):
     """Standardises pooled vectors by the training set's mean and deviation; absent rows stay zero.
 
-    Batch statistics (Ioffe and Szegedy 2015) are taken over the rows that are present alone. A batch with
-    fewer than two of them is normalised by the running statistics.
+    Batch statistics (Ioffe and Szegedy 2015) are taken over the rows that are present alone, of all
+    processes together. A batch with fewer than two of them is normalised by the running statistics.
 
     Args:
         dim: Size of the feature axis.
+        momentum: Weight of a batch in the running statistics, in (0, 1].
+        eps: Added to the variance.
 
     Shape:
         pooled ``(batch, dim)``, present ``(batch,)`` bool -> ``(batch, dim)``
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(dim, affine=False)
+        self.momentum = momentum
+        self.eps = eps
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_var", torch.ones(dim))
 
     def forward(self, pooled: Tensor, present: Tensor) -> Tensor:
-        normalised = torch.zeros_like(pooled)
-        if present.any():
-            rows = pooled[present]
-            training = self.training and len(rows) > 1
-            normalised[present] = nn.functional.batch_norm(
-                rows,
-                self.norm.running_mean,
-                self.norm.running_var,
-                training=training,
-                momentum=self.norm.momentum or 0.0,
-                eps=self.norm.eps,
-            )
-        return normalised
+        mean, variance = self.running_mean, self.running_var
+        if self.training:
+            weight = present[:, None].to(pooled.dtype)
+            count = _over_processes(weight.sum())
+            batch_mean = _over_processes((weight * pooled).sum(0)) / count.clamp(min=1)
+            batch_var = _over_processes((weight * (pooled - batch_mean).square()).sum(0)) / count.clamp(min=1)
+            if count > 1:
+                with torch.no_grad():
+                    self.running_mean.lerp_(batch_mean, self.momentum)
+                    self.running_var.lerp_(batch_var * count / (count - 1), self.momentum)
+                mean, variance = batch_mean, batch_var
+        # where(), not indexing: a batch without this modality must still reach every parameter, or DDP waits
+        return torch.where(present[:, None], (pooled - mean) * (variance + self.eps).rsqrt(), 0.0)
+
+
+def _over_processes(total: Tensor) -> Tensor:
+    """Sum over the processes of distributed training, with gradients."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return total
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(total)

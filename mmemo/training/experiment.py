@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -22,7 +22,14 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from mmemo.data.datamodule import EmotionDataModule
 from mmemo.training.system import EmotionSystem, Prediction, prediction_columns
 
-for noise in ("isinstance.treespec", "Experiment logs directory", "The number of training batches"):
+for noise in (
+    "isinstance.treespec",
+    "Experiment logs directory",
+    "The number of training batches",
+    "LightningCLI's args parameter",
+    "Be aware that when using `ckpt_path`",
+    "does not have many workers",
+):
     warnings.filterwarnings("ignore", f".*{noise}.*")
 
 BEST = Path("checkpoints") / "best.ckpt"
@@ -35,35 +42,39 @@ class Experiment(LightningCLI):
 
     Args:
         args: Command line without the program's name, such as ``["fit", "--config", "experiment.yaml"]``.
+        run: Whether to carry out the verb that ``args`` starts with; else there is none, and the parts are
+            only built.
     """
 
-    def __init__(self, args: Sequence[str]) -> None:
+    def __init__(self, args: Sequence[str], run: bool = True) -> None:
         logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # tips and adverts
-        argv, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns when it is given both
-        try:
-            super().__init__(
-                EmotionSystem,
-                EmotionDataModule,
-                args=list(args),
-                subclass_mode_model=True,
-                seed_everything_default=0,
-                trainer_defaults={
-                    "use_distributed_sampler": False,  # BucketSampler divides the utterances itself
-                    "default_root_dir": "runs/latest",
-                    "log_every_n_steps": 10,
-                },
-                save_config_kwargs={"overwrite": True},
-                auto_configure_optimizers=False,
-                parser_kwargs={name: {"prog": f"mmemo {name}"} for name in self.subcommands()},
-            )
-        finally:
-            sys.argv = argv
+        super().__init__(
+            EmotionSystem,
+            EmotionDataModule,
+            args=list(args),
+            run=run,
+            subclass_mode_model=True,
+            seed_everything_default=0,
+            trainer_defaults={
+                "use_distributed_sampler": False,  # BucketSampler divides the utterances itself
+                "default_root_dir": "runs/latest",
+                "log_every_n_steps": 10,
+            },
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": "mmemo"},
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.link_arguments("data.classes", "model.init_args.model.init_args.classes")
+        parser.link_arguments("data.classes", "model.init_args.classes")
         parser.add_argument(
             "--predictions", type=str | None, default=None, help="File that `predict` writes, .csv or .parquet."
         )
+        parser.add_argument(
+            "--checkpoint", type=Literal["best", "last"], default="best",
+            help="Which checkpoint `crossval` judges: the best by val/uar, or the last, at the end of an annealed "
+            "schedule; with few validation speakers the best is mostly luck.",
+        )  # fmt: skip
         parser.add_argument("--patience", type=int | None, default=None,
                             help="Stop after this many epochs without a better val/uar; none trains all epochs.")  # fmt: skip
         parser.add_argument(
@@ -86,16 +97,11 @@ class Experiment(LightningCLI):
         if config.trainer.enable_progress_bar is not False and sys.stderr.isatty():
             extra.append(RichProgressBar(leave=False))
         if self.subcommand == "fit" and config.trainer.enable_checkpointing is not False:
-            extra.append(
-                ModelCheckpoint(
-                    root / BEST.parent,
-                    filename=BEST.stem,
-                    monitor="val/uar",
-                    mode="max",
-                    save_last=True,
-                    enable_version_counter=False,
-                )
-            )
+            folder = root / BEST.parent
+            once = {"enable_version_counter": False, "save_on_train_epoch_end": False}  # after validation
+            extra.append(ModelCheckpoint(folder, filename=BEST.stem, monitor="val/uar", mode="max", **once))
+            # Not save_last, which saves only when the best one improves: a killed run would lose epochs.
+            extra.append(ModelCheckpoint(folder, filename=LAST.stem, **once))
         if config.patience is not None:
             extra.append(EarlyStopping("val/uar", patience=config.patience, mode="max"))
         kwargs["callbacks"] = [*extra, *(kwargs.get("callbacks") or [])]

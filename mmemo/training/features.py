@@ -174,9 +174,7 @@ class TokenIds:
         return self.tokenize(self.texts[row])
 
 
-def attach_sources(
-    datamodule: EmotionDataModule, model: EmotionModel, trainer: Trainer, cached: bool = True
-) -> None:
+def attach_sources(datamodule: EmotionDataModule, model: EmotionModel, trainer: Trainer, cached: bool = True) -> None:
     """Gives the data module what the model's encoders start from: cached features, or raw input.
 
     Under several processes each computes its share of the missing features.

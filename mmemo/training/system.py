@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -45,7 +45,8 @@ class EmotionSystem(LightningModule):
     Frozen backbones are no parameters of the model, so a checkpoint holds what was trained and no more.
 
     Args:
-        model: The parts.
+        classes: Emotion classes in the order of the model's outputs; on the command line, those of the data.
+        model: The parts, given as a class with its options; built from the classes.
         loss: From logits and targets to a scalar.
         optimizer: Builds the optimizer from the parameters.
         one_cycle: Warm the learning rate up, then anneal it to zero (Smith and Topin 2018,
@@ -58,7 +59,8 @@ class EmotionSystem(LightningModule):
 
     def __init__(
         self,
-        model: EmotionModel,
+        classes: list[str],
+        model: Callable[[list[str]], EmotionModel],
         loss: nn.Module = CrossEntropy(),  # noqa: B008 - jsonargparse shows it in --help; it has no state
         optimizer: OptimizerCallable = torch.optim.AdamW,
         one_cycle: bool = True,
@@ -70,15 +72,15 @@ class EmotionSystem(LightningModule):
         if not 0.0 <= modality_dropout <= 0.5:
             raise ValueError(f"modality_dropout={modality_dropout}, expected 0 to 0.5")
         self.save_hyperparameters()  # under the command line: plain settings, not the modules
-        self.model = model
+        self.model = model(classes)
         self.loss = loss
         self.optimizer = optimizer
         self.one_cycle = one_cycle
         self.cache_features = cache_features
         self.modality_dropout = modality_dropout
-        both = model.audio is not None and model.text is not None
+        both = self.model.audio is not None and self.model.text is not None
         self.views = ("", "audio_only", "text_only") if by_modality and both else ("",)
-        num_classes = len(model.classes)
+        num_classes = len(classes)
         self.val_metrics = emotion_metrics(num_classes, "val/")
         self.test_metrics = nn.ModuleList(
             emotion_metrics(num_classes, f"test_{view}/" if view else "test/") for view in self.views
@@ -101,7 +103,8 @@ class EmotionSystem(LightningModule):
     def training_step(self, batch: EmotionBatch, batch_idx: int) -> Tensor:
         batch = self._drop_modalities(batch)
         loss = self.loss(self(batch).logits, batch.target)
-        self.log("train/loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(batch.index))
+        self.log("train/loss", loss, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True,
+                 batch_size=len(batch.index))  # fmt: skip
         return loss
 
     def validation_step(self, batch: EmotionBatch, batch_idx: int) -> None:
@@ -112,8 +115,9 @@ class EmotionSystem(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         metrics = self.val_metrics.compute()
-        self.log("val/uar", metrics.pop("val/uar"), prog_bar=True)
-        self.log_dict(metrics)
+        uar = metrics.pop("val/uar")
+        self.log("val/uar", uar, prog_bar=True, sync_dist=True)  # the same on every process already
+        self.log_dict(metrics, sync_dist=True)
         self.val_metrics.reset()
 
     def test_step(self, batch: EmotionBatch, batch_idx: int) -> None:
@@ -125,7 +129,7 @@ class EmotionSystem(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         for metrics in self.test_metrics:
-            self.log_dict(cast(MetricCollection, metrics).compute())
+            self.log_dict(cast(MetricCollection, metrics).compute(), sync_dist=True)
             cast(MetricCollection, metrics).reset()
         self.confusion = self.test_confusion.compute().cpu()  # (true class, predicted class)
         self.test_confusion.reset()

@@ -10,6 +10,13 @@ import pandas as pd
 from mmemo.data.corpora.files import audio_files
 
 EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happiness", "NEU": "neutral", "SAD": "sadness"}
+SENTENCES = {
+    "DFA": "Don't forget a jacket.", "IEO": "It's eleven o'clock.", "IOM": "I'm on my way to the meeting.",
+    "ITH": "I think I have a doctor's appointment.", "ITS": "I think I've seen this before.",
+    "IWL": "I would like a new alarm clock.", "IWW": "I wonder what this is about.",
+    "MTI": "Maybe tomorrow it will be cold.", "TAI": "The airplane is almost full.",
+    "TIE": "That is exactly what happened.", "TSI": "The surface is slick.", "WSI": "We'll stop in a couple of minutes.",
+}  # fmt: skip
 VOTE_COLUMNS = {"A": "anger", "D": "disgust", "F": "fear", "H": "happiness", "N": "neutral", "S": "sadness"}
 CHANNELS = {"voice": 1, "face": 2, "both": 3}  # first digit of a row number in tabulatedVotes.csv
 
@@ -17,7 +24,8 @@ CHANNELS = {"voice": 1, "face": 2, "both": 3}  # first digit of a row number in 
 def cremad(root: Path, channel: Literal["voice", "face", "both"] = "voice") -> pd.DataFrame:
     """Reads CREMA-D: audio where it is there, and the raters' votes as ``votes_*`` columns.
 
-    The emotion is the one the actor was asked for; the votes say what listeners heard.
+    The emotion is the one the actor was asked for; the votes say what listeners heard. A clip without
+    audio gets the words of its sentence as text.
 
     Args:
         root: Folder that holds ``AudioWAV`` and ``tabulatedVotes.csv``, or one of them.
@@ -43,7 +51,7 @@ def cremad(root: Path, channel: Literal["voice", "face", "both"] = "voice") -> p
                 "language": "en",
                 "sentence": sentence,
                 "level": level,
-                "text": None if name in files else f"({sentence})",
+                "text": None if name in files else SENTENCES.get(sentence),  # else Whisper's to write
             }
         )
     return pd.DataFrame(rows).join(votes, on="id") if rows else pd.DataFrame()

@@ -13,7 +13,7 @@ def table(
     root: Path,
     columns: dict[str, str],
     constants: dict[str, str] | None = None,
-    emotions: dict[str, str] | None = None,
+    values: dict[str, dict[str, str]] | None = None,
 ) -> pd.DataFrame:
     """Reads a user's own table.
 
@@ -22,7 +22,7 @@ def table(
         columns: Manifest column -> the table's column, such as ``path: file``. ``id`` is made from the file
             name, or the row number, when not given. Further columns are kept under their own names.
         constants: Manifest column -> one value for all rows, such as ``language: en``.
-        emotions: The table's label -> emotion, where its names differ.
+        values: Manifest column -> the table's value -> ours, such as ``emotion: {joy: happiness}``.
 
     Raises:
         ManifestError: The table lacks a column that the map names, or the map fills one that a manifest has not.
@@ -42,14 +42,16 @@ def table(
         raise ManifestError(f"{root}: no column {missing}, found {list(frame.columns)}")
     result = pd.DataFrame({ours: frame[theirs] for ours, theirs in columns.items()})
     for name in frame.columns.difference(list(columns.values()), sort=False):
-        if name not in result and (name not in COLUMNS or name == "id"):
+        if name not in COLUMNS:  # a column of a manifest's name is only taken over when the map says so
             result[name] = frame[name]
     for name, value in (constants or {}).items():
         result[name] = value
     if "path" in result:
         result["path"] = [None if pd.isna(path) else str(root.parent / path) for path in result["path"]]
-    if emotions and "emotion" in result:
-        result["emotion"] = result["emotion"].replace(emotions)
+    for name, renamed in (values or {}).items():
+        if name not in result:
+            raise ManifestError(f"values renames in column {name!r}, which columns does not fill")
+        result[name] = result[name].replace(renamed)
     if "id" not in result:
         names = pd.Series([Path(path).stem for path in result["path"]]) if "path" in result else None
         unique = names is not None and names.is_unique

@@ -1,0 +1,36 @@
+# Two commands do all the set-up: `make demo` runs the main job, `make test` passes the tests.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/demo
+
+.PHONY: demo test lint bench-table clean
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[offline,faster,dev]'
+	touch $@
+
+demo: .venv/ready
+	rm -rf $(RUN)
+	$(BIN)/mmemo corpus table demo/clips.csv --out $(RUN)/manifest.csv --constants '{language: en}' \
+	    --columns '{path: file, emotion: label, speaker: voice, gender: sex, split: set}'
+	$(BIN)/mmemo check $(RUN)/manifest.csv
+	$(BIN)/mmemo transcribe $(RUN)/manifest.csv --language en
+	$(BIN)/mmemo fit --config configs/demo.yaml
+	$(BIN)/mmemo test --config configs/demo.yaml --ckpt_path $(RUN)/model/checkpoints/best.ckpt
+	$(BIN)/mmemo predict --config configs/demo.yaml --ckpt_path $(RUN)/model/checkpoints/best.ckpt
+	$(BIN)/python demo/show.py $(RUN)
+
+test: .venv/ready
+	$(BIN)/pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench-table: .venv/ready
+	$(BIN)/python benchmarks/table.py
+
+clean:
+	rm -rf .venv runs build dist *.egg-info

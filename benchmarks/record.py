@@ -1,0 +1,61 @@
+"""How a benchmark keeps its figures: one JSON file each, with what made them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+CORPORA = Path(os.environ.get("MMEMO_CORPORA", HERE.parent.parent / "shared" / "data"))
+
+
+def record(name: str, figures: Mapping[str, object]) -> Path:
+    """Writes ``results/NAME.json``.
+
+    Args:
+        name: Of the group of figures.
+        figures: Name -> number or list of numbers; accuracies in per cent, times in seconds.
+    """
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "mmemo", "configs"], capture_output=True, text=True, cwd=HERE.parent
+    )
+    content = {
+        "figures": dict(figures),
+        "command": f"python benchmarks/{Path(sys.argv[0]).name}",
+        "commit": commit.stdout.strip() + ("+" if changed.stdout.strip() else ""),
+        "machine": f"{os.cpu_count()} cores, {_processor()}, Python {platform.python_version()}",
+        "date": date.today().isoformat(),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    print(json.dumps(figures, indent=1))
+    return path
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def corpus(name: str) -> Path:
+    """Folder of a corpus, below ``MMEMO_CORPORA``.
+
+    Args:
+        name: Of the folder.
+    """
+    path = CORPORA / name
+    if not path.is_dir():
+        sys.exit(f"{path}: no such folder; set MMEMO_CORPORA to the folder that holds {name}")
+    return path

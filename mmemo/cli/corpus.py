@@ -1,0 +1,73 @@
+"""`mmemo corpus`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from mmemo.cli.verb import call
+
+
+def run(argv: list[str]) -> int:
+    """Runs the verb.
+
+    Args:
+        argv: Options, without the verb.
+    """
+    return call(corpus, argv, "corpus")
+
+
+def corpus(
+    name: Literal["ravdess", "emodb", "meld", "cremad", "table"],
+    root: Path,
+    out: Path = Path("manifest.csv"),
+    columns: dict[str, str] | None = None,
+    constants: dict[str, str] | None = None,
+    values: dict[str, dict[str, str]] | None = None,
+    channel: Literal["voice", "face", "both"] = "voice",
+) -> int:
+    """Turns a corpus on disk into a manifest, the one table that everything else reads.
+
+    A corpus of your own needs no code: `mmemo corpus table my.csv --columns '{path: file, emotion: label,
+    speaker: who}'`.
+
+    Args:
+        name: The corpus; `table` is any CSV of your own.
+        root: Folder of the corpus; for `table`, the CSV file.
+        out: Manifest to write, .csv or .parquet.
+        columns: For `table`: manifest column -> your column.
+        constants: For `table`: manifest column -> one value for all rows.
+        values: For `table`: manifest column -> your value -> ours, such as '{emotion: {joy: happiness}}'.
+        channel: For `cremad`: what the raters whose votes are read were given.
+    """
+    from importlib import import_module
+
+    from mmemo.data.manifest import Manifest, ManifestError
+
+    if name != "table" and not root.is_dir():
+        raise ManifestError(f"{root}: no such folder, expected the {name} corpus")
+    if name != "table" and (columns or constants or values):
+        raise ManifestError(f"--columns, --constants and --values are for `table`, not for {name}")
+    if name == "table" and not columns:
+        raise ManifestError("`table` needs --columns, such as '{path: file, emotion: label, speaker: who}'")
+    read = getattr(import_module(f"mmemo.data.corpora.{name}"), name)
+    options = {"table": {"columns": columns, "constants": constants, "values": values}, "cremad": {"channel": channel}}
+    frame = read(root, **options.get(name, {}))
+    if len(frame) == 0:
+        raise ManifestError(f"{root}: no file of {name} found there")
+    if "path" in frame:
+        here = Path(out).parent.resolve()
+        frame["path"] = [
+            None if path != path or path is None else _relative(Path(path), here) for path in frame["path"]
+        ]
+    manifest = Manifest(frame, out)
+    manifest.write(out)
+    speakers = manifest.frame["speaker"].nunique()
+    print(f"{out}: {len(manifest)} utterances, {speakers} speakers; next: mmemo check {out}")
+    return 0
+
+
+def _relative(path: Path, folder: Path) -> str:
+    import os
+
+    return os.path.relpath(path.resolve(), folder)

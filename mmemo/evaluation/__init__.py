@@ -1,0 +1,1 @@
+"""Evidence: cross-validation and what is computed from its predictions."""

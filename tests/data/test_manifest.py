@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mmemo.data.manifest import Manifest, ManifestError, read_manifest
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_reads_rows_as_utterances(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "m.csv",
+        "id,path,start,end,text,emotion,valence,speaker,mood\n"
+        'a,clips/a.wav,0.5,1.5,"Hello, you",anger,-0.5,01,bad\n'
+        "b,,,,only words,,,02,\n",
+    )
+    first, second = read_manifest(path)
+    assert first.path == tmp_path / "clips/a.wav"
+    assert (first.start, first.end, first.text, first.emotion) == (0.5, 1.5, "Hello, you", "anger")
+    assert first.speaker == "01", "a speaker's name stays text"
+    assert first.valence == -0.5
+    assert first.extra == {"mood": "bad"}, "unknown columns are kept"
+    assert second.path is None
+    assert second.emotion is None
+    assert read_manifest(path)[1].text == "only words"
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ("x,a.wav,,,,angry ,,1,", "row 2, column emotion: found 'angry ', expected one of ('anger'"),
+        ("x,a.wav,2,1,,anger,,1,", "row 2, column end: found '1', expected seconds after start"),
+        ("x,a.wav,-1,,,anger,,1,", "row 2, column start: found '-1', expected seconds, 0 or more"),
+        ("x,a.wav,soon,,,anger,,1,", "row 2, column start: found 'soon', expected a number"),
+        ("x,a.wav,,,,anger,1.5,1,", "row 2, column valence: found '1.5', expected a number in [-1, 1]"),
+        ("x,,,,,anger,,1,", "row 2, column path: found nothing, expected a path or a text"),
+        (",a.wav,,,,anger,,1,", "row 2, column id: found nothing, expected a unique id"),
+        ("x,a.wav,,,,anger,,1,\nx,b.wav,,,,anger,,1,", "row 3, column id: found 'x', expected an id that no other"),
+        ("x,a.wav,,,,anger,,1,dev", "row 2, column split: found 'dev', expected one of ('train', 'val', 'test')"),
+    ],
+)
+def test_says_what_is_wrong_and_where(tmp_path: Path, row: str, complaint: str) -> None:
+    path = write(tmp_path / "m.csv", f"id,path,start,end,text,emotion,valence,speaker,split\n{row}\n")
+    with pytest.raises(ManifestError) as error:
+        read_manifest(path)
+    assert f"{path} {complaint}" in str(error.value)
+
+
+def test_lists_every_problem_but_not_endlessly(tmp_path: Path) -> None:
+    rows = "".join(f"{number},a.wav,rage\n" for number in range(100))
+    path = write(tmp_path / "m.csv", f"id,path,emotion\n{rows}")
+    with pytest.raises(ManifestError) as error:
+        read_manifest(path)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 21
+    assert "80 more" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("gone.csv", None, "no such file"),
+        ("empty.csv", b"", "empty, expected a header"),
+        ("rows.csv", b"id,path\n", "no rows"),
+        ("noid.csv", b"path,emotion\na.wav,anger\n", "no column id"),
+        ("ragged.csv", b"id,path\na,b,c\n", "not a readable table"),
+        ("latin.csv", "id,text\na,caf\xe9\n".encode("latin-1"), "not a readable table"),
+        ("fake.parquet", b"not parquet", "not a readable table"),
+        ("sheet.xlsx", b"PK", "a .csv or .parquet file"),
+    ],
+)
+def test_refuses_what_is_no_table(tmp_path: Path, name: str, content: bytes | None, complaint: str) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ManifestError, match=complaint) as error:
+        read_manifest(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["copy.csv", "copy.parquet", "below/copy.csv"])
+def test_survives_writing_and_reading(tiny_corpus: Path, tmp_path: Path, name: str) -> None:
+    manifest = read_manifest(tiny_corpus)
+    copy = read_manifest(manifest.write(tmp_path / name))
+    assert [utterance.id for utterance in copy] == [utterance.id for utterance in manifest]
+    for ours, theirs in zip(copy, manifest, strict=True):
+        assert ours.path is not None
+        assert theirs.path is not None
+        assert ours.path.resolve() == theirs.path.resolve()
+        assert (ours.text, ours.emotion, ours.split) == (theirs.text, theirs.emotion, theirs.split)
+    assert [path.name for path in (tmp_path / name).parent.iterdir() if "partial" in path.name] == []
+
+
+def test_subset_keeps_the_order_asked_for(tiny_corpus: Path) -> None:
+    manifest = read_manifest(tiny_corpus)
+    assert [row.id for row in manifest.subset([5, 1])] == [manifest[5].id, manifest[1].id]
+
+
+def test_votes_are_numbers() -> None:
+    frame = pd.DataFrame({"id": ["a"], "text": ["hi"], "votes_anger": ["3"]})
+    assert Manifest(frame)[0].extra == {"votes_anger": 3.0}
+    with pytest.raises(ManifestError, match="column votes_anger: found '-1', expected a vote count"):
+        Manifest(frame.assign(votes_anger="-1"))
+
+
+MILLION = """
+import resource, sys, time
+from mmemo.data.manifest import read_manifest
+started = time.perf_counter()
+manifest = read_manifest(sys.argv[1])
+print(len(manifest), time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_million_rows_load_in_ten_seconds_and_two_gigabytes(tmp_path: Path, suffix: str) -> None:
+    numbers = pd.Series(range(1_000_000)).astype(str)
+    frame = pd.DataFrame(
+        {
+            "id": "utterance" + numbers,
+            "path": "clips/" + numbers + ".wav",
+            "start": 0.0,
+            "end": 2.5,
+            "text": "some words that were said " + numbers,
+            "emotion": "anger",
+            "speaker": "speaker" + numbers.str[:3],
+            "language": "en",
+            "split": "train",
+        }
+    )
+    path = tmp_path / f"million{suffix}"
+    frame.to_csv(path, index=False) if suffix == ".csv" else frame.to_parquet(path)
+    del frame
+    output = subprocess.run([sys.executable, "-c", MILLION, path], capture_output=True, text=True, check=True).stdout
+    rows, seconds, gigabytes = map(float, output.split())
+    assert rows == 1_000_000
+    assert seconds < 10
+    assert gigabytes < 2

@@ -1,0 +1,188 @@
+"""Fit, reload, test, predict: the way from a YAML to a predictions file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from mmemo import load_model
+from mmemo.training.experiment import Experiment
+from mmemo.training.system import EmotionSystem
+from tests.conftest import CLASSES
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def fit(config: Path, *options: str) -> Path:
+    Experiment(["fit", "--config", str(config), *options])
+    return config.parent / "run"
+
+
+def system_after(config: Path, *options: str) -> EmotionSystem:
+    return Experiment(["fit", "--config", str(config), *options]).model
+
+
+def test_fit_reload_same_logits(tiny_config: Path) -> None:
+    experiment = Experiment(["fit", "--config", str(tiny_config), "--trainer.max_epochs", "2"])
+    batch = next(iter(experiment.datamodule.val_dataloader()))
+    with torch.inference_mode():
+        before = experiment.model.eval()(batch).logits
+        model = load_model(tiny_config.parent / "run" / "checkpoints" / "last.ckpt")
+        after = model(batch.audio, batch.audio_mask, batch.text, batch.text_mask).logits
+    torch.testing.assert_close(after, before)
+    assert model.classes == tuple(CLASSES)
+
+
+def test_neither_padding_nor_batch_mates_change_a_logit(tiny_config: Path) -> None:
+    run = fit(tiny_config)
+    predict = ["predict", "--config", str(tiny_config), "--ckpt_path", str(run / "checkpoints/last.ckpt")]
+    for size in (1, 7, 36):
+        Experiment([*predict, "--data.batch_size", str(size), "--predictions", str(run / f"{size}.csv")])
+    one, seven, all_at_once = (pd.read_csv(run / f"{size}.csv") for size in (1, 7, 36))
+    probs = [name for name in one if "prob_" in name]
+    assert len(probs) == 9, "fused, audio-only, text-only"
+    np.testing.assert_allclose(seven[probs], one[probs], atol=1e-5)
+    np.testing.assert_allclose(all_at_once[probs], one[probs], atol=1e-5)
+    assert one["id"].tolist() == all_at_once["id"].tolist()
+    np.testing.assert_allclose(one[probs[:3]].sum(1), 1, atol=1e-5)
+    text_only = one[[name for name in probs if name.startswith("text_")]]
+    wordless = one["id"].str.endswith("_0")
+    assert text_only[wordless].nunique().max() == 1, "nothing heard, nothing read: the same for all"
+
+
+def test_the_run_folder_holds_everything(tiny_config: Path) -> None:
+    run = fit(tiny_config)
+    Experiment(["test", "--config", str(tiny_config), "--ckpt_path", str(run / "checkpoints/best.ckpt")])
+    results = json.loads((run / "test_metrics.json").read_text())
+    views = {"test", "test_audio_only", "test_text_only"}
+    assert {name.split("/")[0] for name in results["metrics"]} == views
+    assert np.sum(results["confusion"]) == 12
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["seed_everything"] == 0
+    assert pd.read_csv(run / "metrics.csv")["val/uar"].notna().sum() == 2
+    assert list((run / "tensorboard").glob("events*"))
+    assert (run / "checkpoints" / "best.ckpt").exists()
+
+
+def test_a_checkpoint_holds_what_was_trained_and_no_backbone(tiny_config: Path) -> None:
+    run = fit(tiny_config)
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert not [name for name in checkpoint["state_dict"] if "backbone" in name or "encoder.layers" in name]
+    assert checkpoint["hyper_parameters"]["model"]["class_path"] == "mmemo.EmotionModel", "plain settings"
+
+
+def test_learns_what_can_be_learnt(tiny_config: Path) -> None:
+    run = fit(tiny_config, "--trainer.max_epochs", "60")
+    Experiment(["test", "--config", str(tiny_config), "--ckpt_path", str(run / "checkpoints/last.ckpt")])
+    assert json.loads((run / "test_metrics.json").read_text())["metrics"]["test/uar"] >= 0.7
+
+
+def test_the_same_seed_gives_the_same_model(tiny_config: Path) -> None:
+    first = system_after(tiny_config).state_dict()
+    second = system_after(tiny_config, "--overwrite", "true").state_dict()
+    other = system_after(tiny_config, "--overwrite", "true", "--seed_everything", "1").state_dict()
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor)
+    assert any(not torch.equal(other[name], tensor) for name, tensor in first.items())
+
+
+def test_encoders_in_the_graph_give_what_the_cache_gives(tiny_config: Path) -> None:
+    run = fit(tiny_config)
+    predict = ["predict", "--config", str(tiny_config), "--ckpt_path", str(run / "checkpoints/last.ckpt")]
+    Experiment([*predict, "--predictions", str(run / "cached.csv")])
+    raw = ["--model.init_args.cache_features", "false", "--predictions", str(run / "raw.csv")]
+    Experiment([*predict, *raw])
+    cached, computed = pd.read_csv(run / "cached.csv"), pd.read_csv(run / "raw.csv")
+    probs = [name for name in cached if "prob_" in name]
+    np.testing.assert_allclose(computed[probs], cached[probs], atol=5e-3)  # the cache is in half precision
+
+
+@pytest.mark.parametrize("kept", ["audio", "text"])
+def test_one_modality_is_first_class(tiny_config: Path, kept: str) -> None:
+    config = yaml.safe_load(tiny_config.read_text())
+    parts = config["model"]["init_args"]["model"]["init_args"]
+    del parts["text_encoder" if kept == "audio" else "audio_encoder"]
+    tiny_config.write_text(yaml.safe_dump(config))
+    run = fit(tiny_config)
+    Experiment(["test", "--config", str(tiny_config), "--ckpt_path", str(run / "checkpoints/last.ckpt")])
+    assert set(json.loads((run / "test_metrics.json").read_text())["metrics"]) == {
+        "test/uar", "test/accuracy", "test/macro_f1", "test/weighted_f1",
+    }  # fmt: skip
+
+
+def test_a_run_is_not_replaced_by_accident(tiny_config: Path) -> None:
+    fit(tiny_config)
+    with pytest.raises(FileExistsError, match="holds a run already.*--ckpt_path last"):
+        fit(tiny_config)
+
+
+def test_classes_that_the_data_has_not_are_refused(tiny_config: Path) -> None:
+    with pytest.raises(ValueError, match="no training row has emotion fear"):
+        fit(tiny_config, "--data.classes+", "fear")
+
+
+def run_mmemo(*arguments: str, cache: Path | None = None) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "mmemo.cli.main", *map(str, arguments)], cwd=ROOT, env=environment)
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_it_resumes_where_it_was(tiny_config: Path) -> None:
+    whole = system_after(tiny_config, "--trainer.max_epochs", "40")
+    run = tiny_config.parent / "killed"
+    options = ["fit", "--config", tiny_config, "--trainer.max_epochs", "40", "--trainer.default_root_dir", run]
+    process = run_mmemo(*options)
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    stopped = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["epoch"]
+    assert stopped < 39, "killed in the middle"
+    assert run_mmemo(*options, "--ckpt_path", "last").wait(240) == 0
+    resumed = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert resumed["epoch"] == 39
+    assert resumed["global_step"] == 40 * 3
+    uar = pd.read_csv(run / "metrics.csv")["val/uar"].dropna()
+    assert len(uar) >= 1
+    assert whole.state_dict().keys() == resumed["state_dict"].keys()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_metrics_of_one(tiny_config: Path) -> None:
+    parts = ["--model.init_args.model.init_args.fusion.init_args.dropout", "0"]
+    parts += ["--model.init_args.model.init_args.head", "mmemo.models.ClassHead"]
+    parts += ["--model.init_args.model.init_args.head.init_args.dropout", "0"]
+    results = {}
+    for processes in (1, 2):
+        run = tiny_config.parent / f"run{processes}"
+        common = ["--config", tiny_config, "--trainer.default_root_dir", run, *parts]
+        common += ["--trainer.devices", processes, "--trainer.strategy", "ddp" if processes > 1 else "auto"]
+        assert run_mmemo("fit", *common).wait(200) == 0
+        judged = [*common, "--ckpt_path", tiny_config.parent / "run1" / "checkpoints" / "last.ckpt"]
+        assert run_mmemo("test", *judged).wait(200) == 0
+        assert run_mmemo("predict", *judged).wait(200) == 0
+        results[processes] = (
+            pd.read_csv(run / "metrics.csv"),
+            json.loads((run / "test_metrics.json").read_text()),
+            pd.read_csv(run / "predictions.csv"),
+        )
+    (fit1, test1, predictions1), (fit2, test2, predictions2) = results[1], results[2]
+    assert test1 == test2
+    assert np.sum(test2["confusion"]) == 12, "every utterance is counted once"
+    assert predictions2["id"].tolist() == predictions1["id"].tolist()
+    probs = [name for name in predictions1 if "prob_" in name]
+    np.testing.assert_allclose(predictions2[probs], predictions1[probs], atol=1e-5)
+    for name in ("train/loss", "val/loss", "val/uar"):
+        np.testing.assert_allclose(fit2[name].dropna(), fit1[name].dropna(), atol=1e-3)
