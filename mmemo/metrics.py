@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ def emotion_metrics(num_classes: int, prefix: str) -> MetricCollection:
         num_classes: Number of classes.
         prefix: Put before each name, such as ``val/``.
     """
-    ignore = {"num_classes": num_classes, "ignore_index": UNLABELLED}
+    ignore: dict[str, Any] = {"num_classes": num_classes, "ignore_index": UNLABELLED}
     return MetricCollection(
         {
             "uar": UnweightedAverageRecall(**ignore),

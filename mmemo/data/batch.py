@@ -16,14 +16,14 @@ class Example(NamedTuple):
     """One utterance as tensors; a missing modality has no time steps.
 
     Args:
-        index: Row of the manifest.
+        row: Of the manifest.
         audio: Waveform ``(samples,)`` or precomputed features ``(layer, time, dim)``; None without audio
             encoder.
         text: Token ids ``(token,)`` or precomputed features ``(layer, token, dim)``; None without text encoder.
         target: Class index, ``labels.UNLABELLED`` where there is no label.
     """
 
-    index: int
+    row: int
     audio: Tensor | None
     text: Tensor | None
     target: int
@@ -33,7 +33,7 @@ class EmotionBatch(NamedTuple):
     """Padded utterances; a mask is True where data is real.
 
     Args:
-        index: Rows of the manifest ``(batch,)`` int64.
+        row: Rows of the manifest ``(batch,)`` int64.
         audio: Waveforms ``(batch, samples)`` or precomputed features ``(batch, layer, time, dim)``; None for a
             model without audio encoder.
         audio_mask: ``(batch, samples)`` or ``(batch, time)`` bool; all False where the audio is missing.
@@ -42,7 +42,7 @@ class EmotionBatch(NamedTuple):
         target: Class indices ``(batch,)`` int64.
     """
 
-    index: Tensor
+    row: Tensor
     audio: Tensor | None
     audio_mask: Tensor | None
     text: Tensor | None
@@ -67,7 +67,7 @@ def collate(examples: Sequence[Example]) -> EmotionBatch:
     audio, audio_mask = _pad([example.audio for example in examples])
     text, text_mask = _pad([example.text for example in examples])
     return EmotionBatch(
-        index=torch.tensor([example.index for example in examples]),
+        row=torch.tensor([example.row for example in examples]),
         audio=audio,
         audio_mask=audio_mask,
         text=text,

@@ -80,6 +80,7 @@ class EmotionDataModule(LightningDataModule):
         self._audio: Source | None = None
         self._text: Source | None = None
         self._durations: np.ndarray | None = None
+        self._left_out: set[int] = set()
 
     @property
     def manifest(self) -> Manifest:
@@ -187,7 +188,7 @@ class EmotionDataModule(LightningDataModule):
         """Row numbers that ``predict`` predicts."""
         if self.predict_on != "all":
             return getattr(self.split, self.predict_on)
-        left_out = getattr(self, "_left_out", set())
+        left_out = self._left_out
         return np.array([row for row in range(len(self.manifest)) if row not in left_out], dtype=int)
 
     def train_dataloader(self) -> DataLoader[EmotionBatch]:

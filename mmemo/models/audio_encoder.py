@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -276,7 +276,7 @@ class ASTAudioEncoder(nn.Module):
         return features, mask
 
     def _load(self) -> nn.Module:
-        model = pretrained.load_encoder(self.model_id)
+        model = cast(Any, pretrained.load_encoder(self.model_id))
         last = self.layers[-1]
         if last < self.num_blocks:
             blocks = getattr(model, "layers", None) or model.encoder.layer  # type: ignore[union-attr]

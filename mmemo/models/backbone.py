@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ class FrozenBackbone:
         self._load = load
         self._module: nn.Module | None = None
 
-    def on(self, device: torch.device) -> nn.Module:
+    def on(self, device: torch.device) -> Any:
         """The module in eval mode, without parameter gradients, on ``device``."""
         if self._module is None:
             self._module = self._load().eval().requires_grad_(False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -75,9 +75,9 @@ class EmotionModel(nn.Module):
         self.classes = tuple(classes)
         self.audio = None if audio_encoder is None else Modality(audio_encoder, layer_mix, gate)
         self.text = None if text_encoder is None else Modality(text_encoder, layer_mix, gate)
-        self.fusion = fusion(
-            None if self.audio is None else self.audio.dim, None if self.text is None else self.text.dim
-        )
+        audio_dim = None if self.audio is None else self.audio.dim
+        text_dim = None if self.text is None else self.text.dim
+        self.fusion = cast(Any, fusion(audio_dim, text_dim))
         self.head = head(self.fusion.dim, len(self.classes))
 
     def forward(
@@ -112,13 +112,13 @@ class Modality(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Any,
         layer_mix: Callable[[int, int], nn.Module],
         gate: Callable[[int], nn.Module],
     ) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.layer_mix = layer_mix(encoder.num_layers, encoder.dim)
+        self.encoder: Any = encoder
+        self.layer_mix = cast(Any, layer_mix(encoder.num_layers, encoder.dim))
         self.dim: int = self.layer_mix.dim
         self.gate = gate(self.dim)
 

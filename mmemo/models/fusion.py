@@ -8,7 +8,7 @@ whatever is masked.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +51,8 @@ class Concatenation(nn.Module):
         pooling: Callable[[int], nn.Module] = AttentiveStatisticsPooling,
     ) -> None:
         super().__init__()
-        self.audio_pooling = None if audio_dim is None else pooling(audio_dim)
-        self.text_pooling = None if text_dim is None else pooling(text_dim)
+        self.audio_pooling = None if audio_dim is None else cast(Any, pooling(audio_dim))
+        self.text_pooling = None if text_dim is None else cast(Any, pooling(text_dim))
         poolings = [part for part in (self.audio_pooling, self.text_pooling) if part is not None]
         self.audio_norm = None if self.audio_pooling is None else MaskedBatchNorm(self.audio_pooling.dim)
         self.text_norm = None if self.text_pooling is None else MaskedBatchNorm(self.text_pooling.dim)

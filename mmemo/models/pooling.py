@@ -57,8 +57,9 @@ class AttentiveStatisticsPooling(nn.Module):
         super().__init__()
         self.dim = 2 * input_dim
         self.norm = nn.LayerNorm(input_dim)
-        self.score = nn.Sequential(nn.Linear(input_dim, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, 1))
-        nn.init.zeros_(self.score[2].weight)  # starts as the plain mean and deviation
+        last = nn.Linear(hidden_dim, 1)
+        nn.init.zeros_(last.weight)  # starts as the plain mean and deviation
+        self.score = nn.Sequential(nn.Linear(input_dim, hidden_dim), nn.Tanh(), last)
 
     def attention(self, features: Tensor, mask: Tensor) -> Tensor:
         """Share of each frame ``(batch, time)``, summing to 1 over the unmasked ones."""

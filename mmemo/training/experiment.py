@@ -75,8 +75,10 @@ class Experiment(LightningCLI):
             help="Which checkpoint `crossval` judges: the best by val/uar, or the last, at the end of an annealed "
             "schedule; with few validation speakers the best is mostly luck.",
         )  # fmt: skip
-        parser.add_argument("--patience", type=int | None, default=None,
-                            help="Stop after this many epochs without a better val/uar; none trains all epochs.")  # fmt: skip
+        parser.add_argument(
+            "--patience", type=int | None, default=None,
+            help="Stop after this many epochs without a better val/uar; none trains all epochs.",
+        )  # fmt: skip
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Let `fit` replace the run that its folder holds already."
         )
@@ -98,7 +100,10 @@ class Experiment(LightningCLI):
             extra.append(RichProgressBar(leave=False))
         if self.subcommand == "fit" and config.trainer.enable_checkpointing is not False:
             folder = root / BEST.parent
-            once = {"enable_version_counter": False, "save_on_train_epoch_end": False}  # after validation
+            once: dict[str, Any] = {
+                "enable_version_counter": False,
+                "save_on_train_epoch_end": False,
+            }  # after validation
             extra.append(ModelCheckpoint(folder, filename=BEST.stem, monitor="val/uar", mode="max", **once))
             # Not save_last, which saves only when the best one improves: a killed run would lose epochs.
             extra.append(ModelCheckpoint(folder, filename=LAST.stem, **once))
@@ -162,7 +167,7 @@ class RunFolder(Callback):
             return
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         write_table(self.predictions, prediction_table(datamodule, parts))
-        print(f"Predictions of {sum(len(part.index) for part in parts)} utterances: {self.predictions}")
+        print(f"Predictions of {sum(len(part.row) for part in parts)} utterances: {self.predictions}")
 
 
 def prediction_table(datamodule: EmotionDataModule, parts: Sequence[Prediction]) -> pd.DataFrame:
@@ -172,16 +177,14 @@ def prediction_table(datamodule: EmotionDataModule, parts: Sequence[Prediction])
         datamodule: Whose rows were predicted.
         parts: Predictions of all batches, in any order.
     """
-    index = torch.cat([part.index for part in parts]).long()
-    order = index.argsort()
-    merged = Prediction(
-        index[order],
-        *(
-            None if group[0] is None else torch.cat(list(group))[order]  # type: ignore[arg-type]
-            for group in zip(*((part.probs, part.audio_probs, part.text_probs) for part in parts), strict=True)
-        ),
-    )
-    rows = datamodule.manifest.frame.iloc[merged.index.numpy()]
+
+    def joined(name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat(values)[order]
+
+    order = torch.cat([part.row for part in parts]).argsort()
+    merged = Prediction(joined("row"), joined("probs"), joined("audio_probs"), joined("text_probs"))
+    rows = datamodule.manifest.frame.iloc[merged.row.long().numpy()]
     confidence, best = merged.probs.max(1)
     table = rows[["id", "speaker", "emotion"]].reset_index(drop=True)
     table["predicted"] = [datamodule.classes[number] for number in best.tolist()]

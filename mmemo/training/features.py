@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -225,7 +226,7 @@ def text_content(text: str) -> str:
 
 
 def cache_audio(
-    encoder: nn.Module,
+    encoder: Any,
     utterances: dict[str, Utterance],
     cache: FeatureCache,
     device: torch.device | str = "cpu",
@@ -262,7 +263,7 @@ def cache_audio(
 
 
 def cache_text(
-    encoder: nn.Module,
+    encoder: Any,
     texts: dict[str, str],
     cache: FeatureCache,
     device: torch.device | str = "cpu",
@@ -293,7 +294,7 @@ def _finished(job: tuple[str, Future[Tensor]]) -> tuple[str, Tensor, float]:
 
 
 def _precompute(
-    encoder: nn.Module,
+    encoder: Any,
     inputs: Iterable[tuple[str, Tensor, float]],
     max_cost: float,
     cache: FeatureCache,
@@ -323,9 +324,7 @@ def _precompute(
     encoder.train(was_training)
 
 
-def _encode(
-    encoder: nn.Module, batch: Sequence[tuple[str, Tensor]], cache: FeatureCache, device: torch.device | str
-) -> None:
+def _encode(encoder: Any, batch: Sequence[tuple[str, Tensor]], cache: FeatureCache, device: torch.device | str) -> None:
     lengths = torch.tensor([len(tensor) for _, tensor in batch])
     padded = nn.utils.rnn.pad_sequence([tensor for _, tensor in batch], batch_first=True)
     mask = torch.arange(padded.shape[1]) < lengths[:, None]

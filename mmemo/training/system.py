@@ -27,13 +27,13 @@ class Prediction(NamedTuple):
     """What the system says of a batch of utterances.
 
     Args:
-        index: Rows of the manifest ``(batch,)``.
+        row: Rows of the manifest ``(batch,)``.
         probs: Class probabilities ``(batch, num_classes)``.
         audio_probs: The same from the voice alone; None unless asked for and the model has both.
         text_probs: The same from the words alone.
     """
 
-    index: Tensor
+    row: Tensor
     probs: Tensor
     audio_probs: Tensor | None = None
     text_probs: Tensor | None = None
@@ -104,13 +104,13 @@ class EmotionSystem(LightningModule):
         batch = self._drop_modalities(batch)
         loss = self.loss(self(batch).logits, batch.target)
         self.log("train/loss", loss, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True,
-                 batch_size=len(batch.index))  # fmt: skip
+                 batch_size=len(batch.row))  # fmt: skip
         return loss
 
     def validation_step(self, batch: EmotionBatch, batch_idx: int) -> None:
         logits = self(batch).logits
         loss = self.loss(logits, batch.target)
-        self.log("val/loss", loss, batch_size=len(batch.index), sync_dist=True)
+        self.log("val/loss", loss, batch_size=len(batch.row), sync_dist=True)
         self.val_metrics.update(logits, batch.target)
 
     def on_validation_epoch_end(self) -> None:
@@ -136,7 +136,7 @@ class EmotionSystem(LightningModule):
 
     def predict_step(self, batch: EmotionBatch, batch_idx: int) -> Prediction:
         probs = [self(_view(batch, view)).logits.softmax(-1) for view in self.views]
-        return Prediction(batch.index, *probs)
+        return Prediction(batch.row, *probs)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
@@ -150,7 +150,7 @@ class EmotionSystem(LightningModule):
         if not self.modality_dropout or batch.audio_mask is None or batch.text_mask is None:
             return batch
         both = batch.audio_mask.any(1) & batch.text_mask.any(1)
-        chance = torch.rand(len(batch.index), device=both.device)
+        chance = torch.rand(len(batch.row), device=both.device)
         no_audio = both & (chance < self.modality_dropout)
         no_text = both & (chance > 1 - self.modality_dropout)
         return batch._replace(
@@ -192,7 +192,7 @@ def prediction_columns(classes: Sequence[str], prediction: Prediction) -> dict[s
         classes: In the order of the probabilities.
         prediction: Of a batch.
     """
-    columns = {}
+    columns: dict[str, Tensor] = {}
     for prefix, probs in (("", prediction.probs), ("audio_", prediction.audio_probs), ("text_", prediction.text_probs)):
         if probs is not None:
             columns |= {f"{prefix}prob_{name}": probs[:, number] for number, name in enumerate(classes)}

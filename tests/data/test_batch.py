@@ -15,7 +15,7 @@ def test_padding_is_masked_and_zero() -> None:
             Example(8, torch.ones(2, 0, 3, dtype=torch.float16), torch.tensor([], dtype=torch.long), UNLABELLED),
         ]
     )
-    assert batch.index.tolist() == [7, 8]
+    assert batch.row.tolist() == [7, 8]
     assert batch.audio is not None
     assert batch.audio.shape == (2, 2, 5, 3)
     assert batch.audio.dtype == torch.float32

@@ -38,15 +38,15 @@ def test_every_row_of_a_side_is_served_once(tiny_corpus: Path) -> None:
         (datamodule.val_dataloader(), datamodule.split.val),
         (datamodule.test_dataloader(), datamodule.split.test),
     ):
-        seen = torch.cat([batch.index for batch in loader])
+        seen = torch.cat([batch.row for batch in loader])
         assert sorted(seen.tolist()) == sorted(rows.tolist())
 
 
 def test_worker_processes_serve_the_same_batches(tiny_corpus: Path) -> None:
-    alone = [batch.index.tolist() for batch in ready(tiny_corpus, batch_size=5).train_dataloader()]
+    alone = [batch.row.tolist() for batch in ready(tiny_corpus, batch_size=5).train_dataloader()]
     workers = ready(tiny_corpus, batch_size=5, num_workers=2)
     workers.attach(Zeros(10), Zeros(3))
-    assert [batch.index.tolist() for batch in workers.train_dataloader()] == alone
+    assert [batch.row.tolist() for batch in workers.train_dataloader()] == alone
 
 
 class Zeros:
@@ -66,7 +66,7 @@ def test_targets_follow_the_order_of_classes(tiny_corpus: Path) -> None:
 def test_a_label_outside_the_classes_is_an_error_until_it_is_mapped(tiny_corpus: Path, tmp_path: Path) -> None:
     frame = pd.read_csv(tiny_corpus)
     manifest = edited(tiny_corpus, tmp_path, emotion=frame["emotion"].replace("anger", "disgust"))
-    with pytest.raises(ManifestError, match="has emotion 'disgust', expected one of data.classes"):
+    with pytest.raises(ManifestError, match=r"has emotion 'disgust', expected one of data\.classes"):
         ready(manifest)
     assert (ready(manifest, label_map={"disgust": "anger"}).targets == 0).sum() == 12
     with pytest.raises(ManifestError, match="label_map names"):
@@ -80,9 +80,9 @@ def test_unlabelled_rows_are_predicted_but_not_trained_on(tiny_corpus: Path, tmp
     emotion[0] = None
     datamodule = ready(edited(tiny_corpus, tmp_path, emotion=emotion))
     assert datamodule.targets[0] == UNLABELLED
-    assert 0 not in torch.cat([batch.index for batch in datamodule.train_dataloader()])
+    assert 0 not in torch.cat([batch.row for batch in datamodule.train_dataloader()])
     datamodule.setup("predict")
-    assert 0 in torch.cat([batch.index for batch in datamodule.predict_dataloader()])
+    assert 0 in torch.cat([batch.row for batch in datamodule.predict_dataloader()])
 
 
 def test_a_speaker_on_two_sides_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_broken_audio_is_refused_or_left_out_as_the_config_says(
     with caplog.at_level(logging.WARNING):
         contents = datamodule.inspect_audio(progress=False)
     assert all(contents[row] == "" for row in range(len(BAD)))
-    served = torch.cat([batch.index for batch in datamodule.train_dataloader()]).tolist()
+    served = torch.cat([batch.row for batch in datamodule.train_dataloader()]).tolist()
     assert min(served) >= len(BAD)
     datamodule.setup("predict")
     assert sorted(np.concatenate([datamodule.predicted_rows, range(len(BAD))])) == list(range(36))
@@ -129,7 +129,7 @@ def test_a_file_that_goes_bad_during_training_does_not_end_it(
     targets = {
         int(index): int(target)
         for batch in datamodule.train_dataloader()
-        for index, target in zip(batch.index, batch.target, strict=True)
+        for index, target in zip(batch.row, batch.target, strict=True)
     }
     assert len(targets) == 18
     assert targets[0] == UNLABELLED

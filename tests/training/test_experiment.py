@@ -123,7 +123,7 @@ def test_one_modality_is_first_class(tiny_config: Path, kept: str) -> None:
 
 def test_a_run_is_not_replaced_by_accident(tiny_config: Path) -> None:
     fit(tiny_config)
-    with pytest.raises(FileExistsError, match="holds a run already.*--ckpt_path last"):
+    with pytest.raises(FileExistsError, match=r"holds a run already.*--ckpt_path last"):
         fit(tiny_config)
 
 

@@ -15,7 +15,8 @@ SENTENCES = {
     "ITH": "I think I have a doctor's appointment.", "ITS": "I think I've seen this before.",
     "IWL": "I would like a new alarm clock.", "IWW": "I wonder what this is about.",
     "MTI": "Maybe tomorrow it will be cold.", "TAI": "The airplane is almost full.",
-    "TIE": "That is exactly what happened.", "TSI": "The surface is slick.", "WSI": "We'll stop in a couple of minutes.",
+    "TIE": "That is exactly what happened.", "TSI": "The surface is slick.",
+    "WSI": "We'll stop in a couple of minutes.",
 }  # fmt: skip
 VOTE_COLUMNS = {"A": "anger", "D": "disgust", "F": "fear", "H": "happiness", "N": "neutral", "S": "sadness"}
 CHANNELS = {"voice": 1, "face": 2, "both": 3}  # first digit of a row number in tabulatedVotes.csv

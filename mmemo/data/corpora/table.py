@@ -53,7 +53,6 @@ def table(
             raise ManifestError(f"values renames in column {name!r}, which columns does not fill")
         result[name] = result[name].replace(renamed)
     if "id" not in result:
-        names = pd.Series([Path(path).stem for path in result["path"]]) if "path" in result else None
-        unique = names is not None and names.is_unique
-        result.insert(0, "id", names if unique else [f"row{number:07d}" for number in range(len(result))])
+        stems = pd.Series([Path(path).stem for path in result["path"]]) if "path" in result else pd.Series(["", ""])
+        result.insert(0, "id", stems if stems.is_unique else [f"row{number:07d}" for number in range(len(result))])
     return result
