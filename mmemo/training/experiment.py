@@ -18,6 +18,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities import move_data_to_device
 
 from mmemo.data.datamodule import EmotionDataModule
 from mmemo.training.system import EmotionSystem, Prediction, prediction_columns
@@ -155,7 +156,7 @@ class RunFolder(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        self._parts.append(Prediction(*(part if part is None else part.float().cpu() for part in outputs)))
+        self._parts.append(move_data_to_device(outputs, torch.device("cpu")))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         parts = self._parts

@@ -1,0 +1,125 @@
+"""Renders `benchmarks/README.md` from the result files and the published numbers beside them.
+
+make bench-table
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PUBLISHED = json.loads((HERE / "published.json").read_text())
+GROUPS = {  # result file -> title and, for each figure worth a row, what it is and the goal
+    "transcribe": (
+        "Whisper transcripts",
+        {
+            "time_ratio_vs_openai": ("time, as a share of openai-whisper's `transcribe`", "at most 0.35"),
+            "wer_delta_points": ("word error rate against openai-whisper's, points", "at most +0.5"),
+            "wer": ("word error rate, %", ""),
+            "wer_openai": ("word error rate of openai-whisper, %", ""),
+            "seconds_per_clip": ("seconds per clip", ""),
+            "seconds_per_clip_openai": ("seconds per clip, openai-whisper", ""),
+            "clips": ("clips, half acted (RAVDESS), half synthetic (spoken words)", "at least 120"),
+            "clips_fallen_back": ("clips decoded again on 30 s", ""),
+        },
+    ),
+    "features": (
+        "Cached features of Whisper base",
+        {
+            "encode_speedup": ("times faster per clip than on 30 s", "at least 10"),
+            "epoch_speedup": ("times faster epoch from the cache than re-encoding on 30 s", "at least 50"),
+            "epoch_speedup_over_real_length": (
+                "times faster epoch from the cache than re-encoding on the real length",
+                "",
+            ),
+            "seconds_per_clip": ("seconds per clip", ""),
+            "seconds_per_clip_ordinary": ("seconds per clip on 30 s", ""),
+            "seconds_epoch_cached": ("seconds per training epoch from the cache", ""),
+            "seconds_epoch_reencoding_real_length": ("seconds per training epoch, re-encoding on the real length", ""),
+            "clips_per_epoch": ("clips per epoch", ""),
+        },
+    ),
+    "ravdess_frozen": (
+        "RAVDESS, eight emotions, six published speaker-disjoint folds, frozen Whisper base",
+        {
+            "ua_mean": ("unweighted accuracy, mean of six test folds, %", "at least 76"),
+            "ua_folds": ("unweighted accuracy of each fold, %", ""),
+            "ua_deviation": ("standard deviation over folds, points", ""),
+            "macro_f1_mean": ("macro F1, %", ""),
+            "seconds_features": ("seconds for all features", "under 240"),
+            "seconds_folds": ("seconds for all six folds", "under 1200"),
+        },
+    ),
+}
+
+
+HEADLINES = (
+    ("ravdess_frozen", "ua_mean"),
+    ("transcribe", "time_ratio_vs_openai"),
+    ("transcribe", "wer_delta_points"),
+    ("features", "encode_speedup"),
+    ("features", "epoch_speedup"),
+)
+
+
+def shown(value: Any) -> str:
+    """A figure as text."""
+    return ", ".join(map(shown, value)) if isinstance(value, list) else f"{value:g}"
+
+
+def render() -> str:
+    """The page."""
+    lines = [
+        "# Measured figures",
+        "",
+        "Made by `make bench-table` from `benchmarks/results/*.json`; nothing here is typed by hand. Each script finds the",
+        "recordings in the folder that `MMEMO_CORPORA` names (`ravdess/`, `spoken_words/`, ... in it).",
+        "",
+    ]
+    for name, (title, figures) in GROUPS.items():
+        path = HERE / "results" / f"{name}.json"
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text())
+        lines += [f"## {title}", "", "| figure | measured | goal |", "|---|---|---|"]
+        for key, (text, goal) in figures.items():
+            if key in result["figures"]:
+                lines.append(f"| {text} (`{key}`) | **{shown(result['figures'][key])}** | {goal} |")
+        if name in PUBLISHED:
+            lines += ["", "| published beside it | figure | source |", "|---|---|---|"]
+            lines += [f"| {row['what']} | {row['figure']} | {row['source']} |" for row in PUBLISHED[name]]
+        made = f"`{result['command']}`, commit {result['commit']}, {result['machine']}, {result['date']}"
+        lines += ["", f"Made by {made}.", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def quoted() -> str:
+    """The headline figures, for the README."""
+    lines = ["| figure | measured | command |", "|---|---|---|"]
+    for name, key in HEADLINES:
+        path = HERE / "results" / f"{name}.json"
+        if path.exists():
+            result = json.loads(path.read_text())
+            title, figures = GROUPS[name]
+            lines.append(
+                f"| {title}: {figures[key][0]} | **{shown(result['figures'][key])}** | `{result['command']}` |"
+            )
+    for row in PUBLISHED["ravdess_frozen"]:
+        lines.append(f"| published: {row['what']} | {row['figure']} | {row['source']} |")
+    return "\n".join([*lines, "", "All figures, with machine and date: [benchmarks/README.md](benchmarks/README.md)."])
+
+
+def main() -> None:
+    """Writes the page, and the README's excerpt of it."""
+    (HERE / "README.md").write_text(render())
+    readme = HERE.parent / "README.md"
+    before, _, rest = readme.read_text().partition("<!-- figures -->")
+    _, _, after = rest.partition("<!-- /figures -->")
+    readme.write_text(f"{before}<!-- figures -->\n{quoted()}\n<!-- /figures -->{after}")
+    print(HERE / "README.md")
+
+
+if __name__ == "__main__":
+    main()
