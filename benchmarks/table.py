@@ -36,9 +36,9 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
             ),
             "seconds_per_clip": ("seconds per clip", ""),
             "seconds_per_clip_ordinary": ("seconds per clip on 30 s", ""),
-            "seconds_epoch_cached": ("seconds per training epoch from the cache", ""),
-            "seconds_epoch_reencoding_real_length": ("seconds per training epoch, re-encoding on the real length", ""),
-            "clips_per_epoch": ("clips per epoch", ""),
+            "epoch_seconds_per_clip_cached": ("seconds per clip of a training epoch, from the cache", ""),
+            "epoch_seconds_per_clip_real_length": ("the same, re-encoding on the real length", ""),
+            "epoch_seconds_per_clip_ordinary": ("the same, re-encoding on 30 s", ""),
         },
     ),
     "ravdess_frozen": (
@@ -74,8 +74,8 @@ def render() -> str:
     lines = [
         "# Measured figures",
         "",
-        "Made by `make bench-table` from `benchmarks/results/*.json`; nothing here is typed by hand. Each script finds the",
-        "recordings in the folder that `MMEMO_CORPORA` names (`ravdess/`, `spoken_words/`, ... in it).",
+        "Made by `make bench-table` from `benchmarks/results/*.json`; nothing here is typed by hand. Each",
+        "script finds the recordings in the folder that `MMEMO_CORPORA` names (`ravdess/`, `spoken_words/`, ... in it).",
         "",
     ]
     for name, (title, figures) in GROUPS.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,13 +58,3 @@ def confusion_matrix(num_classes: int) -> MulticlassConfusionMatrix:
         num_classes: Number of classes.
     """
     return MulticlassConfusionMatrix(num_classes, ignore_index=UNLABELLED)
-
-
-def confusion_table(counts: Tensor, classes: Sequence[str]) -> list[list[str]]:
-    """The confusion matrix as rows of text: true class, then counts per predicted class.
-
-    Args:
-        counts: ``(true class, predicted class)``.
-        classes: Their names.
-    """
-    return [[name, *(str(int(count)) for count in row)] for name, row in zip(classes, counts, strict=True)]

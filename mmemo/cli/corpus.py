@@ -24,7 +24,7 @@ def corpus(
     columns: dict[str, str] | None = None,
     constants: dict[str, str] | None = None,
     values: dict[str, dict[str, str]] | None = None,
-    channel: Literal["voice", "face", "both"] = "voice",
+    channel: Literal["voice", "face", "both"] | None = None,
 ) -> int:
     """Turns a corpus on disk into a manifest, the one table that everything else reads.
 
@@ -38,7 +38,7 @@ def corpus(
         columns: For `table`: manifest column -> your column.
         constants: For `table`: manifest column -> one value for all rows.
         values: For `table`: manifest column -> your value -> ours, such as '{emotion: {joy: happiness}}'.
-        channel: For `cremad`: what the raters whose votes are read were given.
+        channel: For `cremad`: what the raters whose votes are read were given; voice when not named.
     """
     from importlib import import_module
 
@@ -48,12 +48,14 @@ def corpus(
         raise ManifestError(f"{root}: no such folder, expected the {name} corpus")
     if name != "table" and (columns or constants or values):
         raise ManifestError(f"--columns, --constants and --values are for `table`, not for {name}")
+    if channel is not None and name != "cremad":
+        raise ManifestError(f"--channel is for cremad, not for {name}")
     if name == "table" and not columns:
         raise ManifestError("`table` needs --columns, such as '{path: file, emotion: label, speaker: who}'")
     read = getattr(import_module(f"mmemo.data.corpora.{name}"), name)
     options: dict[str, dict[str, Any]] = {
         "table": {"columns": columns, "constants": constants, "values": values},
-        "cremad": {"channel": channel},
+        "cremad": {"channel": channel or "voice"},
     }
     frame = read(root, **options.get(name, {}))
     if len(frame) == 0:

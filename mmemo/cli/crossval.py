@@ -27,7 +27,6 @@ def crossval(config: Path, run: Path | None = None, options: list[str] = []) -> 
         run: Folder for the results; the YAML's trainer.default_root_dir when not given.
         options: Options of `mmemo fit`.
     """
-    import yaml
     from rich.console import Console
     from rich.table import Table
 
@@ -36,9 +35,7 @@ def crossval(config: Path, run: Path | None = None, options: list[str] = []) -> 
 
     if not config.is_file():
         raise ValueError(f"{config}: no such file, expected the YAML of an experiment")
-    trainer = (yaml.safe_load(config.read_text()) or {}).get("trainer") or {}
-    folder = run or Path(trainer.get("default_root_dir", "runs/latest"))
-    result = cross_validate(config, folder, options)
+    result = cross_validate(config, run, options)
     num_folds = len(next(iter(result.metrics.values())))
     table = Table(title=f"{config.stem}: {num_folds} folds, per cent")
     table.add_column("metric")
@@ -56,5 +53,5 @@ def crossval(config: Path, run: Path | None = None, options: list[str] = []) -> 
     console.print(table)
     for warning in result.warnings:
         console.print(f"[bold]Warning:[/bold] {warning}")
-    console.print(f"Out-of-fold predictions: {folder / 'predictions.parquet'}")
+    console.print(f"Out-of-fold predictions: {result.run / 'predictions.parquet'}")
     return 0

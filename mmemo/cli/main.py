@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -56,9 +57,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; what was finished is kept", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        if not str(error):
-            raise
+    except Exception as error:
+        ours = isinstance(error, (ValueError, OSError, ImportError)) or type(error).__module__.startswith("mmemo")
+        if not ours or not str(error) or os.environ.get("MMEMO_DEBUG"):
+            raise  # a fault, ours or of a part of the user's own: where it happened matters
         print(f"mmemo {verb}: {error}", file=sys.stderr)
         return 1
 

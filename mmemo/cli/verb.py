@@ -27,17 +27,14 @@ def call_with_rest(function: Callable[..., int], argv: list[str], verb: str) -> 
         verb: Its name.
     """
     parser = _parser(function, verb, as_positional=False, skip={"options"})
-    own, rest = [], []
+    own: list[str] = []
+    rest: list[str] = []
     known = {option for action in parser._actions for option in action.option_strings}
-    words = iter(argv)
-    for word in words:
-        name = word.split("=")[0]
-        if word.startswith("--") and name not in known:
-            rest.append(word)
-            if "=" not in word:
-                rest.append(next(words, ""))
-        else:
-            own.append(word)
+    target = own
+    for word in argv:
+        if word.startswith("--"):  # an option; what follows it, up to the next one, is its value
+            target = own if word.split("=")[0] in known else rest
+        target.append(word)
     return function(**_arguments(parser, parser.parse_args(own)), options=rest)
 
 

@@ -1,11 +1,35 @@
 """Corpora, splits, waveforms, transcripts and batches."""
 
-from mmemo.data.batch import EmotionBatch
-from mmemo.data.datamodule import EmotionDataModule
-from mmemo.data.manifest import Manifest, ManifestError, Utterance, read_manifest
-from mmemo.data.splits import FoldFile, GroupKFold, OfficialSplit
+from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmemo.data.batch import EmotionBatch
+    from mmemo.data.datamodule import EmotionDataModule
+    from mmemo.data.manifest import Manifest, ManifestError, Utterance, read_manifest
+    from mmemo.data.splits import FoldFile, GroupKFold, OfficialSplit
+
+_ROOMS = {
+    "EmotionBatch": "batch",
+    "EmotionDataModule": "datamodule",
+    "FoldFile": "splits",
+    "GroupKFold": "splits",
+    "Manifest": "manifest",
+    "ManifestError": "manifest",
+    "OfficialSplit": "splits",
+    "Utterance": "manifest",
+    "read_manifest": "manifest",
+}
 __all__ = [
     "EmotionBatch", "EmotionDataModule", "FoldFile", "GroupKFold", "Manifest", "ManifestError",
     "OfficialSplit", "Utterance", "read_manifest",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: a verb that only reads a table need not load PyTorch."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'mmemo.data' has no attribute {name!r}")
+    return getattr(import_module(f"mmemo.data.{_ROOMS[name]}"), name)

@@ -13,7 +13,6 @@ import soxr
 from mmemo.pretrained import SAMPLE_RATE
 
 SILENCE_DB = -90.0  # RMS below this is digital silence, in dB of full scale
-PROBE_SAMPLES = 1 << 20  # longer files are decoded in pieces of this many frames
 
 
 class AudioError(ValueError):
@@ -83,11 +82,11 @@ def inspect_audio(path: str | Path, start: float | None = None, end: float | Non
 
 
 def _read(path: Path, start: float | None, end: float | None) -> tuple[np.ndarray, int, int]:
-    if path.is_dir():
-        raise AudioError(f"{path}: a folder, expected an audio file")
-    if not path.exists():
-        raise AudioError(f"{path}: no such file")
     try:
+        if path.is_dir():
+            raise AudioError(f"{path}: a folder, expected an audio file")
+        if not path.exists():
+            raise AudioError(f"{path}: no such file")
         if path.stat().st_size == 0:
             raise AudioError(f"{path}: empty, 0 bytes")
         with soundfile.SoundFile(path) as file:
@@ -107,7 +106,7 @@ def _read(path: Path, start: float | None, end: float | None) -> tuple[np.ndarra
             sample_rate, channels, expected = file.samplerate, file.channels, last - first
     except PermissionError:
         raise AudioError(f"{path}: no permission to read it") from None
-    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+    except (soundfile.LibsndfileError, OSError, RuntimeError, TypeError) as error:
         raise AudioError(f"{path}: not readable audio ({_reason(error)})") from None
     if truncated and end is None:
         raise AudioError(f"{path}: truncated, {truncated} bytes of audio are missing")

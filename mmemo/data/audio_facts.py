@@ -16,8 +16,9 @@ from mmemo.data.store import Store
 from mmemo.pretrained import cache_root
 
 COLUMNS = ", ".join(field.name for field in fields(AudioFacts))
-SCHEMA = f"CREATE TABLE IF NOT EXISTS audio_facts (key TEXT PRIMARY KEY, {COLUMNS})"
-CHUNK = 256  # utterances looked at between two commits
+TABLE = "audio_facts_1"  # another number when another reader gives other facts
+SCHEMA = f"CREATE TABLE IF NOT EXISTS {TABLE} (key TEXT PRIMARY KEY, {COLUMNS})"
+CHUNK = 64  # utterances looked at between two commits
 
 
 def audio_facts(
@@ -25,7 +26,8 @@ def audio_facts(
 ) -> list[AudioFacts | None]:
     """Inspects every utterance's audio; unchanged files are not read a second time.
 
-    A file counts as unchanged while its path, size and modification time are.
+    A file counts as unchanged while its path, size and modification time are. What could not be read is tried
+    again: its mending (permissions, a mount) may leave no trace there.
 
     Args:
         utterances: Manifest rows.
@@ -41,23 +43,23 @@ def audio_facts(
     wanted = [key for key in dict.fromkeys(keys) if key is not None]
     with store.connect() as connection:
         for part in _batched(wanted, CHUNK):
-            query = f"SELECT key, {COLUMNS} FROM audio_facts WHERE key IN ({','.join('?' * len(part))})"
+            query = f"SELECT key, {COLUMNS} FROM {TABLE} WHERE key IN ({','.join('?' * len(part))})"
             found.update({key: AudioFacts(*row) for key, *row in connection.execute(query, part)})
 
     by_key = dict(zip(keys, utterances, strict=True))
     unknown = [key for key in wanted if key not in found]
     with (
         ThreadPoolExecutor(os.cpu_count()) as threads,
-        Progress(transient=True, disable=not progress or len(unknown) < CHUNK) as bar,
+        Progress(transient=True, disable=not progress or not unknown) as bar,
     ):
         task = bar.add_task("Looking at the audio", total=len(unknown))
         for part in _batched(unknown, CHUNK):
             facts = list(threads.map(_inspect, (by_key[key] for key in part)))
             found.update(zip(part, facts, strict=True))
             marks = ",".join("?" * (len(fields(AudioFacts)) + 1))
-            rows = [(key, *astuple(fact)) for key, fact in zip(part, facts, strict=True)]
+            rows = [(key, *astuple(fact)) for key, fact in zip(part, facts, strict=True) if fact.content]
             with store.connect() as connection:
-                connection.executemany(f"INSERT OR REPLACE INTO audio_facts VALUES ({marks})", rows)
+                connection.executemany(f"INSERT OR REPLACE INTO {TABLE} VALUES ({marks})", rows)
             bar.advance(task, len(part))
     return [None if key is None else found[key] for key in keys]
 

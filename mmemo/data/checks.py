@@ -10,6 +10,7 @@ import pandas as pd
 
 from mmemo.data.audio import AudioFacts
 from mmemo.data.manifest import Manifest, Utterance
+from mmemo.files import replacing
 
 
 def broken_audio(utterances: Sequence[Utterance], facts: Sequence[AudioFacts | None]) -> list[str]:
@@ -68,7 +69,8 @@ def draw_distributions(manifest: Manifest, facts: Sequence[AudioFacts | None], p
     _histogram(levels, [fact.level_db for fact in heard if np.isfinite(fact.level_db)], "Loudness", "dB of full scale")
     _histogram(words, frame["text"].dropna().str.split().str.len().tolist(), "Transcript length", "words")
     figure.suptitle(f"{manifest.path.name}: {len(frame)} utterances, {frame['speaker'].nunique()} speakers")
-    figure.savefig(path, dpi=120)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=120)
 
 
 def _histogram(axes, values: Sequence[float], title: str, unit: str) -> None:  # type: ignore[no-untyped-def]

@@ -90,7 +90,7 @@ class EmotionDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if self._manifest is None:
-            self._manifest = self._mapped(read_manifest(self.manifest_path))
+            self._manifest = self._mapped(read_manifest(self.manifest_path), fitting=stage == "fit")
             self.targets = self._targets(self._manifest)
         if stage == "predict" and self.predict_on == "all":
             everything = np.arange(len(self.manifest))
@@ -100,12 +100,13 @@ class EmotionDataModule(LightningDataModule):
         self.warnings = check_speakers_disjoint(self.manifest, self.split, self.allow_speaker_overlap)
         for warning in self.warnings:
             log.warning(warning)
-        self._check_labels()
+        if stage == "fit":
+            self._check_labels()
 
-    def _mapped(self, manifest: Manifest) -> Manifest:
+    def _mapped(self, manifest: Manifest, fitting: bool) -> Manifest:
         emotion = manifest.frame["emotion"]
         unknown = set(self.label_map) - set(emotion.dropna())
-        if unknown:
+        if unknown and fitting:
             raise ManifestError(
                 f"{manifest.path}: label_map names {sorted(unknown)}, found only {sorted(emotion.dropna().unique())}"
             )
@@ -195,8 +196,8 @@ class EmotionDataModule(LightningDataModule):
         labelled = self.split.train[self.targets[self.split.train] != UNLABELLED]
         return self._loader(labelled, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader[EmotionBatch]:
-        return self._loader(self.split.val)
+    def val_dataloader(self) -> DataLoader[EmotionBatch] | list[DataLoader[EmotionBatch]]:
+        return self._loader(self.split.val) if len(self.split.val) else []  # num_val_speakers: 0
 
     def test_dataloader(self) -> DataLoader[EmotionBatch]:
         return self._loader(self.split.test)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from mmemo.files import replacing
 from mmemo.labels import DIMENSION_RANGE, DIMENSIONS, EMOTIONS
 
 TEXT_COLUMNS = (
@@ -99,7 +100,7 @@ class Manifest:
         return (self._utterance(dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True))
 
     def _utterance(self, row: dict[Any, Any]) -> Utterance:
-        row = {name: (None if value is pd.NA or value != value else value) for name, value in row.items()}
+        row = {name: (None if _is_missing(value) else value) for name, value in row.items()}
         known = {name: row.pop(name) for name in COLUMNS}
         known["path"] = None if known["path"] is None else self.path.parent / known["path"]
         known["text"] = known["text"] or ""
@@ -127,17 +128,16 @@ class Manifest:
             table["path"] = [
                 value if pd.isna(value) else os.path.relpath(base / value, target) for value in table["path"]
             ]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
+        with replacing(path) as partial:
             if path.suffix == ".parquet":
                 table.to_parquet(partial, index=False)
             else:
                 table.to_csv(partial, index=False)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
         return path
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 
 def read_manifest(path: str | Path, emotions: Sequence[str] = EMOTIONS) -> Manifest:
@@ -186,6 +186,9 @@ def _validated(frame: pd.DataFrame, path: Path, emotions: Sequence[str]) -> pd.D
         found = ", ".join(map(str, frame.columns)) or "nothing"
         problem = "no column id" if len(frame) else "no rows"
         raise ManifestError(f"{path}: {problem}, found columns {found}; expected some of {', '.join(COLUMNS)}")
+    twice = sorted({str(name) for name in frame.columns[frame.columns.duplicated()]})
+    if twice:
+        raise ManifestError(f"{path}: column {', '.join(twice)} stands there twice, expected each once")
     frame = frame.reset_index(drop=True)
     problems: list[str] = []
 
@@ -223,8 +226,8 @@ def _validated(frame: pd.DataFrame, path: Path, emotions: Sequence[str]) -> pd.D
     for name in DIMENSIONS:
         low, high = DIMENSION_RANGE
         report((table[name] < low) | (table[name] > high), name, f"a number in [{low:g}, {high:g}]")
-    report(table["start"] < 0, "start", "seconds, 0 or more")
-    report(table["end"] <= table["start"].fillna(0.0), "end", "seconds after start")
+    report((table["start"] < 0) | np.isinf(table["start"]), "start", "seconds, 0 or more")
+    report(np.isinf(table["end"]) | (table["end"] <= table["start"].fillna(0.0)), "end", "seconds after start")
     report(table["age"] < 0, "age", "years, 0 or more")
 
     if problems:

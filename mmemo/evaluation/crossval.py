@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
+from pytorch_lightning.utilities import rank_zero_only
 
 from mmemo.training.experiment import BEST, LAST, METRICS_FILE, Experiment, write_table, write_text
 
@@ -22,51 +25,63 @@ class CrossValidation(NamedTuple):
     """What a cross-validation found.
 
     Args:
+        run: Its folder.
         metrics: Metric name, such as ``test/uar`` -> its value on each fold.
         predictions: Out-of-fold predictions, one row per utterance, with a column ``fold``.
         warnings: What every result of these folds must carry.
     """
 
+    run: Path
     metrics: dict[str, list[float]]
     predictions: pd.DataFrame
     warnings: list[str]
 
 
-def crossval(config: Path, run: Path, overrides: Sequence[str] = ()) -> CrossValidation:
+def crossval(config: Path, run: Path | None = None, overrides: Sequence[str] = ()) -> CrossValidation:
     """Runs all folds of an experiment; finished ones are kept, a killed one continues at its last epoch.
 
     Several processes may be started on one run: each takes folds that no other has.
 
     Args:
         config: YAML of the experiment; its ``data.split`` says which folds there are.
-        run: Folder of the cross-validation; one folder per fold in it.
+        run: Folder of the cross-validation, one folder per fold in it; the experiment's
+            ``trainer.default_root_dir`` when not given.
         overrides: Options of ``mmemo fit`` that win over the YAML.
 
     Raises:
         ValueError: The split has one fold alone, or the run was started from another config.
     """
     experiment = Experiment(["--config", str(config), *overrides], run=False)
+    run = run or Path(experiment.config.trainer.default_root_dir)
     num_folds = experiment.datamodule.splitter.num_folds
     if num_folds < 2:
         raise ValueError(f"{config}: data.split has one fold alone; use FoldFile or GroupKFold, or `mmemo fit`")
     checkpoint = {"best": BEST, "last": LAST}[experiment.config.checkpoint]
-    _check_same_experiment(run, config, overrides)
+    datamodule = experiment.datamodule
+    inputs = [datamodule.manifest_path, Path(getattr(datamodule.splitter, "path", ""))]
+    _check_same_experiment(run, config, overrides, inputs)
+    first = getattr(rank_zero_only, "rank", 0) == 0  # the other processes of DDP follow the first
     waiting = list(range(1, num_folds + 1))
     while waiting:
+        before = len(waiting)
         for fold in list(waiting):
             folder = run / f"fold{fold}"
             folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / ".lock")
             try:
-                if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes of DDP follow the first
-                    lock.acquire(timeout=0.0 if len(waiting) > 1 else -1)
+                if first:
+                    lock.acquire(timeout=0.0)
                 if not (folder / PREDICTIONS_FILE).exists():
                     _run_fold(config, folder, fold, overrides, checkpoint)
                 waiting.remove(fold)
             except Timeout:
-                waiting.append(waiting.pop(0))  # another worker has it: look again after the others
+                continue  # another worker has it: look again after the others
             finally:
                 lock.release()
+        if len(waiting) == before:
+            time.sleep(1.0)
+    if not first:
+        sys.exit(0)  # the first process reports
     result = collect(run, num_folds)
     write_table(run / PREDICTIONS_FILE, result.predictions)
     summary = {"metrics": result.metrics, "warnings": result.warnings}
@@ -90,7 +105,7 @@ def collect(run: Path, num_folds: int) -> CrossValidation:
             metrics.setdefault(name, []).append(value)
         warnings += [warning for warning in results["warnings"] if warning not in warnings]
         tables.append(pd.read_parquet(run / f"fold{fold}" / PREDICTIONS_FILE).assign(fold=fold))
-    return CrossValidation(metrics, pd.concat(tables, ignore_index=True), warnings)
+    return CrossValidation(run, metrics, pd.concat(tables, ignore_index=True), warnings)
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
@@ -117,11 +132,14 @@ def _run_fold(config: Path, folder: Path, fold: int, overrides: Sequence[str], c
     Experiment(["predict", *common, *judged, "--data.predict_on", "test", "--predictions", target])
 
 
-def _check_same_experiment(run: Path, config: Path, overrides: Sequence[str]) -> None:
-    wanted = config.read_text() + "".join(f"# {word}\n" for word in overrides)
+def _check_same_experiment(run: Path, config: Path, overrides: Sequence[str], inputs: Sequence[Path]) -> None:
+    """Refuses to add folds to a run that began with another config, other options, or another table."""
+    sums = [f"# {path}: {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in inputs if path.is_file()]
+    wanted = config.read_text() + "".join(f"{line}\n" for line in (*(f"# {word}" for word in overrides), *sums))
     path = run / "experiment.yaml"
     if path.exists() and path.read_text() != wanted:
         raise ValueError(
-            f"{run} was started from another config or other options; choose another --run, or delete that folder"
+            f"{run} was started from another config, manifest, fold file or other options; choose another --run, "
+            "or delete that folder"
         )
     write_text(path, wanted)

@@ -15,6 +15,7 @@ def weighted_statistics(features: Tensor, weights: Tensor) -> Tensor:
         features ``(batch, time, dim)``, weights ``(batch, time, dim or 1)`` summing to 1 over time, or all
         zero -> ``(batch, 2 * dim)``; zeros where the weights are
     """
+    features = features.float()  # under mixed precision too: a variance needs the digits
     mean = (weights * features).sum(1)
     variance = (weights * (features - mean[:, None]).square()).sum(1)
     return torch.cat([mean, (variance + 1e-6).sqrt() * (variance > 0)], dim=-1)
@@ -96,6 +97,7 @@ class MaskedBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(dim))
 
     def forward(self, pooled: Tensor, present: Tensor) -> Tensor:
+        pooled = pooled.float()
         mean, variance = self.running_mean, self.running_var
         if self.training:
             weight = present[:, None].to(pooled.dtype)

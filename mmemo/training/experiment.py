@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -17,10 +16,11 @@ from jsonargparse import Namespace
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from pytorch_lightning.utilities import move_data_to_device
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.utilities import move_data_to_device, rank_zero_only
 
 from mmemo.data.datamodule import EmotionDataModule
+from mmemo.files import replacing
 from mmemo.training.system import EmotionSystem, Prediction, prediction_columns
 
 for noise in (
@@ -73,47 +73,68 @@ class Experiment(LightningCLI):
         )
         parser.add_argument(
             "--checkpoint", type=Literal["best", "last"], default="best",
-            help="Which checkpoint `crossval` judges: the best by val/uar, or the last, at the end of an annealed "
-            "schedule; with few validation speakers the best is mostly luck.",
+            help="Which checkpoint of the run `test`, `validate`, `predict` and `crossval` judge when no --ckpt_path "
+            "is given: the best by val/uar, or the last; with few validation speakers the best is mostly luck.",
         )  # fmt: skip
         parser.add_argument(
             "--patience", type=int | None, default=None,
-            help="Stop after this many epochs without a better val/uar; none trains all epochs.",
+            help="Let `fit` stop after this many epochs without a better val/uar; none trains all epochs.",
         )  # fmt: skip
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Let `fit` replace the run that its folder holds already."
         )
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        config = self.config[self.subcommand] if self.subcommand else self.config
-        root = Path(config.trainer.default_root_dir)
+    def before_instantiate_classes(self) -> None:
+        config = self._settings
+        judging = self.subcommand in ("test", "validate", "predict")
+        if judging and config.ckpt_path is None:  # never a model that was not trained
+            path = Path(config.trainer.default_root_dir) / {"best": BEST, "last": LAST}[config.checkpoint]
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"{path}: no such checkpoint; run `mmemo fit` first, or name one with --ckpt_path"
+                )
+            config.ckpt_path = str(path)
         if self.subcommand == "fit":
-            _check_run_folder(root, config)
-        if config.trainer.logger in (None, True) and self.subcommand == "fit":
-            kwargs["logger"] = [
-                CSVLogger(str(root), name="", version=""),
-                TensorBoardLogger(str(root), name="", version="tensorboard"),
-            ]
-        elif config.trainer.logger is None:
-            kwargs["logger"] = False
-        extra: list[Callback] = [RunFolder(root, config.predictions)]
+            _check_run_folder(Path(config.trainer.default_root_dir), config)
+
+    @property
+    def _settings(self) -> Namespace:
+        return self.config[self.subcommand] if self.subcommand else self.config
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self._settings
+        root = Path(config.trainer.default_root_dir)
+        fitting = self.subcommand == "fit"
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = _loggers(root, resumes=config.ckpt_path is not None) if fitting else False
+        callbacks: list[Callback] = [RunFolder(root, config.predictions)]
         if config.trainer.enable_progress_bar is not False and sys.stderr.isatty():
-            extra.append(RichProgressBar(leave=False))
-        if self.subcommand == "fit" and config.trainer.enable_checkpointing is not False:
+            callbacks.append(RichProgressBar(leave=False))
+        if fitting and config.trainer.enable_checkpointing is not False:
             folder = root / BEST.parent
-            once: dict[str, Any] = {
-                "enable_version_counter": False,
-                "save_on_train_epoch_end": False,
-            }  # after validation
-            extra.append(ModelCheckpoint(folder, filename=BEST.stem, monitor="val/uar", mode="max", **once))
+            once: dict[str, Any] = {"enable_version_counter": False}
+            best: dict[str, Any] = {"monitor": "val/uar", "mode": "max", "save_on_train_epoch_end": False}
+            callbacks.append(ModelCheckpoint(folder, filename=BEST.stem, **best, **once))
             # Not save_last, which saves only when the best one improves: a killed run would lose epochs.
-            extra.append(ModelCheckpoint(folder, filename=LAST.stem, **once))
+            callbacks.append(ModelCheckpoint(folder, filename=LAST.stem, save_on_train_epoch_end=True, **once))
         if config.patience is not None:
-            extra.append(EarlyStopping("val/uar", patience=config.patience, mode="max"))
-        kwargs["callbacks"] = [*extra, *(kwargs.get("callbacks") or [])]
-        if self.subcommand != "fit":
+            callbacks.append(EarlyStopping("val/uar", patience=config.patience, mode="max"))
+        chosen = self._get(self.config_init, "trainer").callbacks or []
+        kwargs["callbacks"] = [*callbacks, *(chosen if isinstance(chosen, list) else [chosen])]
+        if not fitting:
             self.save_config_callback = None
         return super().instantiate_trainer(**kwargs)
+
+
+def _loggers(root: Path, resumes: bool) -> list[Logger]:
+    """CSV and TensorBoard logs in the run's folder; a resumed run's CSV goes on where it was."""
+    csv_logger = CSVLogger(str(root), name="", version="")
+    path = root / "metrics.csv"
+    if resumes and path.exists() and getattr(rank_zero_only, "rank", 0) == 0:
+        before = path.read_text()
+        csv_logger.experiment.metrics_keys = before.splitlines()[0].split(",")  # opening it deleted the file
+        path.write_text(before)
+    return [csv_logger, TensorBoardLogger(str(root), name="", version="tensorboard")]
 
 
 def _check_run_folder(root: Path, config: Namespace) -> None:
@@ -190,27 +211,22 @@ def prediction_table(datamodule: EmotionDataModule, parts: Sequence[Prediction])
     table = rows[["id", "speaker", "emotion"]].reset_index(drop=True)
     table["predicted"] = [datamodule.classes[number] for number in best.tolist()]
     table["confidence"] = confidence.numpy()
+    if datamodule.warnings:
+        table["warning"] = "; ".join(datamodule.warnings)
     probs = {name: values.numpy() for name, values in prediction_columns(datamodule.classes, merged).items()}
     return pd.concat([table, pd.DataFrame(probs)], axis="columns")
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Writes .csv or .parquet by the file's ending; nobody ever sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         if path.suffix == ".parquet":
             table.to_parquet(partial, index=False)
         else:
             table.to_csv(partial, index=False)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file; nobody ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from mmemo.data.audio import read_audio
 from mmemo.data.datamodule import EmotionDataModule, Source
 from mmemo.data.manifest import Utterance
+from mmemo.files import replacing
 from mmemo.models.emotion_model import EmotionModel
 from mmemo.pretrained import SAMPLE_RATE, cache_root
 
@@ -59,16 +59,10 @@ class FeatureCache:
     def write(self, content: str, features: np.ndarray) -> None:
         """Stores features ``(layer, time, dim)``; in single precision where half overflows."""
         path = self.path(content)
-        path.parent.mkdir(exist_ok=True)
         with np.errstate(over="ignore"):
             half = features.astype(np.float16)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                np.save(file, half if np.isfinite(half).all() else features.astype(np.float32))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as partial:
+            np.save(partial, half if np.isfinite(half).all() else features.astype(np.float32))
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,7 +143,10 @@ class EmotionSystem(LightningModule):
         if not self.one_cycle:
             return optimizer
         rates = [group["lr"] for group in optimizer.param_groups]
-        scheduler = OneCycleLR(optimizer, rates, total_steps=int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError("one_cycle needs an end: set trainer.max_epochs or max_steps, or one_cycle: false")
+        scheduler = OneCycleLR(optimizer, rates, total_steps=int(steps), cycle_momentum=False)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _drop_modalities(self, batch: EmotionBatch) -> EmotionBatch:

@@ -40,6 +40,7 @@ def test_published_folds_test_the_speakers_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "folds.csv"
     path.write_text("fold,test_actors\n1,00 01\n2,02 03\n")
     manifest = corpus()
+    path.write_text("fold,test_actors\n1,00\n1,01\n2,02 03\n")  # one row a fold, or several
     splitter = FoldFile(str(path), fold=2, num_val_speakers=3)
     assert splitter.num_folds == 2
     train, val, test = sides(manifest, splitter(manifest))
@@ -53,9 +54,12 @@ def test_published_folds_test_the_speakers_of_the_file(tmp_path: Path) -> None:
     ("content", "fold", "complaint"),
     [
         (None, 1, "no such file"),
-        ("fold,test\n1,00\n", 7, "no fold 7, expected one of"),
+        ("fold,test\n1,00\n2,01\n", 7, "no fold 7, expected one of"),
         ("fold,test\n1,99\n", 1, r"speakers \['99'\] are not in"),
         ("number,who\n1,00\n", 1, "found columns"),
+        ("fold,test\n1,00\n2,00 01\n", 1, r"no speaker in two.*twice \['00'\]"),
+        ("fold,test\n1,00\n2,\n", 1, r"empty \[2\]"),
+        ("fold,test\n0,00\n1,01\n", 1, "expected folds 1 to 2"),
     ],
 )
 def test_a_fold_file_that_does_not_fit_says_so(tmp_path: Path, content: str | None, fold: int, complaint: str) -> None:

@@ -72,22 +72,32 @@ def test_each_clip_is_transcribed_once_and_silence_not_at_all(tiny_corpus: Path,
     assert len(counting.heard) == 36
 
 
-def test_a_claimed_clip_is_left_to_its_process_until_that_dies(tmp_path: Path) -> None:
-    ours, theirs = TranscriptCache("f", tmp_path), TranscriptCache("f", tmp_path)
-    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+CLAIMER = """
+import sys, time
+from pathlib import Path
+from mmemo.data.transcript import TranscriptCache
+cache = TranscriptCache("f", Path(sys.argv[1]))
+print(cache.claim(["a", "b"]), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_claimed_clip_is_left_to_its_process_until_that_is_killed(tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", CLAIMER, tmp_path], stdout=subprocess.PIPE, text=True)
     try:
-        assert ours.claim(["a", "b"]) == ["a", "b"]
-        with sqlite3.connect(tmp_path / "transcripts.sqlite") as connection:
-            connection.execute("UPDATE claims SET process = ?", (sleeper.pid,))
-        connection.close()
-        assert theirs.claim(["a", "b", "c"]) == ["c"]
+        assert other.stdout is not None
+        assert other.stdout.readline() == "['a', 'b']\n"
+        ours = TranscriptCache("f", tmp_path)
+        assert ours.claim(["a", "b", "c"]) == ["c"]
     finally:
-        sleeper.kill()
-        sleeper.wait()
-    assert theirs.claim(["a", "b"]) == ["a", "b"]
-    theirs.put({"a": Transcript("hello", "en", -0.1, 0.0)})
+        other.kill()
+        other.wait()
+    assert ours.claim(["a", "b"]) == ["a", "b"]
+    ours.put({"a": Transcript("hello", "en", -0.1, 0.0)})
     assert ours.claim(["a"]) == []
     assert ours.get(["a", "b"]) == {"a": Transcript("hello", "en", -0.1, 0.0)}
+    ours.close()
+    assert list((tmp_path / "claims").iterdir()) == []
 
 
 def test_another_model_or_option_has_its_own_transcripts(tmp_path: Path) -> None:
@@ -120,6 +130,14 @@ def test_both_backends_hear_the_same() -> None:
     waveforms = [read_audio(CLIPS / f"{name}.flac") for name in SPOKEN]
     for transcript, words in zip(FasterWhisper(language="en")(waveforms), SPOKEN.values(), strict=True):
         assert plain(transcript.text) == words
+
+
+@pytest.mark.weights
+def test_a_transcript_does_not_depend_on_its_batch() -> None:
+    waveforms = [read_audio(path) for path in sorted(CLIPS.glob("finn_*.flac"))]
+    transcriber = OpenAIWhisper(language="en")
+    together = [transcript.text for transcript in transcriber(waveforms)]
+    assert together == [transcriber([waveform])[0].text for waveform in waveforms]
 
 
 def noises() -> dict[str, np.ndarray]:

@@ -43,6 +43,8 @@ def cremad(root: Path, channel: Literal["voice", "face", "both"] = "voice") -> p
     rows = []
     for name in names:
         actor, sentence, emotion, level = name.split("_")
+        if emotion not in EMOTIONS:
+            continue  # a file that is not of the corpus
         rows.append(
             {
                 "id": name,

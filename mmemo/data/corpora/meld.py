@@ -25,7 +25,9 @@ def meld(root: Path) -> pd.DataFrame:
     for split, name in SPLIT_FILES.items():
         path = root / name
         if path.is_file():
-            tables.append(pd.read_csv(path, dtype=str, encoding=_encoding(path)).assign(split=split))
+            tables.append(
+                pd.read_csv(path, dtype=str, keep_default_na=False, encoding=_encoding(path)).assign(split=split)
+            )
     if not tables:
         return pd.DataFrame()
     table = pd.concat(tables, ignore_index=True)

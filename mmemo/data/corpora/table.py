@@ -30,8 +30,10 @@ def table(
     if not root.is_file():
         raise ManifestError(f"{root}: no such file, expected a CSV table")
     try:
-        frame = pd.read_csv(root, dtype=str, keep_default_na=False, na_values=[""], sep=None, engine="python")
-    except (UnicodeDecodeError, pd.errors.ParserError) as error:
+        header = root.read_text(encoding="utf-8-sig").partition("\n")[0]
+        separator = max(",;\t|", key=header.count)
+        frame = pd.read_csv(root, dtype=str, keep_default_na=False, na_values=[""], sep=separator)
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ManifestError(f"{root}: not a readable UTF-8 table ({error})") from None
     for kind, names in (("columns", columns), ("constants", constants or {})):
         unknown = sorted(set(names) - set(COLUMNS))
@@ -42,7 +44,7 @@ def table(
         raise ManifestError(f"{root}: no column {missing}, found {list(frame.columns)}")
     result = pd.DataFrame({ours: frame[theirs] for ours, theirs in columns.items()})
     for name in frame.columns.difference(list(columns.values()), sort=False):
-        if name not in COLUMNS:  # a column of a manifest's name is only taken over when the map says so
+        if name not in result:
             result[name] = frame[name]
     for name, value in (constants or {}).items():
         result[name] = value
