@@ -17,8 +17,8 @@ demo: .venv/ready
 	$(BIN)/mmemo check $(RUN)/manifest.csv
 	$(BIN)/mmemo transcribe $(RUN)/manifest.csv --language en
 	$(BIN)/mmemo fit --config configs/demo.yaml
-	$(BIN)/mmemo test --config configs/demo.yaml --ckpt_path $(RUN)/model/checkpoints/best.ckpt
-	$(BIN)/mmemo predict --config configs/demo.yaml --ckpt_path $(RUN)/model/checkpoints/best.ckpt
+	$(BIN)/mmemo test --config configs/demo.yaml
+	$(BIN)/mmemo predict --config configs/demo.yaml
 	$(BIN)/python demo/show.py $(RUN)
 
 test: .venv/ready

@@ -75,7 +75,7 @@ def render() -> str:
         "# Measured figures",
         "",
         "Made by `make bench-table` from `benchmarks/results/*.json`; nothing here is typed by hand. Each",
-        "script finds the recordings in the folder that `MMEMO_CORPORA` names (with `ravdess/`, `spoken_words/` in it).",
+        "script finds the recordings in the folder that `MMEMO_CORPORA` names (`ravdess/`, `spoken_words/` in it).",
         "",
     ]
     for name, (title, figures) in GROUPS.items():

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from mmemo.data.audio import read_audio
+from mmemo.data.audio_facts import audio_facts
 from mmemo.data.datamodule import EmotionDataModule, Source
 from mmemo.data.manifest import Utterance
 from mmemo.files import replacing
@@ -172,7 +173,8 @@ class TokenIds:
 def attach_sources(datamodule: EmotionDataModule, model: EmotionModel, trainer: Trainer, cached: bool = True) -> None:
     """Gives the data module what the model's encoders start from: cached features, or raw input.
 
-    Under several processes each computes its share of the missing features.
+    Under several processes each computes its share of the missing features; the processes of several machines
+    need one ``MMEMO_CACHE`` that all of them see.
 
     Args:
         datamodule: After its ``setup``.
@@ -185,12 +187,11 @@ def attach_sources(datamodule: EmotionDataModule, model: EmotionModel, trainer: 
     device = trainer.strategy.root_device
     share = slice(trainer.global_rank, None, trainer.world_size)
     if model.audio is not None:
-        if trainer.world_size > 1 and not trainer.is_global_zero:
-            trainer.strategy.barrier("audio is looked at by the first process")
-        contents = datamodule.inspect_audio(progress=trainer.is_global_zero)
-        if trainer.world_size > 1 and trainer.is_global_zero:
-            trainer.strategy.barrier("audio is looked at by the first process")
         utterances = list(datamodule.manifest)
+        if trainer.world_size > 1:  # each looks at its share of the recordings; then all is remembered
+            audio_facts(utterances[share], progress=trainer.is_global_zero)
+            trainer.strategy.barrier("all audio has been looked at")
+        contents = datamodule.inspect_audio(progress=trainer.is_global_zero)
         if cached:
             encoder = model.audio.encoder
             cache = FeatureCache(encoder.fingerprint())
