@@ -55,7 +55,9 @@ def check(manifest: Path, picture: Path | None = None) -> int:
     draw_distributions(loaded, facts, target)
     console.print(f"Distributions: {target}", soft_wrap=True)
     if broken or found:
-        console.print("Mend these, or let training pass over broken audio with data.broken_audio: skip")
+        console.print(
+            "Mend these." + (" Training leaves broken audio out with data.broken_audio: skip." if broken else "")
+        )
         return 1
     console.print("No broken audio, no leaks")
     return 0

@@ -57,7 +57,15 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; what was finished is kept", file=sys.stderr)
         return 130
+    except SystemExit as stop:
+        if verb == "fit" and stop.code == 1:  # Lightning's answer to Ctrl-C
+            print("\ninterrupted; `fit ... --ckpt_path last` goes on after the last whole epoch", file=sys.stderr)
+            return 130
+        raise
     except Exception as error:
+        if type(error).__name__ == "UnpicklingError":
+            print(f"mmemo {verb}: the file given as --ckpt_path is no checkpoint of `mmemo fit`", file=sys.stderr)
+            return 1
         ours = isinstance(error, (ValueError, OSError, ImportError)) or type(error).__module__.startswith("mmemo")
         if not ours or not str(error) or os.environ.get("MMEMO_DEBUG"):
             raise  # a fault, ours or of a part of the user's own: where it happened matters

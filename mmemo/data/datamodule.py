@@ -13,11 +13,11 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mmemo.data.audio import AudioError
+from mmemo.data.audio import AudioError, AudioFacts
 from mmemo.data.audio_facts import audio_facts
 from mmemo.data.batch import BucketSampler, EmotionBatch, Example, collate
-from mmemo.data.manifest import MAX_SHOWN, Manifest, ManifestError, read_manifest
-from mmemo.data.splits import OfficialSplit, Split, Splitter, check_speakers_disjoint
+from mmemo.data.manifest import MAX_SHOWN, SPLITS, Manifest, ManifestError, read_manifest
+from mmemo.data.splits import OfficialSplit, Split, SplitError, Splitter, check_speakers_disjoint
 from mmemo.labels import UNLABELLED
 
 log = logging.getLogger(__name__)
@@ -92,11 +92,14 @@ class EmotionDataModule(LightningDataModule):
         if self._manifest is None:
             self._manifest = self._mapped(read_manifest(self.manifest_path), fitting=stage == "fit")
             self.targets = self._targets(self._manifest)
-        if stage == "predict" and self.predict_on == "all":
-            everything = np.arange(len(self.manifest))
-            self.split = Split(everything[:0], everything[:0], everything[:0])
+        none = np.arange(0)
+        try:
+            self.split = self.splitter(self.manifest)
+        except SplitError:
+            if stage != "predict" or self.predict_on != "all":
+                raise
+            self.split = Split(none, none, none)  # another table than the one that was trained on
             return
-        self.split = self.splitter(self.manifest)
         self.warnings = check_speakers_disjoint(self.manifest, self.split, self.allow_speaker_overlap)
         for warning in self.warnings:
             log.warning(warning)
@@ -172,8 +175,33 @@ class EmotionDataModule(LightningDataModule):
             bad = set(broken)
             self.split = Split(*(np.array([row for row in rows if row not in bad], dtype=int) for rows in self.split))
             self._left_out = bad
+        self._refuse_shared_audio(facts)
         self._durations = np.array([0.0 if fact is None else fact.seconds for fact in facts])
         return ["" if fact is None or fact.problem else fact.content for fact in facts]
+
+    def _refuse_shared_audio(self, facts: Sequence[AudioFacts | None]) -> None:
+        """The same recording on two sides of the split is a leak, as the same speaker is."""
+        sides: dict[str, str] = {}
+        shared = []
+        for name, rows in zip(SPLITS, self.split, strict=True):
+            for row in rows:
+                fact = facts[row]
+                if fact is None or fact.problem:
+                    continue
+                if sides.setdefault(fact.content, name) != name:
+                    shared.append(f"{self.manifest.frame['id'].iat[row]} ({sides[fact.content]} and {name})")
+        if shared:
+            problem = f"{len(shared)} recordings are on two sides of the split: {', '.join(shared[:5])}"
+            if not self.allow_speaker_overlap:
+                raise ManifestError(
+                    f"{self.manifest_path}: {problem}; take the copies out, or set "
+                    "data.allow_speaker_overlap: true and every result will say so"
+                )
+            self.warnings.append(problem)
+
+    def sides(self) -> dict[int, str]:
+        """Row -> which side of the split it is on; rows on none are left out."""
+        return {int(row): name for name, rows in zip(SPLITS, self.split, strict=True) for row in rows}
 
     def attach(self, audio: Source | None, text: Source | None) -> None:
         """Sets where batches take each modality from.

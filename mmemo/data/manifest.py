@@ -221,7 +221,12 @@ def _validated(frame: pd.DataFrame, path: Path, emotions: Sequence[str]) -> pd.D
     report(table["id"].duplicated() & table["id"].notna(), "id", "an id that no other row has")
     report(table["path"].isna() & table["text"].isna(), "path", "a path or a text, here both are missing")
     emotion = table["emotion"]
-    report(emotion.notna() & ~emotion.isin(list(emotions)), "emotion", f"one of {tuple(emotions)}")
+    unknown = emotion.notna() & ~emotion.isin(list(emotions))
+    first_of_each = unknown & ~emotion.duplicated()
+    report(first_of_each, "emotion", f"one of {tuple(emotions)}")
+    if unknown.sum() > first_of_each.sum():
+        counts = ", ".join(f"{name!r} {count} times" for name, count in emotion[unknown].value_counts().items())
+        problems.append(f"{path}: unknown emotions are {counts}; `mmemo corpus table --values` renames them")
     report(table["split"].notna() & ~table["split"].isin(SPLITS), "split", f"one of {SPLITS}")
     for name in DIMENSIONS:
         low, high = DIMENSION_RANGE

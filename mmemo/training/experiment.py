@@ -8,10 +8,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pandas as pd
 import torch
+import yaml
 from jsonargparse import Namespace
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
@@ -30,6 +31,9 @@ for noise in (
     "LightningCLI's args parameter",
     "Be aware that when using `ckpt_path`",
     "does not have many workers",
+    "The dirpath has changed from",
+    "Total length of `list` across ranks is zero",  # num_val_speakers: 0
+    "is an instance of `nn.Module` and is already saved",
 ):
     warnings.filterwarnings("ignore", f".*{noise}.*")
 
@@ -96,6 +100,8 @@ class Experiment(LightningCLI):
             config.ckpt_path = str(path)
         if self.subcommand == "fit":
             _check_run_folder(Path(config.trainer.default_root_dir), config)
+            if config.ckpt_path == "last":
+                _check_resumable(Path(config.trainer.default_root_dir) / LAST, config)
 
     @property
     def _settings(self) -> Namespace:
@@ -146,6 +152,19 @@ def _check_run_folder(root: Path, config: Namespace) -> None:
         )
 
 
+def _check_resumable(path: Path, config: Namespace) -> None:
+    """A learning-rate schedule knows its length, so a run goes on with the max_epochs that it began with."""
+    settings = path.parent.parent / "config.yaml"
+    if not path.exists() or not settings.exists():
+        return
+    began = yaml.safe_load(settings.read_text())["trainer"]["max_epochs"]
+    if began != config.trainer.max_epochs:
+        raise ValueError(
+            f"{path.parent.parent} began with trainer.max_epochs {began}, now it is {config.trainer.max_epochs}; "
+            "continue with the same, or begin another run"
+        )
+
+
 class RunFolder(Callback):
     """Writes test metrics and predictions of a run as files.
 
@@ -189,6 +208,9 @@ class RunFolder(Callback):
             return
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         write_table(self.predictions, prediction_table(datamodule, parts))
+        wordless = int((datamodule.manifest.frame["text"].fillna("").str.strip() == "").sum())
+        if wordless and cast(EmotionSystem, pl_module).model.text is not None:
+            print(f"{wordless} of {len(datamodule.manifest)} utterances have no words; `mmemo transcribe` writes them")
         print(f"Predictions of {sum(len(part.row) for part in parts)} utterances: {self.predictions}")
 
 
@@ -209,6 +231,8 @@ def prediction_table(datamodule: EmotionDataModule, parts: Sequence[Prediction])
     rows = datamodule.manifest.frame.iloc[merged.row.long().numpy()]
     confidence, best = merged.probs.max(1)
     table = rows[["id", "speaker", "emotion"]].reset_index(drop=True)
+    sides = datamodule.sides()
+    table.insert(2, "side", [sides.get(row, "") for row in merged.row.tolist()])  # train rows are no evidence
     table["predicted"] = [datamodule.classes[number] for number in best.tolist()]
     table["confidence"] = confidence.numpy()
     if datamodule.warnings:

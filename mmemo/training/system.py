@@ -97,6 +97,17 @@ class EmotionSystem(LightningModule):
                 )
             attach_sources(datamodule, self.model, self.trainer, self.cache_features)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["classes"] = list(self.model.classes)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = tuple(checkpoint.get("classes", ()))
+        if trained != self.model.classes:
+            raise ValueError(
+                f"the checkpoint tells {list(trained)} apart, in this order, and data.classes is "
+                f"{list(self.model.classes)}; name the same classes in the same order"
+            )
+
     def forward(self, batch: EmotionBatch) -> EmotionOutput:
         return self.model(batch.audio, batch.audio_mask, batch.text, batch.text_mask)
 

@@ -101,7 +101,7 @@ def test_rows_without_a_speaker_are_refused_too() -> None:
 @pytest.mark.parametrize(
     ("splitter", "complaint"),
     [
-        (OfficialSplit(), "the split column is empty"),
+        (OfficialSplit(), "no row names its split"),
         (GroupKFold(11), "num_folds=11, expected 2 to 10"),
         (GroupKFold(5, fold=6), "fold=6, expected 1 to 5"),
         (GroupKFold(5, group="city"), "no column 'city'"),
