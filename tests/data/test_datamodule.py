@@ -109,11 +109,24 @@ def test_broken_audio_is_refused_or_left_out_as_the_config_says(
     with caplog.at_level(logging.WARNING):
         contents = datamodule.inspect_audio(progress=False)
     assert all(contents[row] == "" for row in range(len(BAD)))
+    assert f"{len(BAD)} utterances with broken audio left out" in datamodule.warnings
     served = torch.cat([batch.row for batch in datamodule.train_dataloader()]).tolist()
     assert min(served) >= len(BAD)
     datamodule.setup("predict")
     assert sorted(np.concatenate([datamodule.predicted_rows, range(len(BAD))])) == list(range(36))
-    assert f"{len(BAD)} utterances with broken audio left out" in datamodule.warnings
+
+
+def test_a_recording_on_two_sides_is_refused_as_a_speaker_is(tiny_corpus: Path, tmp_path: Path) -> None:
+    paths = [str(tiny_corpus.parent / path) for path in pd.read_csv(tiny_corpus)["path"]]
+    paths[35] = paths[0]
+    manifest = edited(tiny_corpus, tmp_path, path=paths)
+    with pytest.raises(
+        ManifestError, match=r"1 recordings are on two sides of the split: s5_sadness_1 \(train and test\)"
+    ):
+        ready(manifest).inspect_audio(progress=False)
+    datamodule = ready(manifest, allow_speaker_overlap=True)
+    datamodule.inspect_audio(progress=False)
+    assert any("recordings are on two sides" in warning for warning in datamodule.warnings)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

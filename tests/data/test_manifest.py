@@ -55,13 +55,21 @@ def test_says_what_is_wrong_and_where(tmp_path: Path, row: str, complaint: str) 
 
 
 def test_lists_every_problem_but_not_endlessly(tmp_path: Path) -> None:
-    rows = "".join(f"{number},a.wav,rage\n" for number in range(100))
-    path = write(tmp_path / "m.csv", f"id,path,emotion\n{rows}")
+    rows = "".join(f"{number},a.wav,-1\n" for number in range(100))
+    path = write(tmp_path / "m.csv", f"id,path,start\n{rows}")
     with pytest.raises(ManifestError) as error:
         read_manifest(path)
     lines = str(error.value).splitlines()
     assert len(lines) == 21
     assert "80 more" in lines[-1]
+
+
+def test_an_unknown_label_is_said_once_with_its_count(tmp_path: Path) -> None:
+    rows = "".join(f"{number},a.wav,rage\n" for number in range(100))
+    path = write(tmp_path / "m.csv", f"id,path,emotion\n{rows}")
+    with pytest.raises(ManifestError, match="'rage' 100 times; `mmemo corpus table --values` renames them") as error:
+        read_manifest(path)
+    assert len(str(error.value).splitlines()) == 2
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,18 @@ def test_mixed_precision(tiny_config: Path) -> None:
     assert pd.read_csv(run / "metrics.csv")["train/loss"].dropna().gt(0).all()
 
 
+def test_classes_in_another_order_than_the_checkpoints_are_refused(tiny_config: Path) -> None:
+    fit(tiny_config)
+    with pytest.raises(ValueError, match="the checkpoint tells .* apart, in this order"):
+        Experiment(["predict", "--config", str(tiny_config), "--data.classes", "[neutral, anger, sadness]"])
+
+
+def test_a_run_goes_on_only_with_the_length_it_began_with(tiny_config: Path) -> None:
+    fit(tiny_config)
+    with pytest.raises(ValueError, match=r"began with trainer\.max_epochs 2, now it is 3"):
+        fit(tiny_config, "--ckpt_path", "last", "--trainer.max_epochs", "3")
+
+
 def test_a_run_is_not_replaced_by_accident(tiny_config: Path) -> None:
     fit(tiny_config)
     with pytest.raises(FileExistsError, match=r"holds a run already.*--ckpt_path last"):
