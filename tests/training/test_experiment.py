@@ -174,7 +174,7 @@ def test_mixed_precision(tiny_config: Path) -> None:
 
 def test_classes_in_another_order_than_the_checkpoints_are_refused(tiny_config: Path) -> None:
     fit(tiny_config)
-    with pytest.raises(ValueError, match="the checkpoint tells .* apart, in this order"):
+    with pytest.raises(ValueError, match=r"the checkpoint tells .* apart, in this order"):
         Experiment(["predict", "--config", str(tiny_config), "--data.classes", "[neutral, anger, sadness]"])
 
 
