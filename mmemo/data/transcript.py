@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 WHISPER_SECONDS = 30.0  # what Whisper was trained on
 FRAMES_PER_SECOND = 100  # of Whisper's log-mel
 MAX_COMPRESSION_RATIO = 2.4  # text that gzip shrinks further is a loop (openai-whisper's threshold)
-DOUBTFUL_LOG_PROB = -1.0  # mean log-probability of a token, where openai-whisper too thinks a decoding failed
 UNSURE_LOG_PROB = -0.75  # mean log-probability of a token, below which "no speech" is believed instead
 MIN_LOG_PROB = -1.4  # below which the words are invented: noise decodes to -1.5 and less
 MAX_TOKENS_PER_SECOND = 12.0  # fast speech has about 6
@@ -73,8 +72,8 @@ class OpenAIWhisper:
     """openai-whisper on a context as short as the clip allows (Radford et al. 2022).
 
     openai-whisper pads each clip to 30 s. Here a clip is padded by some silence, to the next multiple of 2 s,
-    and decoded greedily in a batch of its like; a decoding that loops or is doubtful is done again on
-    the full 30 s.
+    and decoded greedily in a batch of its like; a decoding that loops is done again on the full
+    30 s.
     Timestamps are decoded too: they tell the decoder where a short context ends, and without them one clip in
     three loops. Clips over 30 s go through openai-whisper's own windowing.
 
@@ -107,7 +106,7 @@ class OpenAIWhisper:
     def fingerprint(self) -> str:
         weights = pretrained.fingerprint(self.model_id)
         options = [self.language, self.task, self.silence_seconds, self.no_speech_threshold]
-        return f"openai-whisper-3:{weights}:{options}"
+        return f"openai-whisper-4:{weights}:{options}"
 
     @cached_property
     def _model(self) -> whisper.Whisper:
@@ -124,10 +123,9 @@ class OpenAIWhisper:
                 decoded = [self._long(clip) for clip in clips]
             else:
                 decoded = self._decode(clips, context_seconds)
-                doubtful = [index for index, clip in enumerate(clips) if _is_doubtful(decoded[index], len(clip))]
-                for index, transcript in zip(
-                    doubtful, self._fall_back([clips[index] for index in doubtful]), strict=True
-                ):
+                looping = [index for index, clip in enumerate(clips) if _loops(decoded[index], len(clip))]
+                again = self._fall_back([clips[index] for index in looping])
+                for index, transcript in zip(looping, again, strict=True):
                     decoded[index] = transcript
             transcripts.update(zip(numbers, decoded, strict=True))
         return [transcripts[number] for number in range(len(waveforms))]
@@ -254,11 +252,6 @@ class FasterWhisper:
             log_prob=float(np.mean([segment.avg_logprob for segment in segments] or [0.0])),
             no_speech_prob=float(np.mean([segment.no_speech_prob for segment in segments] or [1.0])),
         )
-
-
-def _is_doubtful(transcript: Transcript, num_samples: int) -> bool:
-    """Whether the full 30 s should be heard, as openai-whisper would: a loop, or words of low probability."""
-    return _loops(transcript, num_samples) or transcript.log_prob < DOUBTFUL_LOG_PROB
 
 
 def _loops(transcript: Transcript, num_samples: int) -> bool:
