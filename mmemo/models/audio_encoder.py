@@ -46,7 +46,7 @@ class WhisperAudioEncoder(nn.Module):
     """Frozen Whisper encoder on the clip's real length (Radford et al. 2022).
 
     Whisper was trained on clips padded to 30 s; here the position embeddings are cut to the clip, so a
-    2 s clip costs a fifteenth. Longer recordings are encoded in windows of 30 s. Blocks above the last
+    short clip costs what its length does. Longer recordings are encoded in windows of 30 s. Blocks above the last
     chosen layer never run. Neither padding nor batch mates change a feature.
 
     Args:
@@ -54,7 +54,7 @@ class WhisperAudioEncoder(nn.Module):
         layers: Hidden states to return, 0 (after the convolutions) to the number of blocks; all when empty.
             For emotion, those at a third to two thirds of the depth carry most.
         frame_average: Neighbouring frames averaged into one, at least 1. Emotion changes slowly: 4 (80 ms)
-            keeps the accuracy, and takes a quarter of the cache and of the training time.
+            takes a quarter of the cache and of the work after it.
 
     Shape:
         waveform ``(batch, samples)`` at 16 kHz, mask ``(batch, samples)`` bool
