@@ -22,7 +22,7 @@ from mmemo.data.corpora.files import audio_files
 from mmemo.data.corpora.ravdess import STATEMENTS
 from mmemo.data.transcript import OpenAIWhisper
 
-CLIPS = 80  # of each corpus
+CLIPS = 294  # of each corpus: every spoken-words test sentence, and as many acted clips
 BATCH = 16
 
 
