@@ -100,7 +100,7 @@ def epoch_seconds(manifest: Path, encoder: WhisperAudioEncoder, cached: bool, ep
         limit_train_batches=batches,
         use_distributed_sampler=False,
     )
-    datamodule = EmotionDataModule(str(manifest), classes, batch_size=32)
+    datamodule = EmotionDataModule(classes, str(manifest), batch_size=32)
     trainer.fit(EmotionSystem(classes, model, cache_features=cached), datamodule=datamodule)
     later = sorted(stopwatch.seconds[1:] or stopwatch.seconds)
     return later[len(later) // 2] / (32 * batches)

@@ -21,7 +21,7 @@ from mmemo.data.corpora.ravdess import ravdess
 from mmemo.data.manifest import Manifest, read_manifest
 from mmemo.evaluation.crossval import crossval, spread
 from mmemo.training.experiment import Experiment
-from mmemo.training.features import FeatureCache, cache_audio
+from mmemo.training.features import Clip, FeatureCache, cache_audio
 
 CONFIG = HERE.parent / "configs" / "ravdess_whisper_base.yaml"
 
@@ -38,10 +38,10 @@ def main() -> None:
         (Path(folder) / "models").symlink_to((pretrained.cache_root() / "models").resolve())
         os.environ["MMEMO_CACHE"] = folder
         started = time.perf_counter()
-        encoder = Experiment(["--config", str(CONFIG), *overrides], run=False).model.model.audio.encoder
+        encoder = Experiment(["--config", str(CONFIG), *overrides], run=False).model.model.encoder("audio")
         utterances = list(read_manifest(manifest))
         facts = audio_facts(utterances)
-        clips = {fact.content: utterance for fact, utterance in zip(facts, utterances, strict=True) if fact}
+        clips = {fact.content: Clip(utterance) for fact, utterance in zip(facts, utterances, strict=True) if fact}
         cache_audio(encoder, clips, FeatureCache(encoder.fingerprint()))
         features = time.perf_counter()
         result = crossval(CONFIG, run / "folds", overrides)

@@ -1,15 +1,19 @@
-"""The figures we report: unweighted average recall first, since emotion corpora are unbalanced."""
+"""The figures we report: unweighted average recall first, since emotion corpora are unbalanced; CCC of dimensions."""
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from typing import Any, cast
 
 import torch
-from torch import Tensor
-from torchmetrics import MetricCollection
+from torch import Tensor, nn
+from torchmetrics import MeanAbsoluteError, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
+from torchmetrics.regression import ConcordanceCorrCoef
 
-from mmemo.labels import UNLABELLED
+from mmemo.labels import DIMENSIONS, UNLABELLED
+
+warnings.filterwarnings("ignore", ".*compute.* method of metric .* was called before the.*")
 
 
 class UnweightedAverageRecall(MulticlassConfusionMatrix):
@@ -58,3 +62,46 @@ def confusion_matrix(num_classes: int) -> MulticlassConfusionMatrix:
         num_classes: Number of classes.
     """
     return MulticlassConfusionMatrix(num_classes, ignore_index=UNLABELLED)
+
+
+class DimensionMetrics(nn.Module):
+    """Concordance correlation coefficient (Lin 1989) and mean absolute error of each dimension, and their means.
+
+    Args:
+        prefix: Put before each name, such as ``val/``.
+
+    Shape:
+        predicted ``(batch, 3)``, target ``(batch, 3)``, NaN where there is no label
+    """
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.ccc = nn.ModuleList(ConcordanceCorrCoef() for _ in DIMENSIONS)
+        self.mae = nn.ModuleList(MeanAbsoluteError() for _ in DIMENSIONS)
+
+    def update(self, predicted: Tensor, target: Tensor) -> None:
+        """Takes a batch in; utterances without a label do not count."""
+        for number in range(len(DIMENSIONS)):
+            present = target[:, number].isfinite()
+            if present.any():
+                for part in (self.ccc[number], self.mae[number]):
+                    cast(Metric, part).update(predicted[present, number].float(), target[present, number])
+
+    def compute(self) -> dict[str, Tensor]:
+        """Name -> value, over all processes; dimensions without two labelled utterances are left out."""
+        values: dict[str, Tensor] = {}
+        for kind, metrics in (("ccc", self.ccc), ("mae", self.mae)):
+            found = []
+            for name, metric in zip(DIMENSIONS, metrics, strict=True):
+                value = cast(Metric, metric).compute()  # on every process, or they would wait
+                if value.isfinite():
+                    values[f"{self.prefix}{kind}_{name}"] = value
+                    found.append(value)
+            values[f"{self.prefix}{kind}"] = torch.stack(found).mean() if found else torch.tensor(0.0)
+        return values
+
+    def reset(self) -> None:
+        """Forgets all batches."""
+        for part in (*self.ccc, *self.mae):
+            cast(Metric, part).reset()

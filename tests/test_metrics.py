@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
@@ -40,5 +42,6 @@ def test_cross_entropy_is_the_mean_over_labelled_utterances() -> None:
     logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     target = torch.tensor([0, 2, UNLABELLED, 1, UNLABELLED])
     expected = torch.nn.functional.cross_entropy(logits[[0, 1, 3]], target[[0, 1, 3]], label_smoothing=0.1)
-    torch.testing.assert_close(CrossEntropy(0.1)(logits, target), expected)
-    assert CrossEntropy()(logits, torch.full((5,), UNLABELLED)) == 0
+    said, true = SimpleNamespace(logits=logits), SimpleNamespace(target=target)
+    torch.testing.assert_close(CrossEntropy(0.1)(said, true), expected)
+    assert CrossEntropy()(said, SimpleNamespace(target=torch.full((5,), UNLABELLED))) == 0

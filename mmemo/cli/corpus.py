@@ -25,6 +25,7 @@ def corpus(
     constants: dict[str, str] | None = None,
     values: dict[str, dict[str, str]] | None = None,
     channel: Literal["voice", "face", "both"] | None = None,
+    labels: Literal["intended", "majority"] | None = None,
 ) -> int:
     """Turns a corpus on disk into a manifest, the one table that everything else reads.
 
@@ -39,6 +40,8 @@ def corpus(
         constants: For `table`: manifest column -> one value for all rows.
         values: For `table`: manifest column -> your value -> ours, such as '{emotion: {joy: happiness}}'.
         channel: For `cremad`: what the raters whose votes are read were given; voice when not named.
+        labels: For `cremad`: whether the emotion is the one the actor was asked for (when not named) or the one most
+            raters heard, none where they are tied.
     """
     from importlib import import_module
 
@@ -48,14 +51,14 @@ def corpus(
         raise ManifestError(f"{root}: no such folder, expected the {name} corpus")
     if name != "table" and (columns or constants or values):
         raise ManifestError(f"--columns, --constants and --values are for `table`, not for {name}")
-    if channel is not None and name != "cremad":
-        raise ManifestError(f"--channel is for cremad, not for {name}")
+    if (channel or labels) and name != "cremad":
+        raise ManifestError(f"--channel and --labels are for cremad, not for {name}")
     if name == "table" and not columns:
         raise ManifestError("`table` needs --columns, such as '{path: file, emotion: label, speaker: who}'")
     read = getattr(import_module(f"mmemo.data.corpora.{name}"), name)
     options: dict[str, dict[str, Any]] = {
         "table": {"columns": columns, "constants": constants, "values": values},
-        "cremad": {"channel": channel or "voice"},
+        "cremad": {"channel": channel or "voice", "labels": labels or "intended"},
     }
     frame = read(root, **options.get(name, {}))
     if len(frame) == 0:

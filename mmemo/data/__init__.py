@@ -6,12 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmemo.data.augment import WaveformAugmentation
     from mmemo.data.batch import EmotionBatch
-    from mmemo.data.datamodule import EmotionDataModule
+    from mmemo.data.datamodule import Corpus, EmotionDataModule
     from mmemo.data.manifest import Manifest, ManifestError, Utterance, read_manifest
     from mmemo.data.splits import FoldFile, GroupKFold, OfficialSplit
 
 _ROOMS = {
+    "Corpus": "datamodule",
     "EmotionBatch": "batch",
     "EmotionDataModule": "datamodule",
     "FoldFile": "splits",
@@ -20,11 +22,12 @@ _ROOMS = {
     "ManifestError": "manifest",
     "OfficialSplit": "splits",
     "Utterance": "manifest",
+    "WaveformAugmentation": "augment",
     "read_manifest": "manifest",
 }
 __all__ = [
-    "EmotionBatch", "EmotionDataModule", "FoldFile", "GroupKFold", "Manifest", "ManifestError",
-    "OfficialSplit", "Utterance", "read_manifest",
+    "Corpus", "EmotionBatch", "EmotionDataModule", "FoldFile", "GroupKFold", "Manifest", "ManifestError",
+    "OfficialSplit", "Utterance", "WaveformAugmentation", "read_manifest",
 ]  # fmt: skip
 
 

@@ -19,14 +19,20 @@ class Example(NamedTuple):
         row: Of the manifest.
         audio: Waveform ``(samples,)`` or precomputed features ``(layer, time, dim)``; None without audio
             encoder.
+        descriptors: The same of a second encoder of the waveform.
         text: Token ids ``(token,)`` or precomputed features ``(layer, token, dim)``; None without text encoder.
         target: Class index, ``labels.UNLABELLED`` where there is no label.
+        votes: Share of the raters' votes for each class ``(num_classes,)``; zeros where nobody voted.
+        dimensions: Valence, arousal, dominance ``(3,)``, NaN where there is no label.
     """
 
     row: int
     audio: Tensor | None
+    descriptors: Tensor | None
     text: Tensor | None
     target: int
+    votes: Tensor
+    dimensions: Tensor
 
 
 class EmotionBatch(NamedTuple):
@@ -37,17 +43,25 @@ class EmotionBatch(NamedTuple):
         audio: Waveforms ``(batch, samples)`` or precomputed features ``(batch, layer, time, dim)``; None for a
             model without audio encoder.
         audio_mask: ``(batch, samples)`` or ``(batch, time)`` bool; all False where the audio is missing.
+        descriptors: The same for the second encoder of the waveform.
+        descriptors_mask: Its mask.
         text: Token ids ``(batch, token)`` or precomputed features ``(batch, layer, token, dim)``.
         text_mask: ``(batch, token)`` bool; all False where there are no words.
-        target: Class indices ``(batch,)`` int64.
+        target: Class indices ``(batch,)`` int64, ``labels.UNLABELLED`` where there is no label.
+        votes: Share of the raters' votes for each class ``(batch, num_classes)``; zeros where nobody voted.
+        dimensions: Valence, arousal, dominance ``(batch, 3)``, NaN where there is no label.
     """
 
     row: Tensor
     audio: Tensor | None
     audio_mask: Tensor | None
+    descriptors: Tensor | None
+    descriptors_mask: Tensor | None
     text: Tensor | None
     text_mask: Tensor | None
     target: Tensor
+    votes: Tensor
+    dimensions: Tensor
 
     def audio_only(self) -> EmotionBatch:
         """The same utterances with their words missing."""
@@ -55,7 +69,10 @@ class EmotionBatch(NamedTuple):
 
     def text_only(self) -> EmotionBatch:
         """The same utterances with their audio missing."""
-        return self._replace(audio_mask=None if self.audio_mask is None else torch.zeros_like(self.audio_mask))
+        return self._replace(
+            audio_mask=None if self.audio_mask is None else torch.zeros_like(self.audio_mask),
+            descriptors_mask=None if self.descriptors_mask is None else torch.zeros_like(self.descriptors_mask),
+        )
 
 
 def collate(examples: Sequence[Example]) -> EmotionBatch:
@@ -65,14 +82,19 @@ def collate(examples: Sequence[Example]) -> EmotionBatch:
         examples: At least one; all have been made by the same sources.
     """
     audio, audio_mask = _pad([example.audio for example in examples])
+    descriptors, descriptors_mask = _pad([example.descriptors for example in examples])
     text, text_mask = _pad([example.text for example in examples])
     return EmotionBatch(
         row=torch.tensor([example.row for example in examples]),
         audio=audio,
         audio_mask=audio_mask,
+        descriptors=descriptors,
+        descriptors_mask=descriptors_mask,
         text=text,
         text_mask=text_mask,
         target=torch.tensor([example.target for example in examples]),
+        votes=torch.stack([example.votes for example in examples]),
+        dimensions=torch.stack([example.dimensions for example in examples]),
     )
 
 
@@ -98,8 +120,8 @@ class BucketSampler(DistributedSampler):
     """Batches of like duration, divided among processes.
 
     Training shuffles at random, sorts by duration within groups of many batches, and shuffles the batches.
-    Evaluation sorts by duration. Every utterance is seen once per epoch, by one process; all processes have
-    the same number of batches.
+    Evaluation sorts by duration. Every utterance is seen once per epoch, by one process, unless ``weights`` are given;
+    all processes have the same number of batches.
 
     Args:
         durations: Duration of each utterance, in any unit.
@@ -108,6 +130,8 @@ class BucketSampler(DistributedSampler):
         seed: Of the shuffling; together with the epoch it fixes the order.
         rank: This process, from 0.
         num_processes: How many share the work.
+        weights: Training draws that many utterances again and again with these chances, which need not add up
+            to 1; without them each comes once.
     """
 
     GROUP_BATCHES = 16  # sorted together in training: longer groups waste less padding but mix less
@@ -120,6 +144,7 @@ class BucketSampler(DistributedSampler):
         seed: int = 0,
         rank: int = 0,
         num_processes: int = 1,
+        weights: Sequence[float] | None = None,
     ) -> None:
         if len(durations) < num_processes:
             raise ValueError(
@@ -130,6 +155,7 @@ class BucketSampler(DistributedSampler):
         super().__init__(range(len(durations)), num_processes, rank, shuffle, seed)  # type: ignore[arg-type]
         self.durations = np.asarray(durations, dtype=float)
         self.batch_size = batch_size
+        self.weights = None if weights is None else np.asarray(weights, dtype=float)
 
     def __len__(self) -> int:
         wanted = math.ceil(len(self.durations) / self.batch_size)
@@ -139,6 +165,8 @@ class BucketSampler(DistributedSampler):
         random = np.random.default_rng([self.seed, self.epoch])
         if self.shuffle:
             order = random.permutation(len(self.durations))
+            if self.weights is not None:
+                order = random.choice(order, len(order), p=self.weights[order] / self.weights.sum())
             group = self.GROUP_BATCHES * self.batch_size
             groups = [order[first : first + group] for first in range(0, len(order), group)]
             order = np.concatenate([part[np.argsort(self.durations[part], kind="stable")] for part in groups])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,15 +16,32 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmemo.data.audio import AudioError, AudioFacts
 from mmemo.data.audio_facts import audio_facts
+from mmemo.data.augment import WaveformAugmentation
 from mmemo.data.batch import BucketSampler, EmotionBatch, Example, collate
-from mmemo.data.manifest import MAX_SHOWN, SPLITS, Manifest, ManifestError, read_manifest
+from mmemo.data.manifest import MAX_SHOWN, SPLITS, Manifest, ManifestError, join_manifests, read_manifest
+from mmemo.data.ratings import vote_shares
 from mmemo.data.splits import OfficialSplit, Split, SplitError, Splitter, check_speakers_disjoint
-from mmemo.labels import UNLABELLED
+from mmemo.labels import DIMENSIONS, UNLABELLED
 
 log = logging.getLogger(__name__)
 
-Source = Callable[[int], Tensor]
-"""Row of the manifest -> one modality of it; without time steps where it is missing."""
+Source = Callable[[int, int], Tensor]
+"""Row of the manifest, and which view of it -> one modality; without time steps where it is missing."""
+
+
+@dataclass
+class Corpus:
+    """One of several corpora that are trained together.
+
+    Args:
+        manifest: CSV or Parquet file with one row per utterance.
+        label_map: As for the whole; used on this corpus alone, and first.
+        name: Stands before its ids and speakers, and in the column ``corpus``; the file's name when not given.
+    """
+
+    manifest: str
+    label_map: dict[str, str | None] = field(default_factory=dict)
+    name: str | None = None
 
 
 class EmotionDataModule(LightningDataModule):
@@ -33,15 +51,24 @@ class EmotionDataModule(LightningDataModule):
     the sources that the system attaches with :meth:`attach`.
 
     Args:
+        classes: Emotion classes to tell apart, in the order of the model's outputs; none for a model of
+            valence, arousal and dominance alone.
         manifest: CSV or Parquet file with one row per utterance.
-        classes: Emotion classes to tell apart, in the order of the model's outputs.
+        corpora: Several manifests to be trained together, each with its own label map, in the place of one.
         split: How rows are divided into train, val and test.
         label_map: Renames emotions before anything else; ``null`` leaves the rows of that emotion out.
             Without it, a label that is not in ``classes`` is an error.
         batch_size: Utterances per optimiser step, over all processes.
         num_workers: Worker processes that read batches; 0 reads in the main one, fastest from the cache.
+        balanced: Training draws each class equally often, with rare utterances coming again and again; else every
+            utterance comes once per epoch.
+        augmentation: Changes training waveforms, such as ``mmemo.data.WaveformAugmentation``.
+        num_views: Versions of each training utterance: itself, and others that the augmentation made. Where features
+            are cached these are fixed, and each costs cache and encoding time; else every step draws a new one.
         broken_audio: What to do with audio that cannot be read or is silent: refuse to start, or leave
             those rows out with a warning.
+        empty_rows: What to do with an utterance that has nothing the model takes, such as one without words in a
+            model that only reads: refuse to start, or keep it, to be predicted from nothing.
         allow_speaker_overlap: Let a speaker stand on two sides of the split; every result will say so.
         predict_on: Rows that ``predict`` predicts: all of the manifest, or one side of the split.
         seed: Order of the training batches.
@@ -53,34 +80,57 @@ class EmotionDataModule(LightningDataModule):
 
     def __init__(
         self,
-        manifest: str,
         classes: list[str],
+        manifest: str | None = None,
+        corpora: list[Corpus] | None = None,
         split: Splitter | None = None,
         label_map: dict[str, str | None] | None = None,
         batch_size: int = 32,
         num_workers: int = 0,
+        balanced: bool = False,
+        augmentation: WaveformAugmentation | None = None,
+        num_views: int = 4,
         broken_audio: Literal["refuse", "skip"] = "refuse",
+        empty_rows: Literal["refuse", "keep"] = "refuse",
         allow_speaker_overlap: bool = False,
         predict_on: Literal["all", "train", "val", "test"] = "all",
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.manifest_path = Path(manifest)
+        if num_views < 1:
+            raise ValueError(f"data.num_views={num_views}, expected 1 or more")
+        if bool(manifest) == bool(corpora):
+            raise ValueError("data needs a manifest, or corpora to be trained together; give it one of the two")
+        self.corpora = corpora or [Corpus(cast(str, manifest))]
         self.classes = tuple(classes)
         self.splitter = split or OfficialSplit()
         self.label_map = label_map or {}
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.balanced = balanced
+        self.augmentation = augmentation
+        self.num_views = num_views if augmentation else 1
         self.broken_audio = broken_audio
+        self.empty_rows = empty_rows
         self.allow_speaker_overlap = allow_speaker_overlap
         self.predict_on = predict_on
         self.seed = seed
         self.warnings: list[str] = []
+        self.reads: tuple[str, ...] = ("emotion",)
         self._manifest: Manifest | None = None
-        self._audio: Source | None = None
-        self._text: Source | None = None
+        self._sources = Sources()
         self._durations: np.ndarray | None = None
         self._left_out: set[int] = set()
+
+    @property
+    def manifest_paths(self) -> list[Path]:
+        """Files that the rows come from."""
+        return [Path(corpus.manifest) for corpus in self.corpora]
+
+    @property
+    def manifest_path(self) -> Path:
+        """What errors call the table."""
+        return Path(" + ".join(str(path) for path in self.manifest_paths))
 
     @property
     def manifest(self) -> Manifest:
@@ -90,8 +140,12 @@ class EmotionDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if self._manifest is None:
-            self._manifest = self._mapped(read_manifest(self.manifest_path), fitting=stage == "fit")
-            self.targets = self._targets(self._manifest)
+            fitting = stage == "fit"
+            manifest = self._mapped(self._read(fitting), self.label_map, "data.label_map", fitting)
+            self._manifest = manifest
+            self.targets = self._targets(manifest)
+            self.dimensions = manifest.frame[list(DIMENSIONS)].to_numpy(dtype=np.float32)
+            self.votes = np.zeros((len(manifest), len(self.classes)), dtype=np.float32)
         none = np.arange(0)
         try:
             self.split = self.splitter(self.manifest)
@@ -103,24 +157,42 @@ class EmotionDataModule(LightningDataModule):
         self.warnings = check_speakers_disjoint(self.manifest, self.split, self.allow_speaker_overlap)
         for warning in self.warnings:
             log.warning(warning)
-        if stage == "fit":
-            self._check_labels()
 
-    def _mapped(self, manifest: Manifest, fitting: bool) -> Manifest:
+    def _read(self, fitting: bool) -> Manifest:
+        if len(self.corpora) == 1 and not self.corpora[0].label_map:
+            return read_manifest(self.corpora[0].manifest)
+        tables: dict[str, Manifest] = {}
+        for corpus in self.corpora:
+            path = Path(corpus.manifest)
+            name = corpus.name or path.stem
+            if name in tables:
+                raise ManifestError(f"data.corpora has two called {name!r}; give one another name")
+            setting = f"label_map of corpus {name!r}"
+            tables[name] = self._mapped(read_manifest(path), corpus.label_map, setting, fitting)
+        return join_manifests(tables)
+
+    def _mapped(
+        self, manifest: Manifest, label_map: Mapping[str, str | None], setting: str, fitting: bool
+    ) -> Manifest:  # fmt: skip
         emotion = manifest.frame["emotion"]
-        unknown = set(self.label_map) - set(emotion.dropna())
+        unknown = set(label_map) - set(emotion.dropna())
         if unknown and fitting:
             raise ManifestError(
-                f"{manifest.path}: label_map names {sorted(unknown)}, found only {sorted(emotion.dropna().unique())}"
+                f"{manifest.path}: {setting} names {sorted(unknown)}, found only {sorted(emotion.dropna().unique())}"
             )
-        kept = np.flatnonzero(~emotion.isin([old for old, new in self.label_map.items() if new is None]).to_numpy())
-        manifest = manifest.subset(kept)
-        renamed = {old: new for old, new in self.label_map.items() if new is not None}
+        dropped = [old for old, new in label_map.items() if new is None]
+        out = emotion.isin(dropped)
+        if dropped and fitting:
+            log.info("%s: %s leaves %d rows out: %s", manifest.path, setting, int(out.sum()), ", ".join(dropped))
+        manifest = manifest.subset(np.flatnonzero(~out.to_numpy()))
+        renamed = {old: new for old, new in label_map.items() if new is not None}
         manifest.frame["emotion"] = manifest.frame["emotion"].replace(renamed)
         return manifest
 
     def _targets(self, manifest: Manifest) -> np.ndarray:
         emotion = manifest.frame["emotion"]
+        if not self.classes:
+            return np.full(len(manifest), UNLABELLED, dtype=np.int64)
         bad = emotion.notna() & ~emotion.isin(self.classes)
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
@@ -132,13 +204,90 @@ class EmotionDataModule(LightningDataModule):
         numbers = {name: number for number, name in enumerate(self.classes)}
         return np.array([numbers.get(name, UNLABELLED) for name in emotion], dtype=np.int64)
 
+    def use_labels(self, reads: Sequence[str], fitting: bool) -> None:
+        """Says which labels the loss reads; training rows with none of them are left out.
+
+        Args:
+            reads: Some of ``emotion``, ``votes``, ``dimensions``.
+            fitting: Whether this is for training, which needs them.
+
+        Raises:
+            ManifestError: No training row has one of the labels or classes, or some rows have labels of a kind alone
+                that the loss does not read.
+        """
+        self.reads = tuple(reads)
+        if "votes" in reads:
+            try:
+                self.votes = vote_shares(self.manifest.frame, self.classes, self.label_map)
+            except ValueError as error:
+                if fitting:
+                    raise ManifestError(f"{self.manifest_path}: {error}") from None
+        if fitting:
+            self._check_labels()
+
     def _check_labels(self) -> None:
-        missing = [name for number, name in enumerate(self.classes)
-                   if not (self.targets[self.split.train] == number).any()]  # fmt: skip
-        if missing:
+        train = self.split.train
+        has = {kind: present[train] for kind, present in self._labelled().items()}
+        for kind in self.reads:
+            if not has[kind].any():
+                raise ManifestError(f"{self.manifest_path}: the loss reads {kind}, but no training row has any")
+        read = np.any([has[kind] for kind in self.reads], axis=0)
+        for kind in ("emotion", "dimensions"):
+            unread = has[kind] & ~read
+            if kind not in self.reads and unread.any():
+                known = "valence, arousal or dominance" if kind == "dimensions" else "an emotion"
+                first = self.manifest.frame["id"].iat[train[np.flatnonzero(unread)[0]]]
+                raise ManifestError(
+                    f"{self.manifest_path}: utterance {first!r} (and {int(unread.sum()) - 1} more) has {known} and no "
+                    f"{' or '.join(self.reads)}, which is all the loss reads; join losses of both with "
+                    "mmemo.losses.WeightedSum, or take these rows out"
+                )
+        shown = set(self.targets[train])
+        if "votes" in self.reads:
+            shown |= set(np.flatnonzero(self.votes[train].sum(0)))
+        missing = [name for number, name in enumerate(self.classes) if number not in shown]
+        if missing and set(self.reads) & {"emotion", "votes"}:
             raise ManifestError(
                 f"{self.manifest_path}: no training row has emotion {', '.join(missing)}; "
                 "take it out of data.classes, or use another split"
+            )
+
+    def _labelled(self) -> dict[str, np.ndarray]:
+        """Kind of label -> which rows have it ``(row,)``."""
+        return {
+            "emotion": self.targets != UNLABELLED,
+            "votes": self.votes.sum(1) > 0,
+            "dimensions": np.isfinite(self.dimensions).any(1),
+        }
+
+    def class_counts(self) -> Tensor:
+        """Training rows of each class ``(num_classes,)``."""
+        targets = self.targets[self.split.train]
+        return torch.from_numpy(np.bincount(targets[targets != UNLABELLED], minlength=len(self.classes)))
+
+    def refuse_empty(self, audio: bool, text: bool) -> None:
+        """Refuses utterances that have nothing the model takes, unless ``empty_rows`` keeps them.
+
+        Args:
+            audio: Whether the model listens.
+            text: Whether it reads.
+
+        Raises:
+            ManifestError: Naming them.
+        """
+        has = np.zeros(len(self.manifest), dtype=bool)
+        if audio:
+            has |= self.manifest.frame["path"].notna().to_numpy(dtype=bool)
+        if text:
+            has |= (self.manifest.frame["text"].fillna("").str.strip() != "").to_numpy(dtype=bool)
+        used = np.concatenate([np.asarray(side, dtype=int) for side in self.split] or [np.arange(0)])
+        empty = used[~has[used]]
+        if len(empty) and self.empty_rows == "refuse":
+            names = ", ".join(repr(name) for name in self.manifest.frame["id"].iloc[empty[:5]])
+            takes = " and ".join(["audio"] * audio + ["words"] * text)
+            raise ManifestError(
+                f"{self.manifest_path}: {len(empty)} utterances have nothing of what the model takes ({takes}): "
+                f"{names}; take them out, or set data.empty_rows: keep to predict them from nothing"
             )
 
     def inspect_audio(self, progress: bool = True) -> list[str]:
@@ -203,14 +352,13 @@ class EmotionDataModule(LightningDataModule):
         """Row -> which side of the split it is on; rows on none are left out."""
         return {int(row): name for name, rows in zip(SPLITS, self.split, strict=True) for row in rows}
 
-    def attach(self, audio: Source | None, text: Source | None) -> None:
+    def attach(self, sources: Sources) -> None:
         """Sets where batches take each modality from.
 
         Args:
-            audio: Row -> waveform or features; None for a model that does not listen.
-            text: Row -> token ids or features; None for a model that does not read.
+            sources: Row and view -> waveform, token ids or features, for each modality.
         """
-        self._audio, self._text = audio, text
+        self._sources = sources
 
     @property
     def predicted_rows(self) -> np.ndarray:
@@ -221,8 +369,8 @@ class EmotionDataModule(LightningDataModule):
         return np.array([row for row in range(len(self.manifest)) if row not in left_out], dtype=int)
 
     def train_dataloader(self) -> DataLoader[EmotionBatch]:
-        labelled = self.split.train[self.targets[self.split.train] != UNLABELLED]
-        return self._loader(labelled, shuffle=True)
+        labelled = np.any([self._labelled()[kind] for kind in self.reads], axis=0)
+        return self._loader(self.split.train[labelled[self.split.train]], training=True)
 
     def val_dataloader(self) -> DataLoader[EmotionBatch] | list[DataLoader[EmotionBatch]]:
         return self._loader(self.split.val) if len(self.split.val) else []  # num_val_speakers: 0
@@ -233,19 +381,26 @@ class EmotionDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[EmotionBatch]:
         return self._loader(self.predicted_rows)
 
-    def _loader(self, rows: np.ndarray, shuffle: bool = False) -> DataLoader[EmotionBatch]:
+    def _loader(self, rows: np.ndarray, training: bool = False) -> DataLoader[EmotionBatch]:
         if len(rows) == 0:
             raise ManifestError(f"{self.manifest_path}: the split leaves no rows here; see data.split")
         trainer = self.trainer
+        weights = None
+        if training and self.balanced:
+            counts = self.class_counts().numpy()
+            targets = self.targets[rows]
+            weights = np.where(targets == UNLABELLED, 1 / counts.mean(), 1 / np.maximum(counts[targets], 1)).tolist()
         sampler = BucketSampler(
             self._lengths()[rows],
             self.batch_size,
-            shuffle,
+            training,
             self.seed,
             rank=trainer.global_rank if trainer else 0,
             num_processes=trainer.world_size if trainer else 1,
+            weights=weights,
         )
-        dataset = EmotionDataset(self.manifest, rows, self.targets, self._audio, self._text)
+        labels = Labels(self.targets, self.votes, self.dimensions)
+        dataset = EmotionDataset(rows, labels, self._sources, self.num_views if training else 1)
         return DataLoader(
             dataset,
             sampler=sampler,
@@ -261,30 +416,49 @@ class EmotionDataModule(LightningDataModule):
         return self.manifest.frame["text"].fillna("").str.len().to_numpy(dtype=float)
 
 
+class Sources(NamedTuple):
+    """Where batches take each modality from; None for one that the model does not have.
+
+    Args:
+        audio: Row and view -> waveform or features.
+        descriptors: Row and view -> waveform or features for the second encoder of the waveform.
+        text: Row and view -> token ids or features.
+    """
+
+    audio: Source | None = None
+    descriptors: Source | None = None
+    text: Source | None = None
+
+
+class Labels(NamedTuple):
+    """What is true of every row of a manifest.
+
+    Args:
+        targets: Class indices ``(row,)``, ``labels.UNLABELLED`` where there is no label.
+        votes: Share of the votes of each class ``(row, num_classes)``; zeros where nobody voted.
+        dimensions: Valence, arousal, dominance ``(row, 3)``, NaN where there is no label.
+    """
+
+    targets: np.ndarray
+    votes: np.ndarray
+    dimensions: np.ndarray
+
+
 class EmotionDataset(Dataset[EmotionBatch]):
     """Batches by lists of positions among some rows of a manifest.
 
     Args:
-        manifest: The table.
         rows: Which of its rows belong to this side of the split.
-        targets: Class index of every row of the manifest.
-        audio: Where audio comes from.
-        text: Where text comes from.
+        labels: Of every row of the manifest.
+        sources: Where each modality comes from.
+        num_views: How many versions of each utterance there are; one is drawn each time.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        rows: np.ndarray,
-        targets: np.ndarray,
-        audio: Source | None,
-        text: Source | None,
-    ) -> None:
-        self.manifest = manifest
+    def __init__(self, rows: np.ndarray, labels: Labels, sources: Sources, num_views: int = 1) -> None:
         self.rows = rows
-        self.targets = targets
-        self.audio = audio
-        self.text = text
+        self.labels = labels
+        self.sources = sources
+        self.num_views = num_views
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -293,13 +467,17 @@ class EmotionDataset(Dataset[EmotionBatch]):
         return collate([self._example(int(self.rows[position])) for position in positions])
 
     def _example(self, row: int) -> Example:
-        target = int(self.targets[row])
-        audio = None
-        if self.audio is not None:
-            try:
-                audio = self.audio(row)
-            except AudioError as error:  # it was good at start-up: a file that went bad must not end the run
-                log.warning("%s; this utterance is passed over", error)
-                audio, target = torch.zeros(0), UNLABELLED
-        text = None if self.text is None else self.text(row)
-        return Example(row, audio, text, target)
+        view = int(torch.randint(self.num_views, ())) if self.num_views > 1 else 0
+        target = int(self.labels.targets[row])
+        audio = descriptors = None
+        try:
+            audio = None if self.sources.audio is None else self.sources.audio(row, view)
+            descriptors = None if self.sources.descriptors is None else self.sources.descriptors(row, view)
+        except AudioError as error:  # it was good at start-up: a file that went bad must not end the run
+            log.warning("%s; this utterance is passed over", error)
+            audio = None if self.sources.audio is None else torch.zeros(0)
+            descriptors = None if self.sources.descriptors is None else torch.zeros(0)
+            target = UNLABELLED
+        text = None if self.sources.text is None else self.sources.text(row, view)
+        votes, dimensions = torch.from_numpy(self.labels.votes[row]), torch.from_numpy(self.labels.dimensions[row])
+        return Example(row, audio, descriptors, text, target, votes, dimensions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,33 @@ class Manifest:
             else:
                 table.to_csv(partial, index=False)
         return path
+
+
+def join_manifests(manifests: Mapping[str, Manifest]) -> Manifest:
+    """Several corpora as one table, with a column ``corpus`` that says where each row comes from.
+
+    Ids and speakers get their corpus's name in front, so that speaker 01 of one is not taken for that of another.
+
+    Args:
+        manifests: Name of each corpus -> its manifest.
+    """
+    frames = []
+    for name, manifest in manifests.items():
+        frame = manifest.frame.copy()
+        for column in ("id", "speaker", "session"):
+            frame[column] = (name + "/" + frame[column]).astype(TEXT_DTYPE)
+        base = manifest.path.parent.resolve()
+        paths = [None if pd.isna(path) else str(base / path) for path in frame["path"]]
+        frame["path"] = pd.Series(paths, index=frame.index, dtype=TEXT_DTYPE)
+        frame["corpus"] = pd.Series(name, index=frame.index, dtype=TEXT_DTYPE)
+        frames.append(frame)
+    joined = object.__new__(Manifest)
+    joined.path = Path(" + ".join(str(manifest.path) for manifest in manifests.values()))
+    joined.frame = pd.concat([frame.dropna(axis="columns", how="all") for frame in frames], ignore_index=True)
+    for column in COLUMNS:
+        if column not in joined.frame:
+            joined.frame[column] = frames[0][column].iloc[:0].reindex(joined.frame.index)
+    return joined
 
 
 def _is_missing(value: Any) -> bool:

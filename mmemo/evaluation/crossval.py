@@ -59,7 +59,7 @@ def crossval(config: Path, run: Path | None = None, overrides: Sequence[str] = (
     checkpoint = {"best": BEST, "last": LAST}[experiment.config.checkpoint]
     datamodule = experiment.datamodule
     datamodule.setup("fit")  # a split that cannot be made is said before there is a folder
-    inputs = [datamodule.manifest_path, Path(getattr(datamodule.splitter, "path", ""))]
+    inputs = [*datamodule.manifest_paths, Path(getattr(datamodule.splitter, "path", ""))]
     _check_same_experiment(run, config, overrides, inputs)
     first = getattr(rank_zero_only, "rank", 0) == 0  # the other processes of DDP follow the first
     waiting = list(range(1, num_folds + 1))

@@ -1,13 +1,14 @@
-"""The parts in order: encoders, layer mix, gates, fusion, head. Tensors in, tensors out."""
+"""The parts in order: encoders, layer mix, gates, fusion, heads. Tensors in, tensors out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
-from mmemo.models.fusion import CrossModalAttention
+from mmemo.models.fusion import AttentionMap, CrossModalAttention
 from mmemo.models.gates import FeatureGate
 from mmemo.models.heads import ClassHead
 from mmemo.models.layer_mix import LayerMix
@@ -17,20 +18,24 @@ class EmotionOutput(NamedTuple):
     """What an :class:`EmotionModel` says of a batch.
 
     Args:
-        logits: Scores ``(batch, num_classes)``.
         embedding: The fused vector ``(batch, dim)``.
-        audio_gate: How far each audio feature was let through ``(batch, dim)``, in [0, 1]; None without audio.
-        text_gate: The same for text.
-        audio_attention: How much each audio frame attended to each token ``(batch, audio_time, text_time)``.
-        text_attention: How much each token attended to each audio frame ``(batch, text_time, audio_time)``.
+        logits: Scores ``(batch, num_classes)``; None without a class head.
+        dimensions: Valence, arousal, dominance ``(batch, 3)``; None without a dimension head.
+        gates: How far each feature of each modality was let through ``(batch, dim)``, in [0, 1], in the order
+            of ``EmotionModel.modalities``.
+        modality_weights: How far each modality was believed ``(batch, modality)``; None for a fusion that does
+            not weigh them.
+        attention: The fusion's attention maps.
+        penalty: What the gates ask to be minimised beside the loss; a scalar.
     """
 
-    logits: Tensor
     embedding: Tensor
-    audio_gate: Tensor | None = None
-    text_gate: Tensor | None = None
-    audio_attention: Tensor | None = None
-    text_attention: Tensor | None = None
+    logits: Tensor | None
+    dimensions: Tensor | None
+    gates: tuple[Tensor, ...]
+    modality_weights: Tensor | None
+    attention: tuple[AttentionMap, ...]
+    penalty: Tensor
 
 
 class EmotionModel(nn.Module):
@@ -40,20 +45,22 @@ class EmotionModel(nn.Module):
     encoders, so that exchanging one part leaves the others as they are.
 
     Args:
-        classes: Emotion classes in the order of the logits.
-        audio_encoder: Turns waveforms into hidden states; none for a model that only reads.
+        classes: Emotion classes in the order of the logits; none for a model of dimensions alone.
+        audio_encoder: Turns waveforms into hidden states; none for a model that does not listen.
+        descriptors: A second encoder of the waveform beside the first, such as ``AcousticDescriptors``.
         text_encoder: Turns transcripts into hidden states; none for a model that only listens.
         layer_mix: Joins an encoder's layers, built from their number and feature size.
         gate: Selects features, built from the feature size.
-        fusion: Joins the modalities, built from the audio and text feature sizes (None without one).
+        fusion: Joins the modalities, built from the list of their feature sizes.
         head: Scores the classes, built from the fused size and the number of classes.
+        dimension_head: Predicts valence, arousal and dominance, built from the fused size.
 
     Raises:
-        ValueError: Without any encoder, or with fewer than two classes or one named twice.
+        ValueError: Without any encoder, without anything to predict, or with one class alone or one twice.
 
     Shape:
-        audio: waveform ``(batch, samples)`` at 16 kHz, or what the encoder's ``precompute`` made of it
-        ``(batch, layer, audio_time, dim)``; text: token ids ``(batch, token)``, or precomputed
+        audio, descriptors: waveform ``(batch, samples)`` at 16 kHz, or what the encoder's ``precompute`` made of
+        it ``(batch, layer, time, dim)``; text: token ids ``(batch, token)``, or precomputed
         ``(batch, layer, token, dim)``; each with its mask -> :class:`EmotionOutput`
     """
 
@@ -61,24 +68,44 @@ class EmotionModel(nn.Module):
         self,
         classes: Sequence[str],
         audio_encoder: nn.Module | None = None,
+        descriptors: nn.Module | None = None,
         text_encoder: nn.Module | None = None,
         layer_mix: Callable[[int, int], nn.Module] = LayerMix,
         gate: Callable[[int], nn.Module] = FeatureGate,
-        fusion: Callable[[int | None, int | None], nn.Module] = CrossModalAttention,
+        fusion: Callable[[Sequence[int]], nn.Module] = CrossModalAttention,
         head: Callable[[int, int], nn.Module] = ClassHead,
+        dimension_head: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        if audio_encoder is None and text_encoder is None:
-            raise ValueError("EmotionModel has neither audio_encoder nor text_encoder; give it one, or both")
-        if len(classes) < 2 or len(set(classes)) < len(classes):
+        encoders = {"audio": audio_encoder, "descriptors": descriptors, "text": text_encoder}
+        encoders = {name: encoder for name, encoder in encoders.items() if encoder is not None}
+        if not encoders:
+            raise ValueError("EmotionModel has no audio_encoder, descriptors or text_encoder; give it one, or several")
+        if len(classes) == 1 or len(set(classes)) < len(classes):
             raise ValueError(f"classes={list(classes)}: expected at least two, each named once")
+        if not classes and dimension_head is None:
+            raise ValueError("EmotionModel has nothing to predict: name classes, or give it a dimension_head")
         self.classes = tuple(classes)
-        self.audio = None if audio_encoder is None else Modality(audio_encoder, layer_mix, gate)
-        self.text = None if text_encoder is None else Modality(text_encoder, layer_mix, gate)
-        audio_dim = None if self.audio is None else self.audio.dim
-        text_dim = None if self.text is None else self.text.dim
-        self.fusion = cast(Any, fusion(audio_dim, text_dim))
-        self.head = head(self.fusion.dim, len(self.classes))
+        self.modalities = nn.ModuleDict(
+            {name: Modality(encoder, layer_mix, gate) for name, encoder in encoders.items()}
+        )
+        self.fusion = cast(Any, fusion([part.dim for part in self._parts]))
+        self.head = head(self.fusion.dim, len(classes)) if classes else None
+        self.dimension_head = None if dimension_head is None else dimension_head(self.fusion.dim)
+
+    @property
+    def _parts(self) -> list[Modality]:
+        return cast("list[Modality]", list(self.modalities.values()))
+
+    def encoder(self, modality: str) -> Any:
+        """The encoder of ``audio``, ``descriptors`` or ``text``; None where the model has none."""
+        return cast(Modality, self.modalities[modality]).encoder if modality in self.modalities else None
+
+    @property
+    def feature_names(self) -> list[str]:
+        """What each feature that has a gate is, as ``modality/group/feature``, in the order of ``gates``."""
+        parts = zip(self.modalities, self._parts, strict=True)
+        return [f"{modality}/{name}" for modality, part in parts for name in part.feature_names]
 
     def forward(
         self,
@@ -86,15 +113,40 @@ class EmotionModel(nn.Module):
         audio_mask: Tensor | None = None,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
+        descriptors: Tensor | None = None,
+        descriptors_mask: Tensor | None = None,
     ) -> EmotionOutput:
-        audio_gate = text_gate = None
-        if self.audio is not None:
-            audio, audio_mask, audio_gate = self.audio(audio, audio_mask)
-        if self.text is not None:
-            text, text_mask, text_gate = self.text(text, text_mask)
-        fused = self.fusion(audio, audio_mask, text, text_mask)
-        logits = self.head(fused.vector)
-        return EmotionOutput(logits, fused.vector, audio_gate, text_gate, fused.audio_attention, fused.text_attention)
+        given = {
+            "audio": (audio, audio_mask), "descriptors": (descriptors, descriptors_mask), "text": (text, text_mask)
+        }  # fmt: skip
+        heard = [part(*given[name]) for name, part in self.modalities.items()]
+        fused = self.fusion([one.features for one in heard], [one.mask for one in heard])
+        penalties = [one.penalty for one in heard if one.penalty is not None]
+        return EmotionOutput(
+            embedding=fused.vector,
+            logits=None if self.head is None else self.head(fused.vector),
+            dimensions=None if self.dimension_head is None else self.dimension_head(fused.vector),
+            gates=tuple(one.gate for one in heard),
+            modality_weights=fused.weights,
+            attention=fused.attention,
+            penalty=torch.stack(penalties).sum() if penalties else fused.vector.new_zeros(()),
+        )
+
+
+class Heard(NamedTuple):
+    """One modality, ready to be fused.
+
+    Args:
+        features: ``(batch, time, dim)``.
+        mask: ``(batch, time)`` bool.
+        gate: How far each feature was let through ``(batch, dim)``.
+        penalty: What the gate asks to be minimised; a scalar, or None.
+    """
+
+    features: Tensor
+    mask: Tensor
+    gate: Tensor
+    penalty: Tensor | None
 
 
 class Modality(nn.Module):
@@ -106,8 +158,7 @@ class Modality(nn.Module):
         gate: Builds the gate.
 
     Shape:
-        raw or precomputed input, mask -> features ``(batch, time, dim)``, mask ``(batch, time)``,
-        gate ``(batch, dim)``
+        raw or precomputed input, mask -> :class:`Heard`
     """
 
     def __init__(
@@ -122,10 +173,20 @@ class Modality(nn.Module):
         self.dim: int = self.layer_mix.dim
         self.gate = gate(self.dim)
 
-    def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def feature_names(self) -> list[str]:
+        """What each feature after the layer mix is, as ``group/feature``: ``layer 2/17``, ``mfcc/3``."""
+        inner: list[str] = getattr(self.encoder, "feature_names", None) or [str(n) for n in range(self.encoder.dim)]
+        layers: list[int] = getattr(self.encoder, "layers", None) or []
+        if self.dim == self.encoder.dim * len(layers):
+            return [f"layer {layer}/{name}" for layer in layers for name in inner]
+        if layers:
+            return [f"layers {', '.join(map(str, layers))}/{number}" for number in range(self.dim)]
+        return inner if self.dim == len(inner) else [f"features/{number}" for number in range(self.dim)]
+
+    def forward(self, features: Tensor, mask: Tensor) -> Heard:
         if features.ndim == 2:  # waveforms or token ids: nothing has been precomputed
             features, mask = self.encoder.precompute(features, mask)
         features, mask = self.encoder(features, mask)
-        features = self.layer_mix(features)
-        features, gate = self.gate(features, mask)
-        return features, mask, gate
+        gated = self.gate(self.layer_mix(features), mask)
+        return Heard(gated.features, mask, gated.gate, gated.penalty)

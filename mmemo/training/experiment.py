@@ -22,7 +22,7 @@ from pytorch_lightning.utilities import move_data_to_device, rank_zero_only
 
 from mmemo.data.datamodule import EmotionDataModule
 from mmemo.files import replacing
-from mmemo.training.system import EmotionSystem, Prediction, prediction_columns
+from mmemo.training.system import EmotionSystem, Prediction, monitored, prediction_columns
 
 for noise in (
     "isinstance.treespec",
@@ -76,9 +76,15 @@ class Experiment(LightningCLI):
             "--predictions", type=str | None, default=None, help="File that `predict` writes, .csv or .parquet."
         )
         parser.add_argument(
+            "--gates", type=str | None, default=None,
+            help="File that `predict` writes the gate values of every utterance to, .csv or .parquet; "
+            "mmemo.evaluation.gates turns it into a table and a picture.",
+        )  # fmt: skip
+        parser.add_argument(
             "--checkpoint", type=Literal["best", "last"], default="best",
             help="Which checkpoint of the run `test`, `validate`, `predict` and `crossval` judge when no --ckpt_path "
-            "is given: the best by val/uar, or the last; with few validation speakers the best is mostly luck.",
+            "is given: the best by val/uar (dimensions: val/ccc), or the last; "
+            "with few validation speakers the best is mostly luck.",
         )  # fmt: skip
         parser.add_argument(
             "--patience", type=int | None, default=None,
@@ -113,18 +119,19 @@ class Experiment(LightningCLI):
         fitting = self.subcommand == "fit"
         if config.trainer.logger in (None, True):
             kwargs["logger"] = _loggers(root, resumes=config.ckpt_path is not None) if fitting else False
-        callbacks: list[Callback] = [RunFolder(root, config.predictions)]
+        callbacks: list[Callback] = [RunFolder(root, config.predictions, config.gates)]
         if config.trainer.enable_progress_bar is not False and sys.stderr.isatty():
             callbacks.append(RichProgressBar(leave=False))
+        chief = monitored(config.data.classes)
         if fitting and config.trainer.enable_checkpointing is not False:
             folder = root / BEST.parent
             once: dict[str, Any] = {"enable_version_counter": False}
-            best: dict[str, Any] = {"monitor": "val/uar", "mode": "max", "save_on_train_epoch_end": False}
+            best: dict[str, Any] = {"monitor": chief, "mode": "max", "save_on_train_epoch_end": False}
             callbacks.append(ModelCheckpoint(folder, filename=BEST.stem, **best, **once))
             # Not save_last, which saves only when the best one improves: a killed run would lose epochs.
             callbacks.append(ModelCheckpoint(folder, filename=LAST.stem, save_on_train_epoch_end=True, **once))
         if config.patience is not None:
-            callbacks.append(EarlyStopping("val/uar", patience=config.patience, mode="max"))
+            callbacks.append(EarlyStopping(chief, patience=config.patience, mode="max"))
         chosen = self._get(self.config_init, "trainer").callbacks or []
         kwargs["callbacks"] = [*callbacks, *(chosen if isinstance(chosen, list) else [chosen])]
         if not fitting:
@@ -171,10 +178,12 @@ class RunFolder(Callback):
     Args:
         root: The run's folder.
         predictions: File for ``predict``, .csv or .parquet; ``ROOT/predictions.csv`` when not given.
+        gates: File for the gate values; not written when not given.
     """
 
-    def __init__(self, root: Path, predictions: str | None = None) -> None:
+    def __init__(self, root: Path, predictions: str | None = None, gates: str | None = None) -> None:
         self.root = root
+        self.gates = Path(gates) if gates else None
         self.predictions = Path(predictions) if predictions else root / "predictions.csv"
         self._parts: list[Prediction] = []
 
@@ -185,7 +194,7 @@ class RunFolder(Callback):
         results = {
             "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
             "classes": list(pl_module.model.classes),
-            "confusion": pl_module.confusion.tolist(),
+            "confusion": None if pl_module.confusion is None else pl_module.confusion.tolist(),
             "warnings": getattr(trainer.datamodule, "warnings", []),  # type: ignore[attr-defined]
         }
         write_text(self.root / METRICS_FILE, json.dumps(results, indent=1))
@@ -196,7 +205,8 @@ class RunFolder(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        self._parts.append(move_data_to_device(outputs, torch.device("cpu")))
+        kept = outputs if self.gates else outputs._replace(gates=None)
+        self._parts.append(move_data_to_device(kept, torch.device("cpu")))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         parts = self._parts
@@ -207,38 +217,56 @@ class RunFolder(Callback):
         if not trainer.is_global_zero:
             return
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        write_table(self.predictions, prediction_table(datamodule, parts))
+        model = cast(EmotionSystem, pl_module).model
+        merged = merge(parts)
+        write_table(self.predictions, prediction_table(datamodule, list(model.modalities), merged))
         wordless = int((datamodule.manifest.frame["text"].fillna("").str.strip() == "").sum())
-        if wordless and cast(EmotionSystem, pl_module).model.text is not None:
+        if wordless and model.encoder("text") is not None:
             print(f"{wordless} of {len(datamodule.manifest)} utterances have no words; `mmemo transcribe` writes them")
-        print(f"Predictions of {sum(len(part.row) for part in parts)} utterances: {self.predictions}")
+        print(f"Predictions of {len(merged.row)} utterances: {self.predictions}")
+        if self.gates is not None:
+            assert merged.gates is not None
+            table = pd.DataFrame(merged.gates.float().numpy(), columns=model.feature_names)
+            ids = datamodule.manifest.frame[["id", "emotion"]].iloc[merged.row.long().numpy()].reset_index(drop=True)
+            write_table(self.gates, pd.concat([ids, table], axis="columns"))
+            print(f"Gate values: {self.gates}")
 
 
-def prediction_table(datamodule: EmotionDataModule, parts: Sequence[Prediction]) -> pd.DataFrame:
-    """One row per utterance: who and what, the likeliest emotion, and every class's probability.
+def merge(parts: Sequence[Prediction]) -> Prediction:
+    """Predictions of several batches as one, in the order of the manifest.
+
+    Args:
+        parts: Of all batches, in any order.
+    """
+    order = torch.cat([part.row for part in parts]).argsort()
+    columns = zip(*parts, strict=True)
+    joined: list[Any] = [None if values[0] is None else torch.cat(values)[order] for values in columns]
+    return Prediction(*joined)
+
+
+def prediction_table(
+    datamodule: EmotionDataModule, modalities: Sequence[str], prediction: Prediction
+) -> pd.DataFrame:  # fmt: skip
+    """One row per utterance: who and what, the likeliest emotion, every class's probability, the dimensions.
 
     Args:
         datamodule: Whose rows were predicted.
-        parts: Predictions of all batches, in any order.
+        modalities: Those of the model, in its order.
+        prediction: Of all of them.
     """
-
-    def joined(name: str) -> Any:
-        values = [getattr(part, name) for part in parts]
-        return None if values[0] is None else torch.cat(values)[order]
-
-    order = torch.cat([part.row for part in parts]).argsort()
-    merged = Prediction(joined("row"), joined("probs"), joined("audio_probs"), joined("text_probs"))
-    rows = datamodule.manifest.frame.iloc[merged.row.long().numpy()]
-    confidence, best = merged.probs.max(1)
+    rows = datamodule.manifest.frame.iloc[prediction.row.long().numpy()]
     table = rows[["id", "speaker", "emotion"]].reset_index(drop=True)
     sides = datamodule.sides()
-    table.insert(2, "side", [sides.get(row, "") for row in merged.row.tolist()])  # train rows are no evidence
-    table["predicted"] = [datamodule.classes[number] for number in best.tolist()]
-    table["confidence"] = confidence.numpy()
+    table.insert(2, "side", [sides.get(row, "") for row in prediction.row.tolist()])  # train rows are no evidence
+    if prediction.probs is not None:
+        confidence, best = prediction.probs.max(1)
+        table["predicted"] = [datamodule.classes[number] for number in best.tolist()]
+        table["confidence"] = confidence.numpy()
     if datamodule.warnings:
         table["warning"] = "; ".join(datamodule.warnings)
-    probs = {name: values.numpy() for name, values in prediction_columns(datamodule.classes, merged).items()}
-    return pd.concat([table, pd.DataFrame(probs)], axis="columns")
+    columns = prediction_columns(datamodule.classes, modalities, prediction)
+    numbers = {name: values.float().numpy() for name, values in columns.items()}
+    return pd.concat([table, pd.DataFrame(numbers)], axis="columns")
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

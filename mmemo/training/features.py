@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from mmemo.data.audio import read_audio
 from mmemo.data.audio_facts import audio_facts
-from mmemo.data.datamodule import EmotionDataModule, Source
+from mmemo.data.augment import WaveformAugmentation
+from mmemo.data.datamodule import EmotionDataModule, Source, Sources
 from mmemo.data.manifest import Utterance
 from mmemo.files import replacing
 from mmemo.models.emotion_model import EmotionModel
@@ -125,16 +126,17 @@ class CachedFeatures:
 
     Args:
         cache: Where they are.
-        contents: Content of each row of the manifest; empty where the modality is missing.
+        views: For each view, the content of each row of the manifest; empty where the modality is missing, or where
+            that view of the row was not made.
         empty: Features of a missing modality ``(layer, 0, dim)``.
     """
 
     cache: FeatureCache
-    contents: Sequence[str]
+    views: Sequence[Sequence[str]]
     empty: Tensor
 
-    def __call__(self, row: int) -> Tensor:
-        content = self.contents[row]
+    def __call__(self, row: int, view: int) -> Tensor:
+        content = self.views[view % len(self.views)][row]
         return torch.from_numpy(self.cache.read(content)) if content else self.empty
 
 
@@ -145,13 +147,19 @@ class Waveforms:
     Args:
         utterances: Rows of the manifest.
         contents: Checksum of each row's audio; empty where there is none.
+        augmentation: Changes every view but the first; a new change each time.
     """
 
     utterances: Sequence[Utterance]
     contents: Sequence[str]
+    augmentation: WaveformAugmentation | None = None
 
-    def __call__(self, row: int) -> Tensor:
-        return _waveform(self.utterances[row]) if self.contents[row] else torch.zeros(0)
+    def __call__(self, row: int, view: int) -> Tensor:
+        if not self.contents[row]:
+            return torch.zeros(0)
+        if view and self.augmentation is not None:
+            view = int(torch.randint(1, 2**31 - 1, ()))
+        return _waveform(Clip(self.utterances[row], view, self.contents[row]), self.augmentation)
 
 
 @dataclass(frozen=True)
@@ -166,8 +174,22 @@ class TokenIds:
     tokenize: Callable[[str], Tensor]
     texts: Sequence[str]
 
-    def __call__(self, row: int) -> Tensor:
+    def __call__(self, row: int, view: int) -> Tensor:
         return self.tokenize(self.texts[row])
+
+
+class Clip(NamedTuple):
+    """One view of an utterance's audio.
+
+    Args:
+        utterance: Row of the manifest.
+        view: 0 is the audio itself.
+        content: Checksum of the audio.
+    """
+
+    utterance: Utterance
+    view: int = 0
+    content: str = ""
 
 
 def attach_sources(datamodule: EmotionDataModule, model: EmotionModel, trainer: Trainer, cached: bool = True) -> None:
@@ -182,37 +204,78 @@ def attach_sources(datamodule: EmotionDataModule, model: EmotionModel, trainer: 
         trainer: Knows device and processes.
         cached: Whether the frozen half of the encoders is read from the cache; else it runs in every step.
     """
-    audio: Source | None = None
-    text: Source | None = None
-    device = trainer.strategy.root_device
+    listeners = {name: model.encoder(name) for name in ("audio", "descriptors") if model.encoder(name) is not None}
+    sources: dict[str, Source] = {}
     share = slice(trainer.global_rank, None, trainer.world_size)
-    if model.audio is not None:
+    if listeners:
         utterances = list(datamodule.manifest)
         if trainer.world_size > 1:  # each looks at its share of the recordings; then all is remembered
             audio_facts(utterances[share], progress=trainer.is_global_zero)
             trainer.strategy.barrier("all audio has been looked at")
         contents = datamodule.inspect_audio(progress=trainer.is_global_zero)
-        if cached:
-            encoder = model.audio.encoder
+        training = set(datamodule.split.train.tolist()) if trainer.training else set()
+        views = _views(contents, datamodule.augmentation, datamodule.num_views, training)
+        for name, encoder in listeners.items():
+            if not cached or not encoder.caches:
+                sources[name] = Waveforms(utterances, contents, datamodule.augmentation)
+                continue
             cache = FeatureCache(encoder.fingerprint())
-            jobs = {content: utterance for content, utterance in zip(contents, utterances, strict=True) if content}
-            cache_audio(encoder, dict(list(jobs.items())[share]), cache, device, trainer.is_global_zero)
-            audio = CachedFeatures(cache, contents, torch.zeros(encoder.num_layers, 0, encoder.dim))
-        else:
-            audio = Waveforms(utterances, contents)
-    if model.text is not None:
+            jobs = {
+                key: Clip(utterance, view, content)
+                for view, keys in enumerate(views)
+                for key, utterance, content in zip(keys, utterances, contents, strict=True)
+                if key
+            }
+            mine = dict(list(jobs.items())[share])
+            device = trainer.strategy.root_device
+            cache_audio(encoder, mine, cache, device, trainer.is_global_zero, datamodule.augmentation)
+            sources[name] = CachedFeatures(cache, views, empty_features(encoder, cache, jobs))
+    reader = model.encoder("text")
+    if reader is not None:
         texts = datamodule.manifest.frame["text"].fillna("").str.strip().tolist()
-        if cached:
-            encoder = model.text.encoder
-            cache = FeatureCache(encoder.fingerprint())
-            contents = [text_content(text) for text in texts]
-            unique = {content: text for content, text in zip(contents, texts, strict=True) if content}
-            cache_text(encoder, dict(list(unique.items())[share]), cache, device, trainer.is_global_zero)
-            text = CachedFeatures(cache, contents, torch.zeros(encoder.num_layers, 0, encoder.dim))
+        if not cached or not reader.caches:
+            sources["text"] = TokenIds(reader.tokenize, texts)
         else:
-            text = TokenIds(model.text.encoder.tokenize, texts)
+            cache = FeatureCache(reader.fingerprint())
+            keys = [text_content(text) for text in texts]
+            unique = {key: text for key, text in zip(keys, texts, strict=True) if key}
+            device = trainer.strategy.root_device
+            cache_text(reader, dict(list(unique.items())[share]), cache, device, trainer.is_global_zero)
+            trainer.strategy.barrier("texts are cached")
+            sources["text"] = CachedFeatures(cache, [keys], empty_features(reader, cache, unique))
     trainer.strategy.barrier("all features are cached")
-    datamodule.attach(audio, text)
+    datamodule.attach(Sources(**sources))
+
+
+def empty_features(encoder: Any, cache: FeatureCache, keys: Iterable[str]) -> Tensor:
+    """Features of a missing modality ``(layer, 0, dim)``, shaped as those that are there.
+
+    Args:
+        encoder: Whose features are meant.
+        cache: Where they are.
+        keys: Contents; the first that is cached says the shape.
+    """
+    for key in keys:
+        if key in cache:
+            num_layers, _, dim = cache.read(key).shape
+            return torch.zeros(num_layers, 0, dim)
+    return torch.zeros(encoder.num_layers, 0, encoder.dim)
+
+
+def _views(
+    contents: Sequence[str], augmentation: WaveformAugmentation | None, num_views: int, training: set[int]
+) -> list[list[str]]:
+    """For each view, the cache key of each row; views but the first are made of training rows alone."""
+    views = [list(contents)]
+    if augmentation is not None:
+        changed = augmentation.fingerprint()
+        for view in range(1, num_views if training else 1):
+            keys = [
+                sha256(f"{content}:{changed}:{view}".encode()).hexdigest()[:40] if content and row in training else ""
+                for row, content in enumerate(contents)
+            ]
+            views.append(keys)
+    return views
 
 
 def text_content(text: str) -> str:
@@ -222,24 +285,26 @@ def text_content(text: str) -> str:
 
 def cache_audio(
     encoder: Any,
-    utterances: dict[str, Utterance],
+    clips: Mapping[str, Clip],
     cache: FeatureCache,
     device: torch.device | str = "cpu",
     progress: bool = True,
+    augmentation: WaveformAugmentation | None = None,
 ) -> int:
     """Computes the audio features that the cache lacks.
 
     Args:
         encoder: An audio encoder; its ``precompute`` is what gets cached.
-        utterances: Audio checksum -> utterance.
+        clips: Cache key -> what it is the key of.
         cache: Where features go.
         device: Where the encoder runs.
         progress: Whether to draw a progress bar.
+        augmentation: Makes the views.
 
     Returns:
         How many were computed.
     """
-    missing = [content for content in utterances if content not in cache]
+    missing = [content for content in clips if content not in cache]
     with ThreadPoolExecutor(2) as threads:
         reading: list[tuple[str, Future[Tensor]]] = []
         ahead = iter(missing)
@@ -247,7 +312,7 @@ def cache_audio(
         def waveforms() -> Iterator[tuple[str, Tensor, float]]:
             """Reads a few files ahead of the encoder."""
             for content in ahead:
-                reading.append((content, threads.submit(_waveform, utterances[content])))
+                reading.append((content, threads.submit(_waveform, clips[content], augmentation)))
                 if len(reading) > 8:
                     yield _finished(reading.pop(0))
             while reading:
@@ -328,6 +393,10 @@ def _encode(encoder: Any, batch: Sequence[tuple[str, Tensor]], cache: FeatureCac
         cache.write(content, states[:, :length])
 
 
-def _waveform(utterance: Utterance) -> Tensor:
+def _waveform(clip: Clip, augmentation: WaveformAugmentation | None) -> Tensor:
+    utterance = clip.utterance
     assert utterance.path is not None
-    return torch.from_numpy(read_audio(utterance.path, utterance.start, utterance.end))
+    waveform = read_audio(utterance.path, utterance.start, utterance.end)
+    if augmentation is not None:
+        waveform = augmentation(waveform, clip.content, clip.view)
+    return torch.from_numpy(waveform)

@@ -13,14 +13,15 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
-from torchmetrics import MetricCollection
 
 from mmemo.data.batch import EmotionBatch
 from mmemo.data.datamodule import EmotionDataModule
-from mmemo.losses import CrossEntropy
-from mmemo.metrics import confusion_matrix, emotion_metrics
+from mmemo.labels import DIMENSIONS
+from mmemo.losses import CrossEntropy, count_classes
+from mmemo.metrics import DimensionMetrics, confusion_matrix, emotion_metrics
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
 from mmemo.training.features import attach_sources
+from mmemo.training.finetuning import Finetuning, last_first_epoch, parameter_groups
 
 
 class Prediction(NamedTuple):
@@ -28,27 +29,37 @@ class Prediction(NamedTuple):
 
     Args:
         row: Rows of the manifest ``(batch,)``.
-        probs: Class probabilities ``(batch, num_classes)``.
-        audio_probs: The same from the voice alone; None unless asked for and the model has both.
+        probs: Class probabilities ``(batch, num_classes)``; None for a model of dimensions alone.
+        dimensions: Valence, arousal, dominance ``(batch, 3)``; None without a dimension head.
+        audio_probs: Class probabilities from the voice alone; None unless asked for and the model has both.
         text_probs: The same from the words alone.
+        modality_weights: How far each modality was believed ``(batch, modality)``; None for a fusion that does not
+            weigh them.
+        gates: How far each feature of all modalities was let through ``(batch, dim)``.
     """
 
     row: Tensor
-    probs: Tensor
+    probs: Tensor | None
+    dimensions: Tensor | None = None
     audio_probs: Tensor | None = None
     text_probs: Tensor | None = None
+    modality_weights: Tensor | None = None
+    gates: Tensor | None = None
 
 
 class EmotionSystem(LightningModule):
-    """Trains an :class:`EmotionModel` and reports UAR, accuracy and F1.
+    """Trains an :class:`EmotionModel` and reports UAR, accuracy and F1 of classes, CCC and MAE of dimensions.
 
-    Frozen backbones are no parameters of the model, so a checkpoint holds what was trained and no more.
+    Frozen weights are not saved, so a checkpoint holds what was trained and no more.
 
     Args:
         classes: Emotion classes in the order of the model's outputs; on the command line, those of the data.
         model: The parts, given as a class with its options; built from the classes.
-        loss: From logits and targets to a scalar.
+        loss: What is minimised; see ``mmemo.losses``.
         optimizer: Builds the optimizer from the parameters.
+        audio_finetuning: How far the audio encoder is trained, such as ``mmemo.training.LastBlocks``; frozen when
+            not given.
+        text_finetuning: The same for the text encoder.
         one_cycle: Warm the learning rate up, then anneal it to zero (Smith and Topin 2018,
             <https://arxiv.org/abs/1708.07120>); else it stays constant.
         cache_features: Read what training never changes from the cache; else compute it in every step.
@@ -63,6 +74,8 @@ class EmotionSystem(LightningModule):
         model: Callable[[list[str]], EmotionModel],
         loss: nn.Module = CrossEntropy(),  # noqa: B008 - jsonargparse shows it in --help; it has no state
         optimizer: OptimizerCallable = torch.optim.AdamW,
+        audio_finetuning: Finetuning | None = None,
+        text_finetuning: Finetuning | None = None,
         one_cycle: bool = True,
         cache_features: bool = True,
         by_modality: bool = False,
@@ -75,17 +88,47 @@ class EmotionSystem(LightningModule):
         self.model = model(classes)
         self.loss = loss
         self.optimizer = optimizer
+        self.finetuning = {
+            name: strategy
+            for name, strategy in (("audio", audio_finetuning), ("text", text_finetuning))
+            if strategy is not None
+        }
+        for name, strategy in self.finetuning.items():
+            if self.model.encoder(name) is None:
+                raise ValueError(f"{name}_finetuning is given, but the model has no {name}_encoder")
+            strategy.prepare(self.model.encoder(name))
+        # Block -> the parameters that will be trained, noted before a schedule first freezes some of them.
+        self._learning = {name: _learning(self.model.encoder(name)) for name in self.finetuning}
         self.one_cycle = one_cycle
         self.cache_features = cache_features
         self.modality_dropout = modality_dropout
-        both = self.model.audio is not None and self.model.text is not None
+        both = "text" in self.model.modalities and len(self.model.modalities) > 1
         self.views = ("", "audio_only", "text_only") if by_modality and both else ("",)
-        num_classes = len(classes)
-        self.val_metrics = emotion_metrics(num_classes, "val/")
+        self.val_metrics = Scores(self.model, "val/")
         self.test_metrics = nn.ModuleList(
-            emotion_metrics(num_classes, f"test_{view}/" if view else "test/") for view in self.views
+            Scores(self.model, f"test_{view}/" if view else "test/") for view in self.views
         )
-        self.test_confusion = confusion_matrix(num_classes)
+        self.test_confusion = confusion_matrix(len(classes)) if classes else None
+        self.confusion: Tensor | None = None
+        self._check_heads()
+
+    def _check_heads(self) -> None:
+        """Each head is trained by the loss, and the loss reads nothing that no head predicts."""
+        reads = set(cast("tuple[str, ...]", self.loss.reads))
+        name = type(self.loss).__name__
+        if self.model.head is not None and not reads & {"emotion", "votes"}:
+            raise ValueError(
+                f"the model scores classes, but loss {name} reads {', '.join(reads)} alone; join it with a loss of "
+                "classes in mmemo.losses.WeightedSum, or set data.classes: []"
+            )
+        if self.model.head is None and reads & {"emotion", "votes"}:
+            raise ValueError(f"loss {name} reads classes, but data.classes is empty; name them, or use CCCLoss")
+        if (self.model.dimension_head is None) != ("dimensions" not in reads):
+            has, lacks = ("a dimension_head", "loss") if self.model.dimension_head else ("no dimension_head", "model")
+            raise ValueError(
+                f"the model has {has} and loss {name} reads {', '.join(sorted(reads))}; give the {lacks} its part: say "
+                "how classes and dimensions count with mmemo.losses.WeightedSum or UncertaintyWeighted"
+            )
 
     def setup(self, stage: str) -> None:
         datamodule = getattr(self.trainer, "datamodule", None)
@@ -95,10 +138,49 @@ class EmotionSystem(LightningModule):
                     f"the model tells {list(self.model.classes)} apart, data.classes is "
                     f"{list(datamodule.classes)}; they must agree, order included"
                 )
+            datamodule.use_labels(cast("tuple[str, ...]", self.loss.reads), fitting=stage == "fit")
+            listens = bool({"audio", "descriptors"} & set(self.model.modalities))
+            if stage in ("fit", "test"):
+                datamodule.refuse_empty(listens, "text" in self.model.modalities)
+            if stage == "fit":
+                self._check_schedule()
+                if self.model.classes:
+                    count_classes(self.loss, datamodule.class_counts())
             attach_sources(datamodule, self.model, self.trainer, self.cache_features)
+
+    def _check_schedule(self) -> None:
+        epochs = self.trainer.max_epochs
+        for name, strategy in self.finetuning.items():
+            last = last_first_epoch(self.model.encoder(name), strategy)
+            if last and epochs is not None and 0 <= epochs <= last:
+                raise ValueError(
+                    f"{name}_finetuning {type(strategy).__name__} unfreezes its last block in epoch {last + 1}, but "
+                    f"trainer.max_epochs is {epochs}; train longer, or unfreeze sooner"
+                )
+            if last and self.trainer.world_size > 1 and not _finds_unused(self.trainer):
+                raise ValueError(
+                    f"{name}_finetuning {type(strategy).__name__} leaves blocks out in the first epochs, which "
+                    "--trainer.strategy ddp cannot do; use ddp_find_unused_parameters_true"
+                )
+
+    def on_train_epoch_start(self) -> None:
+        for name, strategy in self.finetuning.items():
+            groups = self._learning[name]
+            for block, parameters in groups.items():
+                learns = self.current_epoch >= strategy.first_epoch(block, max(groups))
+                for parameter in parameters:
+                    parameter.requires_grad_(learns)
+
+    def on_train_end(self) -> None:
+        for name in self.finetuning:
+            for parameters in self._learning[name].values():
+                for parameter in parameters:
+                    parameter.requires_grad_(True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["classes"] = list(self.model.classes)
+        for name in self._frozen_names():
+            checkpoint["state_dict"].pop(name, None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = tuple(checkpoint.get("classes", ()))
@@ -107,50 +189,107 @@ class EmotionSystem(LightningModule):
                 f"the checkpoint tells {list(trained)} apart, in this order, and data.classes is "
                 f"{list(self.model.classes)}; name the same classes in the same order"
             )
+        own = self.state_dict()
+        given = checkpoint["state_dict"]
+        other = [name for name in given if name not in own or own[name].shape != given[name].shape]
+        tuned = tuple(f"model.modalities.{name}.encoder.trained." for name in self.finetuning)
+        missing = [name for name in own if name not in given and not name.startswith(tuned)]
+        if other or missing:
+            raise ValueError(
+                f"the checkpoint is of another architecture: it has {len(other)} tensors that the model has not in "
+                f"that shape{_for_example(other)} and lacks {len(missing)}{_for_example(missing)}; use the YAML it was "
+                "trained with"
+            )
+        for name in own.keys() - given.keys():
+            given[name] = own[name]  # pretrained and never trained
+
+    def _frozen_names(self) -> set[str]:
+        """Weights of fine-tuned encoders that are as they were: they come from the pretrained model again."""
+        frozen = set()
+        for name in self.finetuning:
+            encoder = self.model.encoder(name)
+            prefix = f"model.modalities.{name}.encoder.trained."
+            learned = {id(part) for parts in self._learning[name].values() for part in parts}
+            for key, parameter in encoder.trained.named_parameters():
+                if not (parameter.requires_grad and id(parameter) in learned):
+                    frozen.add(prefix + key)
+        return frozen
 
     def forward(self, batch: EmotionBatch) -> EmotionOutput:
-        return self.model(batch.audio, batch.audio_mask, batch.text, batch.text_mask)
+        return self.model(
+            batch.audio, batch.audio_mask, batch.text, batch.text_mask, batch.descriptors, batch.descriptors_mask
+        )
 
     def training_step(self, batch: EmotionBatch, batch_idx: int) -> Tensor:
         batch = self._drop_modalities(batch)
-        loss = self.loss(self(batch).logits, batch.target)
+        output = self(batch)
+        loss = self.loss(output, batch) + output.penalty
+        if not loss.isfinite():
+            raise FloatingPointError(
+                f"the training loss became {float(loss):g} in epoch {self.current_epoch + 1} on utterances "
+                f"{', '.join(self._ids(batch)[:5])}, ...; lower the optimizer's lr, or set trainer.gradient_clip_val: 1"
+            )
         self.log("train/loss", loss, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True,
                  batch_size=len(batch.row))  # fmt: skip
         return loss
 
+    def _ids(self, batch: EmotionBatch) -> list[str]:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        rows = batch.row.tolist()
+        if not isinstance(datamodule, EmotionDataModule):
+            return [str(row) for row in rows]
+        return [str(name) for name in datamodule.manifest.frame["id"].iloc[rows]]
+
     def validation_step(self, batch: EmotionBatch, batch_idx: int) -> None:
-        logits = self(batch).logits
-        loss = self.loss(logits, batch.target)
-        self.log("val/loss", loss, batch_size=len(batch.row), sync_dist=True)
-        self.val_metrics.update(logits, batch.target)
+        output = self(batch)
+        self.log("val/loss", self.loss(output, batch), batch_size=len(batch.row), sync_dist=True)
+        self.val_metrics.update(output, batch)
 
     def on_validation_epoch_end(self) -> None:
         metrics = self.val_metrics.compute()
-        uar = metrics.pop("val/uar")
-        self.log("val/uar", uar, prog_bar=True, sync_dist=True)  # the same on every process already
+        chief = monitored(self.model.classes)
+        self.log(chief, metrics.pop(chief), prog_bar=True, sync_dist=True)  # the same on every process already
         self.log_dict(metrics, sync_dist=True)
         self.val_metrics.reset()
 
     def test_step(self, batch: EmotionBatch, batch_idx: int) -> None:
         for view, metrics in zip(self.views, self.test_metrics, strict=True):
-            logits = self(_view(batch, view)).logits
-            cast(MetricCollection, metrics).update(logits, batch.target)
-            if not view:
-                self.test_confusion.update(logits, batch.target)
+            output = self(_view(batch, view))
+            cast(Scores, metrics).update(output, batch)
+            if not view and self.test_confusion is not None:
+                self.test_confusion.update(output.logits, batch.target)
 
     def on_test_epoch_end(self) -> None:
         for metrics in self.test_metrics:
-            self.log_dict(cast(MetricCollection, metrics).compute(), sync_dist=True)
-            cast(MetricCollection, metrics).reset()
-        self.confusion = self.test_confusion.compute().cpu()  # (true class, predicted class)
-        self.test_confusion.reset()
+            self.log_dict(cast(Scores, metrics).compute(), sync_dist=True)
+            cast(Scores, metrics).reset()
+        if self.test_confusion is not None:
+            self.confusion = self.test_confusion.compute().cpu()  # (true class, predicted class)
+            self.test_confusion.reset()
 
     def predict_step(self, batch: EmotionBatch, batch_idx: int) -> Prediction:
-        probs = [self(_view(batch, view)).logits.softmax(-1) for view in self.views]
-        return Prediction(batch.row, *probs)
+        outputs = {view: self(_view(batch, view)) for view in self.views}
+        probs = {view: None if one.logits is None else one.logits.float().softmax(-1) for view, one in outputs.items()}
+        output = outputs[""]
+        return Prediction(
+            row=batch.row,
+            probs=probs[""],
+            dimensions=output.dimensions,
+            audio_probs=probs.get("audio_only"),
+            text_probs=probs.get("text_only"),
+            modality_weights=output.modality_weights,
+            gates=torch.cat(output.gates, dim=-1),
+        )
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
+        groups: list[dict[str, Any]] = []
+        for name, strategy in self.finetuning.items():
+            groups += parameter_groups(self.model.encoder(name), strategy)
+        tuned = {id(parameter) for group in groups for parameter in group["params"]}
+        rest = [parameter for parameter in self.parameters() if parameter.requires_grad and id(parameter) not in tuned]
+        optimizer = self.optimizer(cast(Any, [{"params": rest, "lr_ratio": 1.0}, *groups]))
+        for group in optimizer.param_groups:
+            group["lr"] *= group["lr_ratio"]
         if not self.one_cycle:
             return optimizer
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -161,15 +300,74 @@ class EmotionSystem(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _drop_modalities(self, batch: EmotionBatch) -> EmotionBatch:
-        if not self.modality_dropout or batch.audio_mask is None or batch.text_mask is None:
+        masks = [mask for mask in (batch.audio_mask, batch.descriptors_mask) if mask is not None]
+        if not self.modality_dropout or not masks or batch.text_mask is None:
             return batch
-        both = batch.audio_mask.any(1) & batch.text_mask.any(1)
+        both = masks[0].any(1) & batch.text_mask.any(1)
         chance = torch.rand(len(batch.row), device=both.device)
-        no_audio = both & (chance < self.modality_dropout)
-        no_text = both & (chance > 1 - self.modality_dropout)
+        no_audio = (both & (chance < self.modality_dropout))[:, None]
+        no_text = (both & (chance > 1 - self.modality_dropout))[:, None]
         return batch._replace(
-            audio_mask=batch.audio_mask & ~no_audio[:, None], text_mask=batch.text_mask & ~no_text[:, None]
+            audio_mask=None if batch.audio_mask is None else batch.audio_mask & ~no_audio,
+            descriptors_mask=None if batch.descriptors_mask is None else batch.descriptors_mask & ~no_audio,
+            text_mask=batch.text_mask & ~no_text,
         )
+
+
+class Scores(nn.Module):
+    """The metrics of whatever heads a model has.
+
+    Args:
+        model: Whose heads are meant.
+        prefix: Put before each name, such as ``val/``.
+    """
+
+    def __init__(self, model: EmotionModel, prefix: str) -> None:
+        super().__init__()
+        self.classes = emotion_metrics(len(model.classes), prefix) if model.head is not None else None
+        self.dimensions = DimensionMetrics(prefix) if model.dimension_head is not None else None
+
+    def update(self, output: EmotionOutput, batch: EmotionBatch) -> None:
+        """Takes a batch in."""
+        if self.classes is not None:
+            self.classes.update(output.logits, batch.target)
+        if self.dimensions is not None:
+            assert output.dimensions is not None
+            self.dimensions.update(output.dimensions, batch.dimensions)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Name -> value, over all processes."""
+        values = {} if self.classes is None else dict(self.classes.compute())
+        return values | ({} if self.dimensions is None else self.dimensions.compute())
+
+    def reset(self) -> None:
+        """Forgets all batches."""
+        for part in (self.classes, self.dimensions):
+            if part is not None:
+                part.reset()
+
+
+def _learning(encoder: Any) -> dict[int, list[nn.Parameter]]:
+    blocks = encoder.block_parameters()
+    learning = {block: [part for part in parts if part.requires_grad] for block, parts in blocks.items()}
+    return {block: parts for block, parts in learning.items() if parts}
+
+
+def monitored(classes: Sequence[str]) -> str:
+    """The metric that chooses the best epoch.
+
+    Args:
+        classes: Those of the model; none for one of dimensions alone.
+    """
+    return "val/uar" if classes else "val/ccc"
+
+
+def _finds_unused(trainer: Any) -> bool:
+    return bool(getattr(trainer.strategy, "_ddp_kwargs", {}).get("find_unused_parameters"))
+
+
+def _for_example(names: Sequence[str]) -> str:
+    return f" ({names[0]}, ...)" if names else ""
 
 
 def _view(batch: EmotionBatch, view: str) -> EmotionBatch:
@@ -199,15 +397,23 @@ def load_model(checkpoint: str | os.PathLike[str]) -> EmotionModel:
     return system.model.eval()
 
 
-def prediction_columns(classes: Sequence[str], prediction: Prediction) -> dict[str, Tensor]:
+def prediction_columns(
+    classes: Sequence[str], modalities: Sequence[str], prediction: Prediction
+) -> dict[str, Tensor]:  # fmt: skip
     """Names the numbers of a prediction as columns.
 
     Args:
         classes: In the order of the probabilities.
+        modalities: In the order of the weights.
         prediction: Of a batch.
     """
     columns: dict[str, Tensor] = {}
     for prefix, probs in (("", prediction.probs), ("audio_", prediction.audio_probs), ("text_", prediction.text_probs)):
         if probs is not None:
             columns |= {f"{prefix}prob_{name}": probs[:, number] for number, name in enumerate(classes)}
+    if prediction.dimensions is not None:
+        columns |= {f"predicted_{name}": prediction.dimensions[:, number] for number, name in enumerate(DIMENSIONS)}
+    if prediction.modality_weights is not None:
+        weights = prediction.modality_weights
+        columns |= {f"weight_{name}": weights[:, number] for number, name in enumerate(modalities)}
     return columns

@@ -8,11 +8,15 @@ from mmemo.data.batch import BucketSampler, Example, collate
 from mmemo.labels import UNLABELLED
 
 
+def example(row: int, audio: torch.Tensor | None, text: torch.Tensor | None, target: int) -> Example:
+    return Example(row, audio, audio, text, target, torch.zeros(3), torch.zeros(3))
+
+
 def test_padding_is_masked_and_zero() -> None:
     batch = collate(
         [
-            Example(7, torch.ones(2, 5, 3, dtype=torch.float16), torch.tensor([4, 5]), 1),
-            Example(8, torch.ones(2, 0, 3, dtype=torch.float16), torch.tensor([], dtype=torch.long), UNLABELLED),
+            example(7, torch.ones(2, 5, 3, dtype=torch.float16), torch.tensor([4, 5]), 1),
+            example(8, torch.ones(2, 0, 3, dtype=torch.float16), torch.tensor([], dtype=torch.long), UNLABELLED),
         ]
     )
     assert batch.row.tolist() == [7, 8]
@@ -29,7 +33,7 @@ def test_padding_is_masked_and_zero() -> None:
 
 
 def test_a_batch_of_nothing_but_missing_audio_has_one_masked_frame() -> None:
-    batch = collate([Example(0, torch.zeros(2, 0, 3), None, 0)])
+    batch = collate([example(0, torch.zeros(2, 0, 3), None, 0)])
     assert batch.audio is not None
     assert batch.audio.shape == (1, 2, 1, 3)
     assert not batch.audio_mask.any()  # type: ignore[union-attr]
@@ -37,7 +41,7 @@ def test_a_batch_of_nothing_but_missing_audio_has_one_masked_frame() -> None:
 
 
 def test_views_hide_the_other_modality() -> None:
-    batch = collate([Example(0, torch.ones(4), torch.ones(2, dtype=torch.long), 0)])
+    batch = collate([example(0, torch.ones(4), torch.ones(2, dtype=torch.long), 0)])
     assert not batch.audio_only().text_mask.any()  # type: ignore[union-attr]
     assert batch.audio_only().audio_mask.all()  # type: ignore[union-attr]
     assert not batch.text_only().audio_mask.any()  # type: ignore[union-attr]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mmemo.data import EmotionDataModule, ManifestError
+from mmemo.data.datamodule import Sources
 from mmemo.data.splits import SplitError
 from mmemo.labels import UNLABELLED
 from tests.conftest import CLASSES
@@ -16,9 +17,10 @@ from tests.data.test_audio import BAD, make_bad
 
 
 def ready(manifest: Path, **settings: object) -> EmotionDataModule:
-    datamodule = EmotionDataModule(str(manifest), CLASSES, **settings)  # type: ignore[arg-type]
+    datamodule = EmotionDataModule(CLASSES, str(manifest), **settings)  # type: ignore[arg-type]
     datamodule.setup("fit")
-    datamodule.attach(lambda row: torch.zeros(10), lambda row: torch.zeros(3, dtype=torch.long))
+    datamodule.use_labels(("emotion",), fitting=True)
+    datamodule.attach(Sources(audio=Zeros(10), text=Zeros(3)))
     return datamodule
 
 
@@ -45,7 +47,7 @@ def test_every_row_of_a_side_is_served_once(tiny_corpus: Path) -> None:
 def test_worker_processes_serve_the_same_batches(tiny_corpus: Path) -> None:
     alone = [batch.row.tolist() for batch in ready(tiny_corpus, batch_size=5).train_dataloader()]
     workers = ready(tiny_corpus, batch_size=5, num_workers=2)
-    workers.attach(Zeros(10), Zeros(3))
+    workers.attach(Sources(audio=Zeros(10), text=Zeros(3)))
     assert [batch.row.tolist() for batch in workers.train_dataloader()] == alone
 
 
@@ -53,7 +55,7 @@ class Zeros:
     def __init__(self, length: int) -> None:
         self.length = length
 
-    def __call__(self, row: int) -> torch.Tensor:
+    def __call__(self, row: int, view: int) -> torch.Tensor:
         return torch.zeros(self.length)
 
 
@@ -138,7 +140,7 @@ def test_a_file_that_goes_bad_during_training_does_not_end_it(
     datamodule = ready(tiny_corpus, num_workers=num_workers, batch_size=4)
     utterances = list(datamodule.manifest)
     utterances[0] = type(utterances[0])("gone", tmp_path / "gone.wav")
-    datamodule.attach(Waveforms(utterances, ["content"] * 36), None)
+    datamodule.attach(Sources(audio=Waveforms(utterances, ["content"] * 36)))
     targets = {
         int(index): int(target)
         for batch in datamodule.train_dataloader()

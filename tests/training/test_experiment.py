@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from mmemo import load_model
+from mmemo.data import ManifestError
 from mmemo.training.experiment import Experiment
 from mmemo.training.system import EmotionSystem
 from tests.conftest import CLASSES
@@ -114,6 +115,11 @@ def test_one_modality_is_first_class(tiny_config: Path, kept: str) -> None:
     parts = config["model"]["init_args"]["model"]["init_args"]
     del parts["text_encoder" if kept == "audio" else "audio_encoder"]
     tiny_config.write_text(yaml.safe_dump(config))
+    if kept == "text":  # half of the clips have no words
+        with pytest.raises(ManifestError, match=r"nothing of what the model takes \(words\): 's0_anger_0'.*empty_rows"):
+            fit(tiny_config)
+        config["data"]["empty_rows"] = "keep"
+        tiny_config.write_text(yaml.safe_dump(config))
     run = fit(tiny_config)
     Experiment(["test", "--config", str(tiny_config), "--ckpt_path", str(run / "checkpoints/last.ckpt")])
     assert set(json.loads((run / "test_metrics.json").read_text())["metrics"]) == {

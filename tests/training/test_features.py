@@ -11,18 +11,18 @@ import torch
 from mmemo.data.audio import inspect_audio
 from mmemo.data.manifest import read_manifest
 from mmemo.models import HuggingFaceTextEncoder, WhisperAudioEncoder
-from mmemo.training.features import FeatureCache, cache_audio, cache_sizes, cache_text, clear_cache, text_content
+from mmemo.training.features import Clip, FeatureCache, cache_audio, cache_sizes, cache_text, clear_cache, text_content
 
 
 def test_features_from_the_cache_equal_the_encoders(tiny_corpus: Path, tiny_whisper: Path, tmp_path: Path) -> None:
     encoder = WhisperAudioEncoder(str(tiny_whisper), [0, 2])
-    utterances = {inspect_audio(row.path).content: row for row in read_manifest(tiny_corpus)}  # type: ignore[arg-type]
+    clips = {inspect_audio(row.path).content: Clip(row) for row in read_manifest(tiny_corpus)}  # type: ignore[arg-type]
     cache = FeatureCache(encoder.fingerprint(), tmp_path)
-    assert cache_audio(encoder, utterances, cache, progress=False) == 36
-    assert cache_audio(encoder, utterances, cache, progress=False) == 0, "nothing is computed twice"
+    assert cache_audio(encoder, clips, cache, progress=False) == 36
+    assert cache_audio(encoder, clips, cache, progress=False) == 0, "nothing is computed twice"
     from mmemo.data.audio import read_audio
 
-    for content, utterance in utterances.items():
+    for content, (utterance, _, _) in clips.items():
         waveform = torch.from_numpy(read_audio(utterance.path))[None]  # type: ignore[arg-type]
         with torch.inference_mode():
             expected, _ = encoder.precompute(waveform, torch.ones_like(waveform, dtype=torch.bool))

@@ -8,6 +8,8 @@ from typing import Literal
 import pandas as pd
 
 from mmemo.data.corpora.files import audio_files
+from mmemo.data.manifest import VOTES_PREFIX
+from mmemo.data.ratings import majority
 
 EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happiness", "NEU": "neutral", "SAD": "sadness"}
 SENTENCES = {
@@ -22,15 +24,20 @@ VOTE_COLUMNS = {"A": "anger", "D": "disgust", "F": "fear", "H": "happiness", "N"
 CHANNELS = {"voice": 1, "face": 2, "both": 3}  # first digit of a row number in tabulatedVotes.csv
 
 
-def cremad(root: Path, channel: Literal["voice", "face", "both"] = "voice") -> pd.DataFrame:
+def cremad(
+    root: Path,
+    channel: Literal["voice", "face", "both"] = "voice",
+    labels: Literal["intended", "majority"] = "intended",
+) -> pd.DataFrame:
     """Reads CREMA-D: audio where it is there, and the raters' votes as ``votes_*`` columns.
 
-    The emotion is the one the actor was asked for; the votes say what listeners heard. A clip without
-    audio gets the words of its sentence as text.
+    The emotion is the one the actor was asked for, or the one most raters heard; the votes say what each heard. A clip
+    without audio gets the words of its sentence as text.
 
     Args:
         root: Folder that holds ``AudioWAV`` and ``tabulatedVotes.csv``, or one of them.
         channel: What the raters were given.
+        labels: Whether ``emotion`` is the actor's or the majority's; where the raters are tied there is none.
     """
     files = {path.stem: path for path in audio_files(root) if len(path.stem.split("_")) == 4}
     votes_file = next(root.rglob("tabulatedVotes.csv"), None)
@@ -38,7 +45,9 @@ def cremad(root: Path, channel: Literal["voice", "face", "both"] = "voice") -> p
     if votes_file is not None:
         table = pd.read_csv(votes_file, index_col=0)
         table = table[table.index // 100_000 == CHANNELS[channel]].drop_duplicates("fileName").set_index("fileName")
-        votes = table[list(VOTE_COLUMNS)].rename(columns={key: f"votes_{name}" for key, name in VOTE_COLUMNS.items()})
+        votes = table[list(VOTE_COLUMNS)].rename(
+            columns={key: VOTES_PREFIX + name for key, name in VOTE_COLUMNS.items()}
+        )
     names = sorted(set(files) | set(votes.index))
     rows = []
     for name in names:
@@ -57,4 +66,9 @@ def cremad(root: Path, channel: Literal["voice", "face", "both"] = "voice") -> p
                 "text": None if name in files else SENTENCES.get(sentence),  # else Whisper's to write
             }
         )
-    return pd.DataFrame(rows).join(votes, on="id") if rows else pd.DataFrame()
+    if not rows:
+        return pd.DataFrame()
+    table = pd.DataFrame(rows)
+    if labels == "majority":
+        table["emotion"] = table["id"].map(majority(votes.rename(columns=lambda name: name.removeprefix(VOTES_PREFIX))))
+    return table.join(votes, on="id")
