@@ -196,6 +196,43 @@ def load_encoder(model_id: str) -> PreTrainedModel:
     return encoder.eval()
 
 
+def load_state(path: str | Path) -> dict[str, Tensor]:
+    """Named tensors of a local file of weights, such as a published VGGish.
+
+    Args:
+        path: ``.safetensors``, or a PyTorch ``.pt``, ``.pth`` or ``.bin``, of which nothing but tensors is unpickled.
+
+    Raises:
+        PretrainedError: There is no such file, or it holds anything else.
+    """
+    import torch
+
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise PretrainedError(f"{path}: no such file of weights")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise PretrainedError(f"{path}: not a file of weights ({str(error).splitlines()[0]})") from None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise PretrainedError(f"{path}: expected named tensors, as state_dict() gives them")
+    return state
+
+
+@lru_cache(maxsize=32)
+def file_fingerprint(path: str) -> str:
+    """SHA-256 of a local file of weights.
+
+    Args:
+        path: The file.
+    """
+    return _file_sha256(Path(path).expanduser())
+
+
 def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to a text model.
 

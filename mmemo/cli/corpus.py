@@ -18,7 +18,7 @@ def run(argv: list[str]) -> int:
 
 
 def corpus(
-    name: Literal["ravdess", "emodb", "meld", "cremad", "table"],
+    name: Literal["ravdess", "emodb", "meld", "goemotions", "cremad", "table"],
     root: Path,
     out: Path = Path("manifest.csv"),
     columns: dict[str, str] | None = None,

@@ -479,5 +479,5 @@ class EmotionDataset(Dataset[EmotionBatch]):
             descriptors = None if self.sources.descriptors is None else torch.zeros(0)
             target = UNLABELLED
         text = None if self.sources.text is None else self.sources.text(row, view)
-        votes, dimensions = torch.from_numpy(self.labels.votes[row]), torch.from_numpy(self.labels.dimensions[row])
+        votes, dimensions = torch.tensor(self.labels.votes[row]), torch.tensor(self.labels.dimensions[row])
         return Example(row, audio, descriptors, text, target, votes, dimensions)

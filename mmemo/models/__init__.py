@@ -1,6 +1,14 @@
 """Encoders, layer mixes, gates, fusions and heads: each an ordinary module, chosen by ``class_path``."""
 
 from mmemo.models.audio_encoder import ASTAudioEncoder, HuggingFaceAudioEncoder, WhisperAudioEncoder
+from mmemo.models.cnn_encoder import (
+    ConvRecurrentEncoder,
+    InceptionEncoder,
+    ResNetEncoder,
+    VGGEncoder,
+    VGGishEncoder,
+)
+from mmemo.models.descriptors import AcousticDescriptors, EGeMAPS
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
 from mmemo.models.fusion import (
     AttentionBottleneck,
@@ -17,9 +25,10 @@ from mmemo.models.pooling import AttentiveStatisticsPooling, StatisticsPooling
 from mmemo.models.text_encoder import HuggingFaceTextEncoder
 
 __all__ = [
-    "ASTAudioEncoder", "AttentionBottleneck", "AttentiveStatisticsPooling", "ClassHead", "Concatenation",
-    "CrossModalAttention", "DimensionHead", "EmotionModel", "EmotionOutput", "FeatureGate", "GatedMultimodalUnit",
-    "HardConcreteGate", "HuggingFaceAudioEncoder", "HuggingFaceTextEncoder", "LateFusion", "LayerConcat", "LayerMix",
-    "LowRankFusion", "ModalityGate", "NoGate", "NoHead", "StatisticsPooling", "VariableSelection",
-    "WhisperAudioEncoder",
+    "ASTAudioEncoder", "AcousticDescriptors", "AttentionBottleneck", "AttentiveStatisticsPooling", "ClassHead",
+    "Concatenation", "ConvRecurrentEncoder", "CrossModalAttention", "DimensionHead", "EGeMAPS", "EmotionModel",
+    "EmotionOutput", "FeatureGate", "GatedMultimodalUnit", "HardConcreteGate", "HuggingFaceAudioEncoder",
+    "HuggingFaceTextEncoder", "InceptionEncoder", "LateFusion", "LayerConcat", "LayerMix", "LowRankFusion",
+    "ModalityGate", "NoGate", "NoHead", "ResNetEncoder", "StatisticsPooling", "VGGEncoder", "VGGishEncoder",
+    "VariableSelection", "WhisperAudioEncoder",
 ]  # fmt: skip

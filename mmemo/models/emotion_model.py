@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmemo.models.fusion import AttentionMap, CrossModalAttention
 from mmemo.models.gates import FeatureGate
 from mmemo.models.heads import ClassHead
-from mmemo.models.layer_mix import LayerMix
+from mmemo.models.layer_mix import LayerConcat, LayerMix
 
 
 class EmotionOutput(NamedTuple):
@@ -169,7 +169,8 @@ class Modality(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder: Any = encoder
-        self.layer_mix = cast(Any, layer_mix(encoder.num_layers, encoder.dim))
+        mix = layer_mix if encoder.num_layers > 1 else LayerConcat  # one layer alone has nothing to mix
+        self.layer_mix = cast(Any, mix(encoder.num_layers, encoder.dim))
         self.dim: int = self.layer_mix.dim
         self.gate = gate(self.dim)
 

@@ -83,12 +83,17 @@ class Experiment(LightningCLI):
         parser.add_argument(
             "--checkpoint", type=Literal["best", "last"], default="best",
             help="Which checkpoint of the run `test`, `validate`, `predict` and `crossval` judge when no --ckpt_path "
-            "is given: the best by val/uar (dimensions: val/ccc), or the last; "
+            "is given: the best by --monitor, or the last; "
             "with few validation speakers the best is mostly luck.",
         )  # fmt: skip
         parser.add_argument(
+            "--monitor", type=str | None, default=None,
+            help="Validation metric that chooses the best epoch, such as val/weighted_f1; when not given val/uar, or "
+            "val/ccc for a model of dimensions alone.",
+        )  # fmt: skip
+        parser.add_argument(
             "--patience", type=int | None, default=None,
-            help="Let `fit` stop after this many epochs without a better val/uar; none trains all epochs.",
+            help="Let `fit` stop after this many epochs without a better --monitor; none trains all epochs.",
         )  # fmt: skip
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Let `fit` replace the run that its folder holds already."
@@ -122,7 +127,7 @@ class Experiment(LightningCLI):
         callbacks: list[Callback] = [RunFolder(root, config.predictions, config.gates)]
         if config.trainer.enable_progress_bar is not False and sys.stderr.isatty():
             callbacks.append(RichProgressBar(leave=False))
-        chief = monitored(config.data.classes)
+        chief = config.monitor or monitored(config.data.classes)
         if fitting and config.trainer.enable_checkpointing is not False:
             folder = root / BEST.parent
             once: dict[str, Any] = {"enable_version_counter": False}

@@ -97,6 +97,7 @@ class EmotionSystem(LightningModule):
             if self.model.encoder(name) is None:
                 raise ValueError(f"{name}_finetuning is given, but the model has no {name}_encoder")
             strategy.prepare(self.model.encoder(name))
+            self.model.encoder(name).trained.train()  # pretrained models come in eval mode, their dropout off
         # Block -> the parameters that will be trained, noted before a schedule first freezes some of them.
         self._learning = {name: _learning(self.model.encoder(name)) for name in self.finetuning}
         self.one_cycle = one_cycle

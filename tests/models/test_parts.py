@@ -199,7 +199,7 @@ def test_late_fusion_is_the_mean_of_the_modalities_scores() -> None:
 
 
 def test_low_rank_fusion_equals_the_full_tensor() -> None:
-    """Liu et al. 2018, eq. 4: the sum over rank of outer products of factors, applied to the outer product of inputs."""
+    """Liu et al. 2018, eq. 4: a tensor of rank 2, applied to the outer product of the inputs."""
     module = LowRankFusion([6, 5], output_dim=3, rank=2).eval()
     vectors, _ = module.pooled([features(), words()], [MASK, TEXT_MASK])
     first, second = (torch.cat([vector, torch.ones(3, 1)], 1) for vector in vectors)
