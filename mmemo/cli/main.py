@@ -15,6 +15,7 @@ VERBS = {
     "test": "metrics on the test rows",
     "predict": "probabilities of every class, one row per utterance",
     "crossval": "fit, test and predict every fold of a YAML's split, resumable",
+    "backbone": "a fine-tuned encoder -> a model folder for other experiments",
     "cache": "size of the feature caches; clear them",
 }
 TRAINER_VERBS = ("fit", "validate", "test", "predict")

@@ -17,6 +17,8 @@ from torch import nn
 
 LORA_TARGETS = ("q_proj", "v_proj", "query", "value", "q", "v")
 """Query and value projections as the families of encoders name them."""
+WAVLM_TARGETS = ("intermediate_dense", "output_dense")
+"""WavLM's attention reads its projections' weights past their modules, so an update there would have no effect."""
 
 
 class Finetuning(Protocol):
@@ -129,7 +131,7 @@ class LoRA(LastBlocks):
         rank: Rank of the updates, at least 1.
         alpha: Scale of the updates; they are multiplied by ``alpha / rank``.
         targets: Names of the linear modules that get an update; when not given, the attention's query and value
-            projections.
+            projections, or in WavLM the feed-forward layers.
         dropout: Share of the updates' inputs dropped in training, in [0, 1).
         num_blocks: In how many blocks, counted down from the highest chosen layer.
         lr_ratio: Learning rate of the updates as a share of the optimizer's, above 0.
@@ -161,12 +163,15 @@ class LoRA(LastBlocks):
         super().prepare(encoder)
         linear = {name for name, part in encoder.trained.named_modules() if isinstance(part, nn.Linear)}
         names = {name.rsplit(".", 1)[-1] for name in linear}
+        default: tuple[str, ...] = LORA_TARGETS
+        if type(encoder.trained).__name__.startswith("WavLM"):
+            names, default = names & set(WAVLM_TARGETS), WAVLM_TARGETS
         unknown = sorted(set(self.targets or ()) - names)
-        found = sorted(names & set(self.targets or LORA_TARGETS))
+        found = sorted(names & set(self.targets or default))
         if unknown or not found:
             raise ValueError(
-                f"LoRA(targets={unknown or list(LORA_TARGETS)}): {encoder.model_id} has no linear module of that name "
-                f"in the trained blocks, expected some of {sorted(names)}"
+                f"LoRA(targets={unknown or list(default)}): {encoder.model_id} has no linear module of that name "
+                f"that can be updated in the trained blocks, expected some of {sorted(names)}"
             )
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=found, lora_dropout=self.dropout)
         matrices = list(encoder.trained.parameters())

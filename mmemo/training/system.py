@@ -66,6 +66,9 @@ class EmotionSystem(LightningModule):
         by_modality: Also test and predict from the voice alone and the words alone.
         modality_dropout: Chance that a training utterance loses its words, and the same for its voice, in
             [0, 0.5]; only for a model with both, and never the last modality an utterance has.
+        mixup: Training batches are mixed with themselves in another order, inputs and loss alike, by shares drawn
+            from Beta(mixup, mixup) (Zhang et al. 2018, <https://arxiv.org/abs/1710.09412>); 0 leaves them as they
+            are. Where features are cached, it is they that are mixed.
     """
 
     def __init__(
@@ -80,10 +83,13 @@ class EmotionSystem(LightningModule):
         cache_features: bool = True,
         by_modality: bool = False,
         modality_dropout: float = 0.0,
+        mixup: float = 0.0,
     ) -> None:
         super().__init__()
         if not 0.0 <= modality_dropout <= 0.5:
             raise ValueError(f"modality_dropout={modality_dropout}, expected 0 to 0.5")
+        if mixup < 0:
+            raise ValueError(f"mixup={mixup}, expected 0 or more")
         self.save_hyperparameters()  # under the command line: plain settings, not the modules
         self.model = model(classes)
         self.loss = loss
@@ -103,6 +109,13 @@ class EmotionSystem(LightningModule):
         self.one_cycle = one_cycle
         self.cache_features = cache_features
         self.modality_dropout = modality_dropout
+        self.mixup = mixup
+        reader = self.model.encoder("text")
+        if mixup and reader is not None and not (cache_features and reader.caches):
+            raise ValueError(
+                "mixup mixes features, but this text encoder is trained from its token numbers, which cannot be mixed; "
+                "set mixup: 0, or text_finetuning LastBlocks"
+            )
         both = "text" in self.model.modalities and len(self.model.modalities) > 1
         self.views = ("", "audio_only", "text_only") if by_modality and both else ("",)
         self.val_metrics = Scores(self.model, "val/")
@@ -223,8 +236,14 @@ class EmotionSystem(LightningModule):
 
     def training_step(self, batch: EmotionBatch, batch_idx: int) -> Tensor:
         batch = self._drop_modalities(batch)
-        output = self(batch)
-        loss = self.loss(output, batch) + output.penalty
+        if self.mixup:
+            share = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
+            other = _reordered(batch, torch.randperm(len(batch.row), device=batch.row.device))
+            output = self(_mixed(batch, other, share))
+            loss = share * self.loss(output, batch) + (1 - share) * self.loss(output, other) + output.penalty
+        else:
+            output = self(batch)
+            loss = self.loss(output, batch) + output.penalty
         if not loss.isfinite():
             raise FloatingPointError(
                 f"the training loss became {float(loss):g} in epoch {self.current_epoch + 1} on utterances "
@@ -369,6 +388,23 @@ def _finds_unused(trainer: Any) -> bool:
 
 def _for_example(names: Sequence[str]) -> str:
     return f" ({names[0]}, ...)" if names else ""
+
+
+def _reordered(batch: EmotionBatch, order: Tensor) -> EmotionBatch:
+    return EmotionBatch(*(None if values is None else values[order] for values in batch))  # type: ignore[arg-type]
+
+
+def _mixed(batch: EmotionBatch, other: EmotionBatch, share: float) -> EmotionBatch:
+    """Inputs of one batch, and of another in the share that is left; a step is real where it is in either."""
+    mixed = {}
+    for name in ("audio", "descriptors", "text"):
+        values, others = getattr(batch, name), getattr(other, name)
+        if values is not None:
+            mask, other_mask = getattr(batch, f"{name}_mask"), getattr(other, f"{name}_mask")
+            axes = (slice(None),) if values.ndim == 2 else (slice(None), None, slice(None), None)
+            mixed[name] = share * values * mask[axes] + (1 - share) * others * other_mask[axes]
+            mixed[f"{name}_mask"] = mask | other_mask
+    return batch._replace(**mixed)
 
 
 def _view(batch: EmotionBatch, view: str) -> EmotionBatch:

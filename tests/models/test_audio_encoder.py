@@ -103,6 +103,10 @@ def random_model(kind: str, folder: Path) -> Path:
     import transformers
 
     torch.manual_seed(0)
+    ast = {
+        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+        "max_length": 128, "num_mel_bins": 32, "patch_size": 16, "frequency_stride": 16, "time_stride": 16,
+    }  # fmt: skip
     common = {
         "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32,
         "conv_dim": (8, 8), "conv_kernel": (10, 4), "conv_stride": (5, 64),
@@ -116,6 +120,7 @@ def random_model(kind: str, folder: Path) -> Path:
         "hubert-large": ("Hubert", common | stable),
         "wavlm": ("WavLM", common),
         "wavlm-large": ("WavLM", common | stable),
+        "ast": ("AST", ast),
         "data2vec": ("Data2VecAudio", common | {"conv_pos_kernel_size": 3}),
     }[kind]
     config = getattr(transformers, f"{name}Config")(**options)
@@ -154,22 +159,7 @@ def test_hugging_face_clips_shorter_than_a_frame_are_padded(tmp_path: Path) -> N
 
 
 def test_ast(tmp_path: Path) -> None:
-    from transformers import ASTConfig, ASTModel
-
-    torch.manual_seed(0)
-    config = ASTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_length=128,
-        num_mel_bins=32,
-        patch_size=16,
-        frequency_stride=16,
-        time_stride=16,
-    )
-    ASTModel(config).save_pretrained(tmp_path)
-    encoder = ASTAudioEncoder(str(tmp_path), [1, 2])
+    encoder = ASTAudioEncoder(str(random_model("ast", tmp_path)), [1, 2])
     check_alone_equals_batched(encoder)
     long = tone(3.0)[None]
     features, mask = encoder.precompute(long, torch.ones_like(long, dtype=torch.bool))

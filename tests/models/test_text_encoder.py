@@ -29,21 +29,38 @@ def test_padding_changes_nothing(tiny_bert: Path, layers: list[int] | None) -> N
     check_alone_equals_batched(HuggingFaceTextEncoder(str(tiny_bert), layers), ["go away now", "the shop"])
 
 
-@pytest.mark.parametrize("kind", ["Roberta", "XLNet"])
-def test_other_families(kind: str, tiny_bert: Path, tmp_path: Path) -> None:
+def random_text_model(kind: str, folder: Path, tokenizer: Path) -> Path:
+    """A tiny random model of a family, with the corpus's words."""
     import shutil
 
     import transformers
 
     torch.manual_seed(0)
-    options = {"vocab_size": 20, "num_attention_heads": 2, "num_hidden_layers": 2, "hidden_size": 16, "pad_token_id": 0}
+    options = {"vocab_size": 40, "num_attention_heads": 2, "num_hidden_layers": 2, "hidden_size": 16, "pad_token_id": 0}
     if kind == "XLNet":
-        options = {"vocab_size": 20, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32, "pad_token_id": 0}
+        options = {"vocab_size": 40, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32, "pad_token_id": 0}
     config = getattr(transformers, f"{kind}Config")(**options)
-    getattr(transformers, f"{kind}Model")(config).save_pretrained(tmp_path)
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_bert / name, tmp_path / name)
-    check_alone_equals_batched(HuggingFaceTextEncoder(str(tmp_path), [1, 2]), ["go away now", "the shop"])
+        shutil.copy(tokenizer / name, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["Roberta", "XLNet"])
+def test_other_families(kind: str, tiny_bert: Path, tmp_path: Path) -> None:
+    folder = random_text_model(kind, tmp_path, tiny_bert)
+    check_alone_equals_batched(HuggingFaceTextEncoder(str(folder), [1, 2]), ["go away now", "the shop"])
+
+
+def test_pooled_is_the_mean_over_tokens(tiny_bert: Path) -> None:
+    tokens, pooled = (HuggingFaceTextEncoder(str(tiny_bert), [1], pooled=pooled) for pooled in (False, True))
+    ids, mask = batch(tokens, ["go away now", "the shop", ""])
+    with torch.inference_mode():
+        states, _ = tokens.precompute(ids, mask)
+        mean, mean_mask = pooled.precompute(ids, mask)
+    assert mean.shape == (3, 1, 1, 16)
+    assert mean_mask.tolist() == [[True], [True], [False]]
+    torch.testing.assert_close(mean[1, 0, 0], states[1, 0][mask[1]].mean(0))
 
 
 def test_gives_the_models_own_hidden_states(tiny_bert: Path) -> None:

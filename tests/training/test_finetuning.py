@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from mmemo import load_model
+from mmemo.cli.main import main
+from mmemo.models import (
+    ASTAudioEncoder,
+    ConvRecurrentEncoder,
+    HuggingFaceAudioEncoder,
+    HuggingFaceTextEncoder,
+    WhisperAudioEncoder,
+)
+from mmemo.training.experiment import Experiment
+from mmemo.training.finetuning import Full, LastBlocks, LinearProbeFirst, LoRA, ProgressiveUnfreezing, save_backbone
+from tests.conftest import padded, tone
+from tests.models.test_audio_encoder import random_model
+from tests.models.test_text_encoder import random_text_model
+
+AUDIO = ("whisper", "wav2vec2", "wav2vec2-large", "wavlm", "wavlm-large", "hubert", "data2vec", "ast")
+TEXT = ("Bert", "Roberta", "XLNet")
+
+
+@pytest.fixture
+def make(tmp_path: Path, tiny_whisper: Path, tiny_bert: Path) -> Callable[[str], Callable[[], Any]]:
+    return lambda kind: builder(kind, tmp_path / "source", tiny_whisper, tiny_bert)
+
+
+def builder(kind: str, folder: Path, whisper: Path, bert: Path) -> Callable[[], Any]:
+    """Builds the same pretrained encoder again and again, with hidden states 0, 1 and 2 of two blocks or more."""
+    layers = [0, 1, 2]
+    if kind == "whisper":
+        return lambda: WhisperAudioEncoder(str(whisper), layers)
+    if kind in TEXT:
+        random_text_model(kind, folder, bert)
+        return lambda: HuggingFaceTextEncoder(str(folder), layers)
+    random_model(kind, folder)
+    return lambda: (ASTAudioEncoder if kind == "ast" else HuggingFaceAudioEncoder)(str(folder), layers)
+
+
+def inputs(encoder: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    if isinstance(encoder, HuggingFaceTextEncoder):
+        ids = torch.tensor([[2, 5, 6, 3, 0], [2, 7, 8, 9, 3], [0] * 5])
+        return ids, torch.tensor([[True] * 4 + [False], [True] * 5, [False] * 5])
+    return padded([tone(0.6), tone(0.9), torch.zeros(0)])
+
+
+def whole(encoder: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return encoder(*encoder.precompute(*inputs(encoder)))
+
+
+@pytest.mark.parametrize("first_block", [0, 1, 2])
+@pytest.mark.parametrize("kind", AUDIO + TEXT)
+def test_wherever_the_line_is_drawn_the_features_are_the_same(
+    kind: str, first_block: int, make: Callable[[str], Callable[[], Any]]
+) -> None:
+    build = make(kind)
+    frozen, tuned = build().eval(), build()
+    tuned.unfreeze(first_block)
+    tuned.eval()
+    expected, expected_mask = whole(frozen)
+    found, mask = whole(tuned)
+    assert mask.equal(expected_mask)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+    assert found[2].isfinite().all()
+
+
+@pytest.mark.parametrize("first_block", [0, 2])
+@pytest.mark.parametrize("kind", AUDIO + TEXT)
+def test_just_the_blocks_above_the_line_learn(
+    kind: str, first_block: int, make: Callable[[str], Callable[[], Any]]
+) -> None:
+    tuned = make(kind)()
+    tuned.unfreeze(first_block)
+    blocks = tuned.block_parameters()
+    assert set(blocks) <= set(range(first_block, 3))
+    assert 2 in blocks
+    features, _ = whole(tuned)
+    (features * torch.randn(features.shape)).sum().backward()
+    learning = {id(parameter) for parameters in blocks.values() for parameter in parameters}
+    for parameters in blocks.values():
+        grads = [parameter.grad for parameter in parameters]
+        assert any(grad is not None and grad.abs().sum() > 0 for grad in grads)
+    for parameter in tuned.parameters():
+        assert (parameter.grad is None) or id(parameter) in learning
+
+
+def test_what_is_frozen_below_the_line_is_cached_under_its_own_name(tiny_whisper: Path) -> None:
+    encoders = [WhisperAudioEncoder(str(tiny_whisper), [1, 2], frame_average=4) for _ in range(3)]
+    encoders[1].unfreeze(2)
+    encoders[2].unfreeze(0)
+    assert encoders[0].fingerprint() != encoders[1].fingerprint()
+    assert [encoder.caches for encoder in encoders] == [True, True, False]
+    states, _ = encoders[1].precompute(*inputs(encoders[1]))
+    assert states.shape[1] == 1, "state 1 is chosen, and block 2 starts from it"
+
+
+def test_lora_starts_from_the_pretrained_model_and_trains_its_updates_alone(tiny_whisper: Path) -> None:
+    frozen, tuned = (WhisperAudioEncoder(str(tiny_whisper), [2]) for _ in range(2))
+    LoRA(rank=2, num_blocks=1).prepare(tuned)
+    torch.testing.assert_close(whole(tuned)[0], whole(frozen)[0], atol=1e-4, rtol=1e-3)
+    learning = [name for name, parameter in tuned.named_parameters() if parameter.requires_grad]
+    assert learning
+    assert all("lora_" in name for name in learning)
+    assert any("q_proj" in name for name in learning)
+    assert any("v_proj" in name for name in learning)
+
+
+@pytest.mark.parametrize("kind", ["whisper", "wavlm", "wav2vec2-large", "ast", "Bert", "XLNet"])
+@pytest.mark.parametrize("strategy", [LastBlocks(1), Full(), LoRA(rank=2, num_blocks=1, targets=None)])
+def test_a_saved_backbone_gives_what_the_tuned_encoder_gives(
+    kind: str, strategy: LastBlocks, tmp_path: Path, make: Callable[[str], Callable[[], Any]]
+) -> None:
+    if isinstance(strategy, LoRA) and kind == "XLNet":
+        pytest.skip("XLNet's projections are no linear modules")
+    tuned = make(kind)()
+    strategy.prepare(tuned)
+    torch.manual_seed(1)
+    for parameters in tuned.block_parameters().values():
+        for parameter in parameters:
+            if parameter.requires_grad:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+    tuned.eval()
+    folder = save_backbone(tuned, tmp_path / "saved")
+    again = type(tuned)(str(folder), [0, 1, 2]).eval()
+    torch.testing.assert_close(whole(again)[0], whole(tuned)[0], atol=1e-4, rtol=1e-3)
+    if isinstance(tuned, HuggingFaceTextEncoder):
+        assert again.tokenizer is not None
+
+
+def configured(tiny_config: Path, **settings: Any) -> Path:
+    config = yaml.safe_load(tiny_config.read_text())
+    config["model"]["init_args"] |= settings
+    config["trainer"]["max_epochs"] = 3
+    tiny_config.write_text(yaml.safe_dump(config))
+    return tiny_config
+
+
+def strategy(name: str, **options: Any) -> dict[str, Any]:
+    return {"class_path": f"mmemo.training.{name}", "init_args": options}
+
+
+STRATEGIES = {
+    "frozen": ({}, set()),
+    "last blocks": ({"audio_finetuning": strategy("LastBlocks", num_blocks=1)}, {"audio.encoder.trained.layers.2"}),
+    "lora": ({"audio_finetuning": strategy("LoRA", rank=2, num_blocks=1)}, {"lora_A", "lora_B"}),
+    "text": ({"text_finetuning": strategy("LastBlocks", num_blocks=1)}, {"text.encoder.trained.0"}),
+    "probe first": (
+        {"audio_finetuning": strategy("LinearProbeFirst", probe_epochs=1, num_blocks=1)},
+        {"audio.encoder.trained.layers.2"},
+    ),
+    "unfreezing": (
+        {"audio_finetuning": strategy("ProgressiveUnfreezing", num_blocks=2)},
+        {"audio.encoder.trained.layers.2", "audio.encoder.trained.layers.1"},
+    ),
+    "full": (
+        {"audio_finetuning": strategy("Full"), "text_finetuning": strategy("Full")},
+        {"audio.encoder.trained", "text.encoder.trained"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_one_setting_changes_the_strategy_and_the_checkpoint_holds_just_what_moved(
+    name: str, tiny_config: Path
+) -> None:
+    settings, moved = STRATEGIES[name]
+    configured(tiny_config, **settings)
+    start = Experiment(["--config", str(tiny_config)], run=False).model.state_dict()
+    cli = Experiment(["fit", "--config", str(tiny_config)])
+    run = Path(cli.config.fit.trainer.default_root_dir)
+    saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    encoder_keys = {key for key in saved if ".encoder." in key and "log_mel" not in key}
+    allowed = {*moved, "audio.encoder.trained.layer_norm"} if moved else set()  # the norm of the last block
+    assert all(any(part in key for part in allowed) for key in encoder_keys)
+    for part in moved:
+        changed = [key for key in encoder_keys if part in key and not saved[key].equal(start[key])]
+        assert changed, f"{part} did not learn"
+    reloaded = load_model(run / "checkpoints/last.ckpt").state_dict()
+    now = cli.model.model.state_dict()
+    assert all(reloaded[key].equal(now[key]) for key in now)
+
+
+def test_blocks_wait_for_their_epoch(tiny_config: Path) -> None:
+    configured(tiny_config, audio_finetuning=strategy("ProgressiveUnfreezing", num_blocks=2, epochs_per_block=1))
+    tiny_config.write_text(tiny_config.read_text().replace("max_epochs: 3", "max_epochs: 3\n  limit_val_batches: 0"))
+    start = Experiment(["--config", str(tiny_config)], run=False).model.state_dict()
+    seen: dict[int, set[str]] = {}
+
+    class Watch(__import__("pytorch_lightning").Callback):  # type: ignore[misc]
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            state = pl_module.state_dict()
+            seen[trainer.current_epoch] = {
+                key.split("trained.layers.")[1][0]
+                for key in state
+                if "trained.layers." in key and not state[key].equal(start[key])
+            }
+
+    cli = Experiment(["--config", str(tiny_config)], run=False)
+    cli.trainer.callbacks.append(Watch())
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert seen == {0: set(), 1: {"2"}, 2: {"1", "2"}}
+
+
+def test_layers_learn_slower_the_deeper_they_lie() -> None:
+    decay = LastBlocks(3, lr_ratio=0.5, layer_decay=0.1)
+    assert [decay.learning_rate_ratio(block, 4) for block in (4, 3, 2)] == pytest.approx([0.5, 0.05, 0.005])
+    assert [ProgressiveUnfreezing(2, epochs_per_block=3).first_epoch(block, 4) for block in (4, 3)] == [3, 6]
+    assert LinearProbeFirst(probe_epochs=7).first_epoch(1, 4) == 7
+
+
+def test_wrong_settings_are_told_at_the_start(tiny_whisper: Path, tiny_config: Path) -> None:
+    encoder = WhisperAudioEncoder(str(tiny_whisper), [0, 1, 2])
+    with pytest.raises(ValueError, match=r"LoRA\(targets=\['kproj'\]\).*no linear module.*k_proj"):
+        LoRA(targets=["kproj"]).prepare(encoder)
+    with pytest.raises(ValueError, match=r"num_blocks=5\).*runs 2 blocks"):
+        ProgressiveUnfreezing(num_blocks=5).prepare(encoder)
+    with pytest.raises(ValueError, match="trained from scratch"):
+        Full().prepare(ConvRecurrentEncoder())
+    with pytest.raises(ValueError, match="decay in"):
+        LastBlocks(layer_decay=1.5)
+    configured(tiny_config, audio_finetuning=strategy("LinearProbeFirst", probe_epochs=9))
+    with pytest.raises(ValueError, match=r"unfreezes its last block in epoch 10, but trainer.max_epochs is 3"):
+        Experiment(["fit", "--config", str(tiny_config)])
+
+
+def test_the_backbone_verb_hands_an_encoder_on(
+    tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configured(tiny_config, text_finetuning=strategy("Full"))
+    run = Path(Experiment(["fit", "--config", str(tiny_config)]).config.fit.trainer.default_root_dir)
+    checkpoint, out = str(run / "checkpoints/last.ckpt"), tmp_path / "tuned"
+    assert main(["backbone", checkpoint, "--modality", "audio", "--out", str(out)]) == 1
+    assert "audio encoder was not tuned" in capsys.readouterr().err
+    assert main(["backbone", checkpoint, "--out", str(out)]) == 0
+    tuned = load_model(checkpoint).encoder("text").eval()
+    again = HuggingFaceTextEncoder(str(out)).eval()
+    torch.testing.assert_close(whole(again)[0], whole(tuned)[0], atol=1e-5, rtol=1e-4)
+    assert main(["backbone", checkpoint, "--out", str(out)]) == 1
+    assert "holds a model already" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tiny_config: Path) -> None:
+    run = Path(Experiment(["fit", "--config", str(tiny_config)]).config.fit.trainer.default_root_dir)
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    tiny_config.write_text(tiny_config.read_text().replace("hidden_dim: 16", "hidden_dim: 8"))
+    other = Experiment(["--config", str(tiny_config)], run=False).model
+    with pytest.raises(ValueError, match=r"the checkpoint is of another architecture: it has \d+ tensors"):
+        other.on_load_checkpoint(checkpoint)
+
+
+def test_pretrained_dropout_is_on_while_an_encoder_is_tuned(tiny_config: Path) -> None:
+    configured(tiny_config, text_finetuning=strategy("Full"))
+    model = Experiment(["--config", str(tiny_config)], run=False).model.model
+    dropouts = [part for part in model.encoder("text").trained.modules() if isinstance(part, nn.Dropout)]
+    assert dropouts
+    assert all(part.training for part in dropouts)
