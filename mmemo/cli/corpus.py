@@ -26,6 +26,7 @@ def corpus(
     values: dict[str, dict[str, str]] | None = None,
     channel: Literal["voice", "face", "both"] | None = None,
     labels: Literal["intended", "majority"] | None = None,
+    trim_db: float | None = None,
 ) -> int:
     """Turns a corpus on disk into a manifest, the one table that everything else reads.
 
@@ -42,6 +43,8 @@ def corpus(
         channel: For `cremad`: what the raters whose votes are read were given; voice when not named.
         labels: For `cremad`: whether the emotion is the one the actor was asked for (when not named) or the one most
             raters heard, none where they are tied.
+        trim_db: Cut silence at both ends: what is this many dB below a clip's loudest moment, such as 35. The files
+            stay as they are; `start` and `end` say where the sound is.
     """
     from importlib import import_module
 
@@ -69,10 +72,31 @@ def corpus(
             None if path != path or path is None else _relative(Path(path), here) for path in frame["path"]
         ]
     manifest = Manifest(frame, out)
+    if trim_db is not None:
+        _trim(manifest, trim_db)
     manifest.write(out)
     speakers = manifest.frame["speaker"].nunique()
     print(f"{out}: {len(manifest)} utterances, {speakers} speakers; next: mmemo check {out}")
     return 0
+
+
+def _trim(manifest: Any, trim_db: float) -> None:
+    from rich.progress import track
+
+    from mmemo.data.audio import AudioError, read_audio, voiced_span
+
+    if trim_db <= 0:
+        raise ValueError(f"--trim_db {trim_db}: expected dB below the loudest moment, above 0, such as 35")
+    for row, utterance in enumerate(track(list(manifest), "Trimming silence", transient=True)):
+        if utterance.path is None:
+            continue
+        try:
+            waveform = read_audio(utterance.path, utterance.start, utterance.end)
+        except AudioError:
+            continue  # `mmemo check` lists it
+        start, end = voiced_span(waveform, trim_db)
+        offset = utterance.start or 0.0
+        manifest.frame.loc[row, ["start", "end"]] = [round(offset + start, 4), round(offset + end, 4)]
 
 
 def _relative(path: Path, folder: Path) -> str:

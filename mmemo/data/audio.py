@@ -81,6 +81,24 @@ def inspect_audio(path: str | Path, start: float | None = None, end: float | Non
     )
 
 
+def voiced_span(waveform: np.ndarray, trim_db: float, margin_seconds: float = 0.1) -> tuple[float, float]:
+    """Where the sound begins and ends, by librosa's trimming of silence.
+
+    Args:
+        waveform: ``(samples,)`` at 16 kHz.
+        trim_db: What is this far below the loudest moment is silence, in dB, above 0.
+        margin_seconds: Left standing on both sides.
+
+    Returns:
+        Start and end in seconds.
+    """
+    import librosa
+
+    _, (first, last) = librosa.effects.trim(waveform, top_db=trim_db, frame_length=800, hop_length=200)
+    seconds = len(waveform) / SAMPLE_RATE
+    return max(first / SAMPLE_RATE - margin_seconds, 0.0), min(last / SAMPLE_RATE + margin_seconds, seconds)
+
+
 def _read(path: Path, start: float | None, end: float | None) -> tuple[np.ndarray, int, int]:
     try:
         if path.is_dir():

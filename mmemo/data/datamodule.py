@@ -65,6 +65,7 @@ class EmotionDataModule(LightningDataModule):
         augmentation: Changes training waveforms, such as ``mmemo.data.WaveformAugmentation``.
         num_views: Versions of each training utterance: itself, and others that the augmentation made. Where features
             are cached these are fixed, and each costs cache and encoding time; else every step draws a new one.
+        test_views: Versions of each test or predicted utterance, whose probabilities are averaged.
         broken_audio: What to do with audio that cannot be read or is silent: refuse to start, or leave
             those rows out with a warning.
         empty_rows: What to do with an utterance that has nothing the model takes, such as one without words in a
@@ -90,6 +91,7 @@ class EmotionDataModule(LightningDataModule):
         balanced: bool = False,
         augmentation: WaveformAugmentation | None = None,
         num_views: int = 4,
+        test_views: int = 1,
         broken_audio: Literal["refuse", "skip"] = "refuse",
         empty_rows: Literal["refuse", "keep"] = "refuse",
         allow_speaker_overlap: bool = False,
@@ -97,8 +99,10 @@ class EmotionDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if num_views < 1:
-            raise ValueError(f"data.num_views={num_views}, expected 1 or more")
+        if min(num_views, test_views) < 1:
+            raise ValueError(f"data.num_views={num_views}, data.test_views={test_views}, expected 1 or more")
+        if augmentation is None and test_views > 1:
+            raise ValueError(f"data.test_views={test_views} needs a data.augmentation that makes the views")
         if bool(manifest) == bool(corpora):
             raise ValueError("data needs a manifest, or corpora to be trained together; give it one of the two")
         self.corpora = corpora or [Corpus(cast(str, manifest))]
@@ -110,6 +114,7 @@ class EmotionDataModule(LightningDataModule):
         self.balanced = balanced
         self.augmentation = augmentation
         self.num_views = num_views if augmentation else 1
+        self.test_views = test_views
         self.broken_audio = broken_audio
         self.empty_rows = empty_rows
         self.allow_speaker_overlap = allow_speaker_overlap
@@ -166,7 +171,7 @@ class EmotionDataModule(LightningDataModule):
             path = Path(corpus.manifest)
             name = corpus.name or path.stem
             if name in tables:
-                raise ManifestError(f"data.corpora has two called {name!r}; give one another name")
+                raise ManifestError(f"data.corpora has two corpora called {name!r}; give one another name")
             setting = f"label_map of corpus {name!r}"
             tables[name] = self._mapped(read_manifest(path), corpus.label_map, setting, fitting)
         return join_manifests(tables)
@@ -376,12 +381,12 @@ class EmotionDataModule(LightningDataModule):
         return self._loader(self.split.val) if len(self.split.val) else []  # num_val_speakers: 0
 
     def test_dataloader(self) -> DataLoader[EmotionBatch]:
-        return self._loader(self.split.test)
+        return self._loader(self.split.test, views=self.test_views)
 
     def predict_dataloader(self) -> DataLoader[EmotionBatch]:
-        return self._loader(self.predicted_rows)
+        return self._loader(self.predicted_rows, views=self.test_views)
 
-    def _loader(self, rows: np.ndarray, training: bool = False) -> DataLoader[EmotionBatch]:
+    def _loader(self, rows: np.ndarray, training: bool = False, views: int = 1) -> DataLoader[EmotionBatch]:
         if len(rows) == 0:
             raise ManifestError(f"{self.manifest_path}: the split leaves no rows here; see data.split")
         trainer = self.trainer
@@ -400,7 +405,7 @@ class EmotionDataModule(LightningDataModule):
             weights=weights,
         )
         labels = Labels(self.targets, self.votes, self.dimensions)
-        dataset = EmotionDataset(rows, labels, self._sources, self.num_views if training else 1)
+        dataset = EmotionDataset(rows, labels, self._sources, self.num_views if training else 1, views)
         return DataLoader(
             dataset,
             sampler=sampler,
@@ -452,22 +457,28 @@ class EmotionDataset(Dataset[EmotionBatch]):
         labels: Of every row of the manifest.
         sources: Where each modality comes from.
         num_views: How many versions of each utterance there are; one is drawn each time.
+        repeats: How many versions of each utterance come one after the other, from the utterance itself.
     """
 
-    def __init__(self, rows: np.ndarray, labels: Labels, sources: Sources, num_views: int = 1) -> None:
+    def __init__(
+        self, rows: np.ndarray, labels: Labels, sources: Sources, num_views: int = 1, repeats: int = 1
+    ) -> None:  # fmt: skip
         self.rows = rows
         self.labels = labels
         self.sources = sources
         self.num_views = num_views
+        self.repeats = repeats
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, positions: Sequence[int]) -> EmotionBatch:
-        return collate([self._example(int(self.rows[position])) for position in positions])
+        rows = [int(self.rows[position]) for position in positions]
+        if self.num_views > 1:
+            return collate([self._example(row, int(torch.randint(self.num_views, ()))) for row in rows])
+        return collate([self._example(row, view) for row in rows for view in range(self.repeats)])
 
-    def _example(self, row: int) -> Example:
-        view = int(torch.randint(self.num_views, ())) if self.num_views > 1 else 0
+    def _example(self, row: int, view: int) -> Example:
         target = int(self.labels.targets[row])
         audio = descriptors = None
         try:

@@ -27,7 +27,7 @@ def vote_shares(frame: pd.DataFrame, classes: Sequence[str], label_map: Mapping[
     names = [str(name).removeprefix(VOTES_PREFIX) for name in frame.columns if str(name).startswith(VOTES_PREFIX)]
     if not names:
         raise ValueError(
-            f"the loss reads rater votes, but no column is called {VOTES_PREFIX}EMOTION, such as {VOTES_PREFIX}anger"
+            f"the loss reads votes, but no column is called {VOTES_PREFIX}EMOTION, such as {VOTES_PREFIX}anger"
         )
     numbers = {name: number for number, name in enumerate(classes)}
     counts = np.zeros((len(frame), len(classes)), dtype=np.float32)

@@ -8,11 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from pytorch_lightning import Trainer
+from pytorch_lightning.trainer.states import RunningStage
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -204,6 +205,11 @@ def attach_sources(datamodule: EmotionDataModule, model: EmotionModel, trainer: 
         trainer: Knows device and processes.
         cached: Whether the frozen half of the encoders is read from the cache; else it runs in every step.
     """
+
+    def precompute_cache(encoder: Any) -> FeatureCache:
+        exact = str(trainer.precision) in ("32-true", "32")
+        return FeatureCache(encoder.fingerprint() + ("" if exact else f":{trainer.precision}"))
+
     listeners = {name: model.encoder(name) for name in ("audio", "descriptors") if model.encoder(name) is not None}
     sources: dict[str, Source] = {}
     share = slice(trainer.global_rank, None, trainer.world_size)
@@ -213,13 +219,19 @@ def attach_sources(datamodule: EmotionDataModule, model: EmotionModel, trainer: 
             audio_facts(utterances[share], progress=trainer.is_global_zero)
             trainer.strategy.barrier("all audio has been looked at")
         contents = datamodule.inspect_audio(progress=trainer.is_global_zero)
-        training = set(datamodule.split.train.tolist()) if trainer.training else set()
-        views = _views(contents, datamodule.augmentation, datamodule.num_views, training)
+        changed = {
+            RunningStage.TRAINING: (datamodule.num_views, datamodule.split.train),
+            RunningStage.SANITY_CHECKING: (datamodule.num_views, datamodule.split.train),
+            RunningStage.TESTING: (datamodule.test_views, datamodule.split.test),
+            RunningStage.PREDICTING: (datamodule.test_views, datamodule.predicted_rows),
+        }
+        num_views, rows = changed.get(cast(RunningStage, trainer.state.stage), (1, datamodule.split.val))
+        views = _views(contents, datamodule.augmentation, num_views, set(rows.tolist()))
         for name, encoder in listeners.items():
             if not cached or not encoder.caches:
                 sources[name] = Waveforms(utterances, contents, datamodule.augmentation)
                 continue
-            cache = FeatureCache(encoder.fingerprint())
+            cache = precompute_cache(encoder)
             jobs = {
                 key: Clip(utterance, view, content)
                 for view, keys in enumerate(views)
@@ -228,7 +240,8 @@ def attach_sources(datamodule: EmotionDataModule, model: EmotionModel, trainer: 
             }
             mine = dict(list(jobs.items())[share])
             device = trainer.strategy.root_device
-            cache_audio(encoder, mine, cache, device, trainer.is_global_zero, datamodule.augmentation)
+            with trainer.precision_plugin.forward_context():  # what a step without a cache would compute
+                cache_audio(encoder, mine, cache, device, trainer.is_global_zero, datamodule.augmentation)
             sources[name] = CachedFeatures(cache, views, empty_features(encoder, cache, jobs))
     reader = model.encoder("text")
     if reader is not None:
@@ -236,11 +249,12 @@ def attach_sources(datamodule: EmotionDataModule, model: EmotionModel, trainer: 
         if not cached or not reader.caches:
             sources["text"] = TokenIds(reader.tokenize, texts)
         else:
-            cache = FeatureCache(reader.fingerprint())
+            cache = precompute_cache(reader)
             keys = [text_content(text) for text in texts]
             unique = {key: text for key, text in zip(keys, texts, strict=True) if key}
             device = trainer.strategy.root_device
-            cache_text(reader, dict(list(unique.items())[share]), cache, device, trainer.is_global_zero)
+            with trainer.precision_plugin.forward_context():
+                cache_text(reader, dict(list(unique.items())[share]), cache, device, trainer.is_global_zero)
             trainer.strategy.barrier("texts are cached")
             sources["text"] = CachedFeatures(cache, [keys], empty_features(reader, cache, unique))
     trainer.strategy.barrier("all features are cached")
@@ -263,15 +277,15 @@ def empty_features(encoder: Any, cache: FeatureCache, keys: Iterable[str]) -> Te
 
 
 def _views(
-    contents: Sequence[str], augmentation: WaveformAugmentation | None, num_views: int, training: set[int]
+    contents: Sequence[str], augmentation: WaveformAugmentation | None, num_views: int, rows: set[int]
 ) -> list[list[str]]:
-    """For each view, the cache key of each row; views but the first are made of training rows alone."""
+    """For each view, the cache key of each row; views but the first are made of some rows alone."""
     views = [list(contents)]
     if augmentation is not None:
         changed = augmentation.fingerprint()
-        for view in range(1, num_views if training else 1):
+        for view in range(1, num_views):
             keys = [
-                sha256(f"{content}:{changed}:{view}".encode()).hexdigest()[:40] if content and row in training else ""
+                sha256(f"{content}:{changed}:{view}".encode()).hexdigest()[:40] if content and row in rows else ""
                 for row, content in enumerate(contents)
             ]
             views.append(keys)
@@ -389,7 +403,9 @@ def _encode(encoder: Any, batch: Sequence[tuple[str, Tensor]], cache: FeatureCac
     padded = nn.utils.rnn.pad_sequence([tensor for _, tensor in batch], batch_first=True)
     mask = torch.arange(padded.shape[1]) < lengths[:, None]
     features, feature_mask = encoder.precompute(padded.to(device), mask.to(device))
-    for (content, _), states, length in zip(batch, features.cpu().numpy(), feature_mask.sum(1).tolist(), strict=True):
+    for (content, _), states, length in zip(
+        batch, features.float().cpu().numpy(), feature_mask.sum(1).tolist(), strict=True
+    ):
         cache.write(content, states[:, :length])
 
 

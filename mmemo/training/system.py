@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from einops import reduce
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
@@ -273,11 +275,12 @@ class EmotionSystem(LightningModule):
         self.val_metrics.reset()
 
     def test_step(self, batch: EmotionBatch, batch_idx: int) -> None:
+        utterances = self._once(batch)
         for view, metrics in zip(self.views, self.test_metrics, strict=True):
-            output = self(_view(batch, view))
-            cast(Scores, metrics).update(output, batch)
-            if not view and self.test_confusion is not None:
-                self.test_confusion.update(output.logits, batch.target)
+            output = self._judge(_view(batch, view))
+            cast(Scores, metrics).update(output, utterances)
+            if not view and self.test_confusion is not None and output.logits is not None:
+                self.test_confusion.update(output.logits, utterances.target)
 
     def on_test_epoch_end(self) -> None:
         for metrics in self.test_metrics:
@@ -288,17 +291,42 @@ class EmotionSystem(LightningModule):
             self.test_confusion.reset()
 
     def predict_step(self, batch: EmotionBatch, batch_idx: int) -> Prediction:
-        outputs = {view: self(_view(batch, view)) for view in self.views}
+        outputs = {view: self._judge(_view(batch, view)) for view in self.views}
         probs = {view: None if one.logits is None else one.logits.float().softmax(-1) for view, one in outputs.items()}
         output = outputs[""]
         return Prediction(
-            row=batch.row,
+            row=self._once(batch).row,
             probs=probs[""],
             dimensions=output.dimensions,
             audio_probs=probs.get("audio_only"),
             text_probs=probs.get("text_only"),
             modality_weights=output.modality_weights,
             gates=torch.cat(output.gates, dim=-1),
+        )
+
+    @property
+    def _num_repeats(self) -> int:
+        return getattr(getattr(self.trainer, "datamodule", None), "test_views", 1)
+
+    def _once(self, batch: EmotionBatch) -> EmotionBatch:
+        """Each utterance once, where a test batch holds several views of it one after the other."""
+        num = self._num_repeats
+        return batch if num == 1 else _reordered(batch, torch.arange(0, len(batch.row), num, device=batch.row.device))
+
+    def _judge(self, batch: EmotionBatch) -> EmotionOutput:
+        """The model's output for each utterance, averaged over its views: probabilities, not scores."""
+        output = self(batch)
+        num = self._num_repeats
+        if num == 1:
+            return output
+        mean = partial(reduce, pattern="(utterance view) ... -> utterance ...", reduction="mean", view=num)
+        return output._replace(
+            embedding=mean(output.embedding),
+            logits=None if output.logits is None else mean(output.logits.float().softmax(-1)).log(),
+            dimensions=None if output.dimensions is None else mean(output.dimensions),
+            gates=tuple(mean(gate) for gate in output.gates),
+            modality_weights=None if output.modality_weights is None else mean(output.modality_weights),
+            attention=(),  # maps of views differ in length
         )
 
     def configure_optimizers(self) -> Any:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mmemo.data import EmotionDataModule, ManifestError
+from mmemo.data import Corpus, EmotionDataModule, ManifestError, WaveformAugmentation
 from mmemo.data.datamodule import Sources
 from mmemo.data.splits import SplitError
 from mmemo.labels import UNLABELLED
@@ -149,3 +149,91 @@ def test_a_file_that_goes_bad_during_training_does_not_end_it(
     assert len(targets) == 18
     assert targets[0] == UNLABELLED
     assert sum(target == UNLABELLED for target in targets.values()) == 1
+
+
+def other_corpus(tiny_corpus: Path, tmp_path: Path) -> Path:
+    emotion = pd.read_csv(tiny_corpus)["emotion"].replace({"anger": "frustration", "sadness": "boredom"})
+    return edited(tiny_corpus, tmp_path, emotion=emotion)
+
+
+def test_several_corpora_keep_their_speakers_apart_and_have_label_maps_of_their_own(
+    tiny_corpus: Path, tmp_path: Path
+) -> None:
+    other = Corpus(str(other_corpus(tiny_corpus, tmp_path)), {"frustration": "anger", "boredom": None}, "other")
+    datamodule = EmotionDataModule(CLASSES, corpora=[Corpus(str(tiny_corpus)), other])
+    datamodule.setup("fit")
+    frame = datamodule.manifest.frame
+    assert frame["corpus"].value_counts().to_dict() == {"manifest": 36, "other": 24}
+    assert set(frame["emotion"]) == set(CLASSES)
+    assert frame["speaker"].nunique() == 12, "speaker s0 of one corpus is not that of the other"
+    assert frame["id"].is_unique
+    assert len(datamodule.split.train) == 18 + 12
+    assert all(row.path.is_file() for row in datamodule.manifest if row.path)
+    with pytest.raises(ManifestError, match=r"label_map of corpus 'other' names \['calm'\]"):
+        EmotionDataModule(CLASSES, corpora=[Corpus(other.manifest, {"calm": None}, "other")]).setup("fit")
+    with pytest.raises(ManifestError, match="has emotion 'frustration'"):
+        EmotionDataModule(CLASSES, corpora=[Corpus(other.manifest, {"boredom": None})]).setup("fit")
+    with pytest.raises(ManifestError, match="two corpora called 'manifest'"):
+        EmotionDataModule(CLASSES, corpora=[Corpus(str(tiny_corpus)), Corpus(str(tiny_corpus))]).setup("fit")
+    with pytest.raises(ValueError, match="one of the two"):
+        EmotionDataModule(CLASSES)
+
+
+def test_a_label_map_that_loses_a_class_is_told(tiny_corpus: Path, tmp_path: Path) -> None:
+    lossy = Corpus(str(other_corpus(tiny_corpus, tmp_path)), {"frustration": "sadness", "boredom": "sadness"})
+    datamodule = EmotionDataModule(CLASSES, corpora=[lossy])
+    datamodule.setup("fit")
+    with pytest.raises(ManifestError, match="no training row has emotion anger"):
+        datamodule.use_labels(("emotion",), fitting=True)
+
+
+def test_a_balanced_sampler_draws_rare_classes_as_often(tiny_corpus: Path, tmp_path: Path) -> None:
+    frame = pd.read_csv(tiny_corpus)
+    rare = (frame["emotion"] == "anger") & (frame.index > 1)
+    manifest = edited(tiny_corpus, tmp_path, emotion=frame["emotion"].mask(rare, "neutral"))
+
+    def shares(balanced: bool) -> np.ndarray:
+        loader = ready(manifest, balanced=balanced, batch_size=6).train_dataloader()
+        drawn = []
+        for epoch in range(60):
+            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            drawn += [int(target) for batch in loader for target in batch.target]
+        return np.bincount(drawn, minlength=3) / len(drawn)
+
+    np.testing.assert_allclose(shares(False), [2 / 18, 10 / 18, 6 / 18])
+    np.testing.assert_allclose(shares(True), [1 / 3] * 3, atol=0.04)
+
+
+def test_rows_with_dimensions_and_no_emotion_are_not_left_out_silently(tiny_corpus: Path, tmp_path: Path) -> None:
+    emotion = pd.read_csv(tiny_corpus)["emotion"].mask(pd.RangeIndex(36) == 3)
+    manifest = edited(tiny_corpus, tmp_path, emotion=emotion, valence=np.linspace(-1, 1, 36))
+    with pytest.raises(ManifestError, match=r"'s0_neutral_1' \(and 0 more\) has valence.*no emotion.*WeightedSum"):
+        ready(manifest)
+    datamodule = EmotionDataModule(CLASSES, str(manifest))
+    datamodule.setup("fit")
+    datamodule.use_labels(("emotion", "dimensions"), fitting=True)
+    datamodule.attach(Sources(audio=Zeros(10)))
+    batches = list(datamodule.train_dataloader())
+    assert sum(len(batch.row) for batch in batches) == 18
+    assert all(batch.dimensions[:, 0].isfinite().all() for batch in batches)
+    with pytest.raises(ManifestError, match="the loss reads votes, but no column is called"):
+        datamodule.use_labels(("votes",), fitting=True)
+
+
+def test_only_training_rows_are_seen_in_several_views(tiny_corpus: Path) -> None:
+    datamodule = ready(tiny_corpus, augmentation=WaveformAugmentation(), num_views=5)
+    seen: dict[str, set[int]] = {"train": set(), "val": set()}
+
+    def note(side: str) -> None:
+        def source(row: int, view: int) -> torch.Tensor:
+            seen[side].add(view)
+            return torch.zeros(4)
+
+        datamodule.attach(Sources(audio=source))
+
+    note("train")
+    for _ in range(5):
+        list(datamodule.train_dataloader())
+    note("val")
+    list(datamodule.val_dataloader())  # type: ignore[arg-type]
+    assert seen == {"train": {0, 1, 2, 3, 4}, "val": {0}}

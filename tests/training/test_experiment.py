@@ -256,3 +256,130 @@ def test_two_processes_give_the_metrics_of_one(tiny_config: Path) -> None:
     np.testing.assert_allclose(predictions2[probs], predictions1[probs], atol=1e-5)
     for name in ("train/loss", "val/loss", "val/uar"):
         np.testing.assert_allclose(fit2[name].dropna(), fit1[name].dropna(), atol=1e-3)
+
+
+def test_test_views_average_probabilities_and_count_each_utterance_once(tiny_config: Path) -> None:
+    config = yaml.safe_load(tiny_config.read_text())
+    config["data"] |= {"augmentation": "mmemo.data.WaveformAugmentation", "num_views": 3}
+    tiny_config.write_text(yaml.safe_dump(config))
+    run = fit(tiny_config)
+    common = ["--config", str(tiny_config), "--data.predict_on", "test"]
+    Experiment(["predict", *common, "--predictions", str(run / "one.csv")])
+    Experiment(["predict", *common, "--data.test_views", "3", "--predictions", str(run / "three.csv")])
+    Experiment(["test", "--config", str(tiny_config), "--data.test_views", "3"])
+    one, three = pd.read_csv(run / "one.csv"), pd.read_csv(run / "three.csv")
+    assert one["id"].tolist() == three["id"].tolist()
+    probs = three.filter(regex="^prob_")
+    np.testing.assert_allclose(probs.sum(axis="columns"), 1.0, rtol=1e-5)
+    assert not np.allclose(probs, one.filter(regex="^prob_"), atol=1e-6)
+    results = json.loads((run / "test_metrics.json").read_text())
+    assert np.sum(results["confusion"]) == 12
+    assert results["metrics"]["test/accuracy"] == pytest.approx((three["predicted"] == three["emotion"]).mean())
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_mixup_trains_on_mixed_inputs(tiny_config: Path, cached: bool) -> None:
+    settings = ["--model.init_args.mixup", "0.4", "--model.init_args.cache_features", str(cached).lower()]
+    if not cached:
+        with pytest.raises(ValueError, match="cannot be mixed; set mixup: 0"):
+            Experiment(["fit", "--config", str(tiny_config), *settings])
+        config = yaml.safe_load(tiny_config.read_text())
+        del config["model"]["init_args"]["model"]["init_args"]["text_encoder"]
+        tiny_config.write_text(yaml.safe_dump(config))
+    cli = Experiment(["fit", "--config", str(tiny_config), *settings])
+    assert torch.isfinite(cli.trainer.callback_metrics["train/loss"])
+
+
+def dimensional(tiny_config: Path, tmp_path: Path, **model: object) -> Path:
+    """The tiny experiment with valence, arousal and dominance that the pitch gives away."""
+    config = yaml.safe_load(tiny_config.read_text())
+    frame = pd.read_csv(config["data"]["manifest"])
+    frame["path"] = [str(Path(config["data"]["manifest"]).parent / path) for path in frame["path"]]
+    for name, sign in (("valence", -1), ("arousal", 1), ("dominance", 1)):
+        frame[name] = sign * frame["emotion"].map({"anger": 0.8, "neutral": 0.0, "sadness": -0.6})
+    frame.loc[0, "arousal"] = None
+    frame.to_csv(tmp_path / "dimensions.csv", index=False)
+    config["data"]["manifest"] = str(tmp_path / "dimensions.csv")
+    config["model"]["init_args"]["model"]["init_args"]["dimension_head"] = "mmemo.models.DimensionHead"
+    config["model"]["init_args"] |= model
+    tiny_config.write_text(yaml.safe_dump(config))
+    return tiny_config
+
+
+@pytest.mark.parametrize("joined", ["WeightedSum", "UncertaintyWeighted"])
+def test_classes_and_dimensions_are_trained_together(tiny_config: Path, tmp_path: Path, joined: str) -> None:
+    losses = {"losses": [{"class_path": "mmemo.losses.CrossEntropy"}, {"class_path": "mmemo.losses.CCCLoss"}]}
+    loss = {"class_path": f"mmemo.losses.{joined}", "init_args": losses}
+    dimensional(tiny_config, tmp_path, loss=loss)
+    run = fit(tiny_config)
+    Experiment(["test", "--config", str(tiny_config)])
+    metrics = json.loads((run / "test_metrics.json").read_text())["metrics"]
+    assert {"test/uar", "test/ccc", "test/ccc_valence", "test/mae_dominance", "test_audio_only/ccc"} <= set(metrics)
+    Experiment(["predict", "--config", str(tiny_config)])
+    predictions = pd.read_csv(run / "predictions.csv")
+    assert predictions[["predicted_valence", "predicted_arousal", "predicted_dominance"]].abs().max().max() <= 1
+
+
+def test_dimensions_alone_choose_the_epoch_by_ccc(tiny_config: Path, tmp_path: Path) -> None:
+    dimensional(tiny_config, tmp_path, loss="mmemo.losses.CCCLoss")
+    config = yaml.safe_load(tiny_config.read_text())
+    config["data"]["classes"] = []
+    config["trainer"]["max_epochs"] = 60
+    tiny_config.write_text(yaml.safe_dump(config))
+    run = fit(tiny_config)
+    Experiment(["test", "--config", str(tiny_config)])
+    results = json.loads((run / "test_metrics.json").read_text())
+    assert results["metrics"]["test/ccc"] > 0.6
+    assert "test/uar" not in results["metrics"]
+    assert results["confusion"] is None
+
+
+def test_heads_and_losses_that_do_not_meet_are_told(tiny_config: Path, tmp_path: Path) -> None:
+    config = tiny_config.read_text()
+    with pytest.raises(
+        ValueError, match=r"has a dimension_head and loss CrossEntropy reads emotion; give the loss its"
+    ):
+        Experiment(["fit", "--config", str(dimensional(tiny_config, tmp_path))])
+    tiny_config.write_text(config)
+    with pytest.raises(ValueError, match="the model scores classes, but loss CCCLoss reads dimensions alone"):
+        Experiment(["fit", "--config", str(tiny_config), "--model.init_args.loss", "mmemo.losses.CCCLoss"])
+
+
+def test_a_loss_that_is_no_number_stops_and_names_utterances(tiny_config: Path) -> None:
+    settings = ["--model.init_args.optimizer.init_args.lr", "1e30", "--model.init_args.one_cycle", "false"]
+    with pytest.raises(
+        FloatingPointError, match=r"training loss became (nan|inf).*utterances s\d_.*lower the optimizer"
+    ):
+        Experiment(["fit", "--config", str(tiny_config), "--trainer.max_epochs", "9", *settings])
+
+
+PARTS = [
+    {"gate": {"class_path": "mmemo.models.HardConcreteGate", "init_args": {"warmup_steps": 2}}},
+    {"gate": {"class_path": "mmemo.models.VariableSelection", "init_args": {"num_groups": 4}}},
+    {"fusion": {"class_path": "mmemo.models.GatedMultimodalUnit", "init_args": {"hidden_dim": 8}}},
+    {"fusion": {"class_path": "mmemo.models.LowRankFusion", "init_args": {"output_dim": 8}}},
+    {"fusion": {"class_path": "mmemo.models.AttentionBottleneck", "init_args": {"hidden_dim": 8, "num_heads": 2}}},
+    {
+        "fusion": {"class_path": "mmemo.models.LateFusion", "init_args": {"num_logits": 3}},
+        "head": {"class_path": "mmemo.models.NoHead"},
+    },
+    {"descriptors": {"class_path": "mmemo.models.AcousticDescriptors", "init_args": {"f0": False}}},
+    {"audio_encoder": {"class_path": "mmemo.models.AcousticDescriptors", "init_args": {"f0": False}}},
+    {"audio_encoder": {"class_path": "mmemo.models.ConvRecurrentEncoder", "init_args": {"channels": [4, 8]}}},
+    {"audio_encoder": {"class_path": "mmemo.models.ResNetEncoder", "init_args": {"channels": [4, 8]}}},
+]
+
+
+@pytest.mark.parametrize("parts", PARTS, ids=lambda parts: str(next(iter(parts.values()))["class_path"]).split(".")[-1])
+def test_a_part_is_exchanged_by_its_class_path(tiny_config: Path, parts: dict[str, object]) -> None:
+    config = yaml.safe_load(tiny_config.read_text())
+    config["model"]["init_args"]["model"]["init_args"] |= parts
+    config["model"]["init_args"]["modality_dropout"] = 0.2
+    tiny_config.write_text(yaml.safe_dump(config))
+    run = fit(tiny_config)
+    Experiment(["predict", "--config", str(tiny_config), "--gates", str(run / "gates.parquet")])
+    predictions = pd.read_csv(run / "predictions.csv")
+    assert len(predictions) == 36
+    if "weight_audio" in predictions:
+        np.testing.assert_allclose(predictions.filter(like="weight_").sum(axis="columns"), 1.0, rtol=1e-5)
+    assert len(pd.read_parquet(run / "gates.parquet")) == 36

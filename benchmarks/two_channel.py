@@ -1,0 +1,219 @@
+"""The two-channel corpus: voice and words together against each alone, on the union and on each half.
+
+    python benchmarks/two_channel.py              # everything; what is there already is kept
+    python benchmarks/two_channel.py --on val     # the same models judged on dev, to choose by
+
+Makes both manifests with Whisper's transcripts and tunes MiniLM on GoEmotions' training split
+(`configs/goemotions_minilm.yaml`: no sentence of the spoken dev and test clips is in it). Then trains
+`configs/two_channel.yaml` as it is, its halves, each modality alone, and with every gate and fusion in turn; test clips
+are judged once, by the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+from ravdess_finetuned import manifest as acted_manifest
+from record import HERE, corpus, record
+from sklearn.metrics import recall_score, roc_auc_score
+
+from mmemo.cli.main import main as mmemo
+from mmemo.data.corpora.goemotions import goemotions
+from mmemo.data.corpora.table import table
+from mmemo.data.manifest import Manifest, read_manifest
+from mmemo.training.experiment import Experiment
+
+RUN = HERE.parent / "runs" / "bench_two_channel"
+CONFIG = HERE.parent / "configs" / "two_channel.yaml"
+TEXT_CONFIG = HERE.parent / "configs" / "goemotions_minilm.yaml"
+BACKBONE = RUN / "minilm-goemotions"
+PARTS = "model.init_args.model.init_args"
+FUSIONS = {
+    "concatenation": {"class_path": "mmemo.models.Concatenation"},
+    "late fusion": {"class_path": "mmemo.models.LateFusion", "init_args": {"num_logits": 7}},
+    "gated multimodal unit": {
+        "class_path": "mmemo.models.GatedMultimodalUnit",
+        "init_args": {"hidden_dim": 128, "per_feature": True},
+    },
+    "modality gate": None,  # as in the config
+    "cross-modal attention": {"class_path": "mmemo.models.CrossModalAttention"},
+    "attention bottleneck": {"class_path": "mmemo.models.AttentionBottleneck"},
+    "low-rank": {"class_path": "mmemo.models.LowRankFusion"},
+}
+GATES = {
+    "no gate": None,  # as in the config
+    "sigmoid": {"class_path": "mmemo.models.FeatureGate"},
+    "hard concrete": {"class_path": "mmemo.models.HardConcreteGate"},
+    "variable selection": {"class_path": "mmemo.models.VariableSelection", "init_args": {"num_groups": 3}},
+}
+
+
+def manifests() -> dict[str, Path]:
+    """Both halves with Whisper's words, and GoEmotions; made once."""
+    paths = {name: RUN / f"{name}.csv" for name in ("ravdess", "spoken", "goemotions")}
+    folds = pd.read_csv(corpus("ravdess") / "emobox_folds.csv", dtype=str).set_index("fold")["test_actors"].str.split()
+    sides = {actor: side for fold, side in (("1", "test"), ("2", "test"), ("3", "val")) for actor in folds[fold]}
+    frame = read_manifest(acted_manifest()).frame  # without its silence, with Whisper's words
+    frame["split"] = frame["speaker"].map(sides).fillna("train")
+    spoken = table(
+        corpus("spoken_words") / "spoken_words.csv",
+        columns={"path": "file", "split": "split", "emotion": "emotion", "text": "text"},
+        constants={"language": "en"},
+        values={"emotion": {"joy": "happiness"}, "split": {"dev": "val"}},
+    )
+    spoken["speaker"] = spoken["id"]  # voices carry no label
+    if not paths["ravdess"].exists():
+        Manifest(frame, acted_manifest()).write(paths["ravdess"])
+    if not paths["spoken"].exists():
+        read = Manifest(spoken, RUN / "spoken_untranscribed.csv").write(RUN / "spoken_untranscribed.csv")
+        assert mmemo(["transcribe", str(read), "--language", "en", "--out", str(paths["spoken"])]) == 0
+    if not paths["goemotions"].exists():
+        comments = goemotions(corpus("goemotions"))
+        judged = set(spoken.loc[spoken["split"] != "train", "id"])
+        assert not judged & set(comments.loc[comments["split"] == "train", "id"])
+        Manifest(comments, paths["goemotions"]).write(paths["goemotions"])
+    return paths
+
+
+def text_backbone(manifest: Path) -> None:
+    """MiniLM tuned on GoEmotions, as a model folder; made once."""
+    run = RUN / "goemotions_minilm"
+    if not (BACKBONE / "config.json").exists():
+        if not (run / "finished").exists():
+            resume = ["--ckpt_path", "last"] if (run / "checkpoints/last.ckpt").exists() else []
+            settings = ["--data.manifest", str(manifest), "--trainer.default_root_dir", str(run)]
+            Experiment(["fit", "--config", str(TEXT_CONFIG), *settings, *resume])
+            (run / "finished").touch()
+        assert mmemo(["backbone", str(run / "checkpoints/last.ckpt"), "--out", str(BACKBONE)]) == 0
+
+
+def train(name: str, changes: dict[str, object], paths: dict[str, Path], halves: tuple[str, ...], on: str) -> Path:
+    """Fits the config with some parts changed, unless that is done; predicts one side of the split."""
+    run = RUN / name.replace(" ", "_")
+    config = yaml.safe_load(CONFIG.read_text())
+    config["trainer"]["default_root_dir"] = str(run)
+    config["data"]["corpora"] = [
+        {"manifest": str(paths[half]), "name": half, "label_map": {"calm": None} if half == "ravdess" else {}}
+        for half in halves
+    ]
+    config["data"]["predict_on"] = on
+    parts = config["model"]["init_args"]["model"]["init_args"]
+    parts["text_encoder"]["init_args"]["model_id"] = str(BACKBONE)
+    for part, value in changes.items():
+        parts[part] = value
+    run.mkdir(parents=True, exist_ok=True)
+    file = run / "experiment.yaml"
+    text = yaml.safe_dump(config, sort_keys=False)
+    done = run / "finished"
+    if done.exists() and done.read_text() != text.replace(f"predict_on: {on}", ""):
+        done.unlink()  # another config than the one that was trained
+    file.write_text(text)
+    if not done.exists():
+        Experiment(["fit", "--config", str(file), "--overwrite", "true"])
+        done.write_text(text.replace(f"predict_on: {on}", ""))
+    predictions = run / f"{on}.csv"
+    Experiment(["predict", "--config", str(file), "--predictions", str(predictions)])
+    return predictions
+
+
+def uar(predictions: pd.DataFrame, view: str = "") -> dict[str, float]:
+    """UAR in per cent on the union and on each half."""
+    columns = [name for name in predictions if name.startswith(f"{view}prob_")]
+    said = predictions[columns].idxmax(axis="columns").str.removeprefix(f"{view}prob_")
+    halves = predictions["id"].str.split("/").str[0]
+    scores = {"union": 100 * recall_score(predictions["emotion"], said, average="macro")}
+    for half in halves.unique():
+        rows = halves == half
+        scores[half] = 100 * recall_score(predictions.loc[rows, "emotion"], said[rows], average="macro")
+    return {name: round(float(score), 2) for name, score in scores.items()}
+
+
+def cost(name: str) -> tuple[int, float]:
+    """Trained parameters, and milliseconds per clip from cached features, one clip at a time."""
+    cli = Experiment(["--config", str(RUN / name.replace(" ", "_") / "experiment.yaml")], run=False)
+    model = cli.model.model.eval()
+    audio, text = torch.randn(1, 3, 40, 512), torch.randn(1, 1, 16, 384)
+    masks = torch.ones(1, 40, dtype=torch.bool), torch.ones(1, 16, dtype=torch.bool)
+    with torch.inference_mode():
+        for attempt in range(60):
+            if attempt == 10:
+                started = time.perf_counter()
+            model(audio, masks[0], text, masks[1])
+    milliseconds = 1000 * (time.perf_counter() - started) / 50
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad), milliseconds
+
+
+def draw(predictions: pd.DataFrame, path: Path) -> None:
+    """How far the gate believes the voice, in each half."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3))
+    axes = figure.subplots()
+    halves = predictions["id"].str.split("/").str[0]
+    for half, label in (
+        ("ravdess", "emotion in the voice (RAVDESS)"),
+        ("spoken", "emotion in the words (spoken words)"),
+    ):
+        axes.hist(predictions.loc[halves == half, "weight_audio"], bins=40, range=(0, 1), alpha=0.7, label=label)
+    axes.set_xlabel("weight of the voice")
+    axes.set_ylabel("test clips")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--on", choices=["val", "test"], default="test")
+    on = parser.parse_args().on
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    RUN.mkdir(parents=True, exist_ok=True)
+    paths = manifests()
+    text_backbone(paths["goemotions"])
+    both = ("ravdess", "spoken")
+
+    found: dict[str, dict[str, float]] = {}
+    fused = pd.read_csv(train("modality gate", {}, paths, both, on))
+    found["fused"] = uar(fused)
+    concatenation = {"fusion": FUSIONS["concatenation"]}
+    for name, gone in (("audio", "text_encoder"), ("text", "audio_encoder")):
+        found[name] = uar(pd.read_csv(train(f"{name} alone", {**concatenation, gone: None}, paths, both, on)))
+    for half in both:
+        found[f"only_{half}"] = uar(pd.read_csv(train(f"only {half}", {}, paths, (half,), on)))
+    voice_half = fused["id"].str.startswith("ravdess/")
+    figures: dict[str, object] = {"gate_auc": round(float(roc_auc_score(voice_half, fused["weight_audio"])), 4)}
+    best_alone = max(found["audio"]["union"], found["text"]["union"])
+    figures["gain_over_better_alone"] = round(found["fused"]["union"] - best_alone, 2)
+    for name, scores in found.items():
+        for half, score in scores.items():
+            figures[f"uar_{name}" if half == "union" else f"uar_{name}_{half}"] = score
+    rows = []
+    parts = [("fusion", name, value) for name, value in FUSIONS.items()] + [
+        ("gate", name, value) for name, value in GATES.items() if value is not None
+    ]
+    for part, name, value in parts:
+        changes: dict[str, object] = {} if value is None else {part: value}
+        if name == "late fusion":
+            changes["head"] = {"class_path": "mmemo.models.NoHead"}
+        scores = uar(pd.read_csv(train(name, changes, paths, both, on)))
+        num_parameters, milliseconds = cost(name)
+        row = {"part": part, "name": name, **{f"uar_{half}": score for half, score in scores.items()}}
+        rows.append(row | {"parameters": num_parameters, "milliseconds": round(milliseconds, 2)})
+        print(rows[-1], flush=True)
+    figures["table"] = rows
+    if on == "val":
+        print(json.dumps(figures, indent=1))
+        return
+    (HERE / "pictures").mkdir(exist_ok=True)
+    draw(fused, HERE / "pictures" / "two_channel_gate.png")
+    record("two_channel", figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mmemo.evaluation.gates import draw_gates, gate_table, read_gates
+from mmemo.training.experiment import Experiment
+
+
+def test_predict_writes_gates_that_become_a_table_and_a_picture(tiny_config: Path, tmp_path: Path) -> None:
+    Experiment(["fit", "--config", str(tiny_config)])
+    path = tmp_path / "gates.parquet"
+    Experiment(["predict", "--config", str(tiny_config), "--gates", str(path)])
+    gates = read_gates(path)
+    assert len(gates) == 36
+    table = gate_table(gates)
+    assert table[["modality", "group"]].to_numpy().tolist() == [["audio", "layers 0, 1, 2"], ["text", "layers 0, 1, 2"]]
+    assert table["num_features"].tolist() == [16, 16]
+    assert ((table["mean"] > 0) & (table["mean"] < 1)).all()
+    assert {"anger", "neutral", "sadness"} <= set(table)
+    picture = draw_gates(table, tmp_path / "gates.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_gate_table_is_the_mean_by_group_and_emotion() -> None:
+    gates = pd.DataFrame(
+        {
+            "id": ["a", "b"],
+            "emotion": ["anger", "sadness"],
+            "audio/layer 2/0": [1.0, 0.0],
+            "audio/layer 2/1": [0.5, 0.0],
+            "descriptors/mfcc/0": [0.2, 0.4],
+        }
+    )
+    table = gate_table(gates).set_index("group")
+    assert table.loc["layer 2", "anger"] == pytest.approx(0.75)
+    assert table.loc["layer 2", "sadness"] == 0.0
+    assert table.loc["layer 2", "open"] == pytest.approx(0.5)
+    assert table.loc["mfcc", "mean"] == pytest.approx(0.3)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file"):
+        read_gates(tmp_path / "nothing.csv")
+    pd.DataFrame({"id": ["a"], "emotion": ["anger"], "prob_anger": [1.0]}).to_csv(tmp_path / "p.csv", index=False)
+    with pytest.raises(ValueError, match="not a file of gate values"):
+        read_gates(tmp_path / "p.csv")
