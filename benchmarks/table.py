@@ -52,11 +52,54 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
             "seconds_folds": ("seconds for all six folds", "under 1200"),
         },
     ),
+    "ravdess_finetuned": (
+        "RAVDESS, the same folds, blocks 3 and 4 of Whisper base trained on cached, mixed views",
+        {
+            "ua_mean": ("unweighted accuracy, mean of six test folds, %", "at least 80"),
+            "ua_folds": ("unweighted accuracy of each fold, %", ""),
+            "ua_deviation": ("standard deviation over folds, points", ""),
+            "macro_f1_mean": ("macro F1, %", ""),
+            "ua_fused_mean": ("with Whisper's words beside the voice, %", ""),
+            "fused_minus_audio": ("words against voice alone, points", "at least -1"),
+            "seconds_audio_folds": ("seconds for features and all six folds, voice alone", ""),
+        },
+    ),
+    "two_channel": (
+        "Two-channel corpus: emotion in the voice (RAVDESS) or in the words (spoken words), words by Whisper",
+        {
+            "uar_fused": ("UAR on the union, voice and words, %", "at least 66"),
+            "uar_audio": ("voice alone, %", ""),
+            "uar_text": ("words alone, %", ""),
+            "gain_over_better_alone": ("fused against the better of them, points", "at least 9"),
+            "uar_fused_ravdess": ("fused, voice half, %", "within 3 of its own"),
+            "uar_only_ravdess_ravdess": ("the same model trained on the voice half alone, %", ""),
+            "uar_fused_spoken": ("fused, words half, %", "within 3 of its own"),
+            "uar_only_spoken_spoken": ("the same model trained on the words half alone, %", ""),
+            "uar_audio_ravdess": ("voice alone, voice half, %", ""),
+            "uar_audio_spoken": ("voice alone, words half, %", ""),
+            "uar_text_ravdess": ("words alone, voice half, %", ""),
+            "uar_text_spoken": ("words alone, words half, %", ""),
+            "gate_auc": ("the gate's voice weight tells the halves apart, area under the ROC", "at least 0.95"),
+        },
+    ),
+    "meld_text": (
+        "MELD, words only, official splits: MiniLM tuned on GoEmotions, then on MELD",
+        {
+            "weighted_f1": ("weighted F1, %", "at least 60.5"),
+            "uar": ("UAR, %", ""),
+            "macro_f1": ("macro F1, %", ""),
+            "accuracy": ("accuracy, %", ""),
+        },
+    ),
 }
 
 
 HEADLINES = (
     ("ravdess_frozen", "ua_mean"),
+    ("ravdess_finetuned", "ua_mean"),
+    ("two_channel", "uar_fused"),
+    ("two_channel", "gain_over_better_alone"),
+    ("meld_text", "weighted_f1"),
     ("transcribe", "time_ratio_vs_openai"),
     ("transcribe", "wer_delta_points"),
     ("features", "encode_speedup"),
@@ -67,6 +110,14 @@ HEADLINES = (
 def shown(value: Any) -> str:
     """A figure as text."""
     return ", ".join(map(shown, value)) if isinstance(value, list) else f"{value:g}"
+
+
+def parts_table(rows: list[dict[str, Any]]) -> list[str]:
+    """One line per exchanged part, under the names of its figures."""
+    names = list(rows[0])
+    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+    cells = ([f"{row[name]:,}" if isinstance(row[name], int) else str(row[name]) for name in names] for row in rows)
+    return lines + [f"| {' | '.join(line)} |" for line in cells]
 
 
 def render() -> str:
@@ -87,6 +138,8 @@ def render() -> str:
         for key, (text, goal) in figures.items():
             if key in result["figures"]:
                 lines.append(f"| {text} (`{key}`) | **{shown(result['figures'][key])}** | {goal} |")
+        if "table" in result["figures"]:
+            lines += ["", *parts_table(result["figures"]["table"])]
         if name in PUBLISHED:
             lines += ["", "| published beside it | figure | source |", "|---|---|---|"]
             lines += [f"| {row['what']} | {row['figure']} | {row['source']} |" for row in PUBLISHED[name]]

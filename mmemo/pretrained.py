@@ -12,6 +12,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -126,6 +127,20 @@ def resolve(model_id: str) -> Path:
     return _from_hub(model_id)
 
 
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Files on disk load in a moment; Hugging Face draws a bar over each all the same."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def load_whisper(model_id: str = "openai/whisper-base") -> WhisperForConditionalGeneration:
     """Hugging Face Whisper in float32 and eval mode.
 
@@ -134,7 +149,9 @@ def load_whisper(model_id: str = "openai/whisper-base") -> WhisperForConditional
     """
     from transformers import WhisperForConditionalGeneration
 
-    model = WhisperForConditionalGeneration.from_pretrained(resolve(model_id), local_files_only=True, dtype="float32")
+    folder = resolve(model_id)
+    with _no_progress_bars():
+        model = WhisperForConditionalGeneration.from_pretrained(folder, local_files_only=True, dtype="float32")
     return model.eval()
 
 
@@ -181,7 +198,8 @@ def load_encoder(model_id: str) -> PreTrainedModel:
 
     folder = resolve(model_id)
     if load_config(model_id)["model_type"] != "whisper":
-        return AutoModel.from_pretrained(folder, local_files_only=True, dtype="float32").eval()
+        with _no_progress_bars():
+            return AutoModel.from_pretrained(folder, local_files_only=True, dtype="float32").eval()
 
     from transformers import WhisperConfig
 

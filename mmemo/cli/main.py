@@ -67,9 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         if type(error).__name__ == "UnpicklingError":
             print(f"mmemo {verb}: the file given as --ckpt_path is no checkpoint of `mmemo fit`", file=sys.stderr)
             return 1
-        ours = isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)) or type(
-            error
-        ).__module__.startswith("mmemo")
+        told = isinstance(error, (ValueError, OSError, ImportError, FloatingPointError))
+        ours = told or type(error).__module__.startswith("mmemo")
         if not ours or not str(error) or os.environ.get("MMEMO_DEBUG"):
             raise  # a fault, ours or of a part of the user's own: where it happened matters
         print(f"mmemo {verb}: {error}", file=sys.stderr)

@@ -33,7 +33,7 @@ for noise in (
     "does not have many workers",
     "The dirpath has changed from",
     "Total length of `list` across ranks is zero",  # num_val_speakers: 0
-    "is an instance of `nn.Module` and is already saved",
+    "is not supported by the model summary",  # bf16-mixed
 ):
     warnings.filterwarnings("ignore", f".*{noise}.*")
 
@@ -81,6 +81,15 @@ class Experiment(LightningCLI):
             "mmemo.evaluation.gates turns it into a table and a picture.",
         )  # fmt: skip
         parser.add_argument(
+            "--pseudo_labels", type=str | None, default=None,
+            help="Manifest that `predict` writes, in which the emotion is the predicted one: a corpus without labels, "
+            "ready to be trained on.",
+        )  # fmt: skip
+        parser.add_argument(
+            "--min_confidence", type=float, default=0.9,
+            help="Probability below which a row does not get into --pseudo_labels, in [0, 1].",
+        )  # fmt: skip
+        parser.add_argument(
             "--checkpoint", type=Literal["best", "last"], default="best",
             help="Which checkpoint of the run `test`, `validate`, `predict` and `crossval` judge when no --ckpt_path "
             "is given: the best by --monitor, or the last; "
@@ -124,7 +133,9 @@ class Experiment(LightningCLI):
         fitting = self.subcommand == "fit"
         if config.trainer.logger in (None, True):
             kwargs["logger"] = _loggers(root, resumes=config.ckpt_path is not None) if fitting else False
-        callbacks: list[Callback] = [RunFolder(root, config.predictions, config.gates)]
+        callbacks: list[Callback] = [
+            RunFolder(root, config.predictions, config.gates, config.pseudo_labels, config.min_confidence)
+        ]
         if config.trainer.enable_progress_bar is not False and sys.stderr.isatty():
             callbacks.append(RichProgressBar(leave=False))
         chief = config.monitor or monitored(config.data.classes)
@@ -184,12 +195,25 @@ class RunFolder(Callback):
         root: The run's folder.
         predictions: File for ``predict``, .csv or .parquet; ``ROOT/predictions.csv`` when not given.
         gates: File for the gate values; not written when not given.
+        pseudo_labels: File for a manifest labelled by the predictions; not written when not given.
+        min_confidence: Probability below which a row is not labelled so, in [0, 1].
     """
 
-    def __init__(self, root: Path, predictions: str | None = None, gates: str | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        predictions: str | None = None,
+        gates: str | None = None,
+        pseudo_labels: str | None = None,
+        min_confidence: float = 0.9,
+    ) -> None:
+        if not 0.0 <= min_confidence <= 1.0:
+            raise ValueError(f"--min_confidence {min_confidence}: expected a probability, 0 to 1")
         self.root = root
         self.gates = Path(gates) if gates else None
         self.predictions = Path(predictions) if predictions else root / "predictions.csv"
+        self.pseudo_labels = Path(pseudo_labels) if pseudo_labels else None
+        self.min_confidence = min_confidence
         self._parts: list[Prediction] = []
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -229,6 +253,14 @@ class RunFolder(Callback):
         if wordless and model.encoder("text") is not None:
             print(f"{wordless} of {len(datamodule.manifest)} utterances have no words; `mmemo transcribe` writes them")
         print(f"Predictions of {len(merged.row)} utterances: {self.predictions}")
+        if self.pseudo_labels is not None and merged.probs is not None:
+            confidence, best = merged.probs.max(1)
+            sure = confidence >= self.min_confidence
+            labelled = datamodule.manifest.subset(merged.row[sure].long().numpy())
+            labelled.frame["emotion"] = [datamodule.classes[number] for number in best[sure].tolist()]
+            if len(labelled):
+                labelled.write(self.pseudo_labels)
+            print(f"{len(labelled)} of {len(merged.row)} rows labelled as predicted: {self.pseudo_labels}")
         if self.gates is not None:
             assert merged.gates is not None
             table = pd.DataFrame(merged.gates.float().numpy(), columns=model.feature_names)

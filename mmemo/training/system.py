@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,8 @@ from mmemo.metrics import DimensionMetrics, confusion_matrix, emotion_metrics
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
 from mmemo.training.features import attach_sources
 from mmemo.training.finetuning import Finetuning, last_first_epoch, parameter_groups
+
+warnings.filterwarnings("ignore", ".*is an instance of `nn.Module` and is already saved.*")
 
 
 class Prediction(NamedTuple):

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from mmemo import load_model
-from mmemo.data import ManifestError
+from mmemo.data import ManifestError, read_manifest
 from mmemo.training.experiment import Experiment
 from mmemo.training.system import EmotionSystem
 from tests.conftest import CLASSES
@@ -383,3 +383,17 @@ def test_a_part_is_exchanged_by_its_class_path(tiny_config: Path, parts: dict[st
     if "weight_audio" in predictions:
         np.testing.assert_allclose(predictions.filter(like="weight_").sum(axis="columns"), 1.0, rtol=1e-5)
     assert len(pd.read_parquet(run / "gates.parquet")) == 36
+
+
+def test_predictions_become_labels_of_a_corpus_without_any(tiny_config: Path, tmp_path: Path) -> None:
+    run = fit(tiny_config)
+    pseudo = tmp_path / "elsewhere" / "pseudo.csv"
+    common = ["--config", str(tiny_config), "--pseudo_labels", str(pseudo)]
+    Experiment(["predict", *common, "--min_confidence", "0.0"])
+    everything = read_manifest(pseudo)
+    predicted = pd.read_csv(run / "predictions.csv")["predicted"]
+    assert everything.frame["emotion"].tolist() == predicted.tolist()
+    assert all(row.path is not None and row.path.is_file() for row in everything), "paths follow the manifest"
+    threshold = float(pd.read_csv(run / "predictions.csv")["confidence"].median())
+    Experiment(["predict", *common, "--min_confidence", str(threshold)])
+    assert 0 < len(read_manifest(pseudo)) < 36
