@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -11,6 +12,7 @@ from torch import nn
 
 from mmemo import load_model
 from mmemo.cli.main import main
+from mmemo.data.audio import read_audio
 from mmemo.models import (
     ASTAudioEncoder,
     ConvRecurrentEncoder,
@@ -20,7 +22,7 @@ from mmemo.models import (
 )
 from mmemo.training.experiment import Experiment
 from mmemo.training.finetuning import Full, LastBlocks, LinearProbeFirst, LoRA, ProgressiveUnfreezing, save_backbone
-from tests.conftest import padded, tone
+from tests.conftest import ROOT, padded, tone
 from tests.models.test_audio_encoder import random_model
 from tests.models.test_text_encoder import random_text_model
 
@@ -262,3 +264,59 @@ def test_pretrained_dropout_is_on_while_an_encoder_is_tuned(tiny_config: Path) -
     dropouts = [part for part in model.encoder("text").trained.modules() if isinstance(part, nn.Dropout)]
     assert dropouts
     assert all(part.training for part in dropouts)
+
+
+@pytest.mark.weights
+def test_the_real_encoders_are_the_same_wherever_the_line_is_drawn() -> None:
+    waveform = torch.from_numpy(read_audio(ROOT / "demo" / "clips" / "finn_anger_2.flac"))[None]
+    mask = torch.ones_like(waveform, dtype=torch.bool)
+    for first_block in (0, 3):
+        frozen, tuned = (WhisperAudioEncoder(layers=[2, 3, 4], frame_average=4).eval() for _ in range(2))
+        tuned.unfreeze(first_block)
+        tuned.eval()
+        with torch.inference_mode():
+            expected, found = (part(*part.precompute(waveform, mask))[0] for part in (frozen, tuned))
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    frozen_text, tuned_text = (HuggingFaceTextEncoder(layers=[3, 6]).eval() for _ in range(2))
+    tuned_text.unfreeze(5)
+    tuned_text.eval()
+    ids = frozen_text.tokenize("Shut up and give it back, now!")[None]
+    with torch.inference_mode():
+        expected, found = (
+            part(*part.precompute(ids, torch.ones_like(ids, dtype=torch.bool)))[0] for part in (frozen_text, tuned_text)
+        )
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.weights
+def test_real_whisper_and_minilm_are_tuned_on_real_clips(tmp_path: Path) -> None:
+    """LoRA in the voice, the last block in the words, descriptors beside them, a gate that weighs all three."""
+    manifest = tmp_path / "manifest.csv"
+    columns = "{path: file, emotion: label, speaker: voice, split: set, text: words}"
+    table = pd.read_csv(ROOT / "demo" / "clips.csv")
+    table["words"] = "The words of " + table["voice"] + " on a day of " + table["label"]
+    table["file"] = [str(ROOT / "demo" / path) for path in table["file"]]
+    table.groupby("set").head(12).to_csv(tmp_path / "clips.csv", index=False)
+    assert main(["corpus", "table", str(tmp_path / "clips.csv"), "--out", str(manifest), "--columns", columns]) == 0
+    config = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    parts = config["model"]["init_args"]["model"]["init_args"]
+    parts["descriptors"] = "mmemo.models.AcousticDescriptors"
+    parts["fusion"] = {"class_path": "mmemo.models.GatedMultimodalUnit", "init_args": {"per_feature": False}}
+    parts["gate"] = "mmemo.models.HardConcreteGate"
+    config["model"]["init_args"]["audio_finetuning"] = strategy("LoRA", rank=4)
+    config["model"]["init_args"]["text_finetuning"] = strategy("LastBlocks", num_blocks=1)
+    config["data"] |= {"manifest": str(manifest), "augmentation": "mmemo.data.WaveformAugmentation", "num_views": 2}
+    config["trainer"] |= {"max_epochs": 2, "default_root_dir": str(tmp_path / "run"), "enable_progress_bar": False}
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump(config))
+    Experiment(["fit", "--config", str(path)])
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    kept = {key for key in torch.load(checkpoint, weights_only=True)["state_dict"] if ".trained." in key}
+    assert any("lora_" in key for key in kept)
+    assert not any("base_layer" in key for key in kept)
+    assert main(["predict", "--config", str(path), "--gates", str(tmp_path / "gates.parquet")]) == 0
+    predictions = pd.read_csv(tmp_path / "run" / "predictions.csv")
+    weights = predictions[["weight_audio", "weight_descriptors", "weight_text"]]
+    assert weights.sum(axis="columns").to_numpy() == pytest.approx(1.0)
+    gates = pd.read_parquet(tmp_path / "gates.parquet")
+    assert {"descriptors/f0/0", "descriptors/mfcc/12"} <= set(gates)
