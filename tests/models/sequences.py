@@ -1,0 +1,13 @@
+"""A small padded batch that the tests of parts share: a whole sequence, a shorter one, and a missing one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MASK = torch.tensor([[True] * 7, [True] * 4 + [False] * 3, [False] * 7])
+
+
+def features(dim: int = 6, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(3, 7, dim, generator=generator) * MASK[..., None]
