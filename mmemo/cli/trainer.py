@@ -11,5 +11,8 @@ def run(argv: list[str]) -> int:
     """
     from mmemo.training.experiment import Experiment
 
+    named = any(word.split("=")[0] in ("--config", "-c", "--help", "-h", "--print_config") for word in argv)
+    if not named:
+        raise ValueError(f"which experiment? name its YAML: `mmemo {argv[0]} --config configs/demo.yaml`")
     Experiment(argv)
     return 0

@@ -22,6 +22,7 @@ from pytorch_lightning.utilities import move_data_to_device, rank_zero_only
 
 from mmemo.data.datamodule import EmotionDataModule
 from mmemo.files import replacing
+from mmemo.training.parser import SentenceParser
 from mmemo.training.system import EmotionSystem, Prediction, monitored, prediction_columns
 
 for noise in (
@@ -67,6 +68,7 @@ class Experiment(LightningCLI):
             },
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
+            parser_class=SentenceParser,
             parser_kwargs={"prog": "mmemo"},
         )
 

@@ -1,0 +1,58 @@
+"""The command line's parser: what jsonargparse finds wrong, said in a sentence."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from pytorch_lightning.cli import LightningArgumentParser
+
+
+class SentenceParser(LightningArgumentParser):
+    """Exits with one sentence, in the place of a page of usage and every type that was tried."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints what is wrong and exits with 2.
+
+        Args:
+            message: All that jsonargparse has to say.
+            ex: Where it comes from.
+        """
+        options = [action.dest for action in self._actions if action.dest not in ("help", "config")]
+        program = self.prog.replace(" [options]", "") if self.prog.startswith("mmemo") else "mmemo"
+        print(f"{program}: {sentence(message, options)}; `mmemo fit --help` lists all options", file=sys.stderr)
+        sys.exit(2)
+
+
+def sentence(message: str, options: Sequence[str] = ()) -> str:
+    """The innermost of nested error messages, with the likeliest name that was meant.
+
+    Args:
+        message: Of jsonargparse.
+        options: Those of the parser that it comes from.
+    """
+    if found := re.findall(r"module '([\w.]+)' has no attribute '(\w+)'", message):
+        module, name = found[-1]
+        return f"there is no {module}.{name}{_meant(name, getattr(import_module(module), '__all__', []))}"
+    if found := re.findall(r"No module named '([\w.]+)'", message):
+        return f"there is no Python module {found[-1]}; a class_path reads package.module.Class"
+    unknown = r"(?:Option|option|Key|arguments:) '?(?:--)?([\w.]+)'?(?: is not (?:accepted|expected)|$| )"
+    if found := re.findall(unknown, message):
+        return f"there is no option {found[-1]}{_meant(found[-1], options)}"
+    union = r'Parser key "([\w.]+)":\n\s+Does not validate.*?Subtypes: \[(.*?)\]\n.*Given value: (.*)'
+    if found := re.findall(union, message, flags=re.DOTALL):
+        key, types, value = found[-1]
+        return f"{key}: got {value.strip()}, expected one of {types}"
+    if found := re.findall(r'Parser key "([\w.]+)":\n?\s*(?!Does not|Type|Problem)(\S[^\n]*)', message):
+        key, problem = found[-1]
+        return f"{key}: {problem.strip()}"
+    return message.strip().splitlines()[0][:400]
+
+
+def _meant(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, 1, 0.6)
+    return f", did you mean {close[0]}?" if close else ""
