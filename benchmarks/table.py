@@ -59,9 +59,9 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
             "ua_folds": ("unweighted accuracy of each fold, %", ""),
             "ua_deviation": ("standard deviation over folds, points", ""),
             "macro_f1_mean": ("macro F1, %", ""),
-            "ua_fused_mean": ("with Whisper's words beside the voice, %", ""),
+            "ua_audio_mean": ("frozen encoder, voice alone, trimmed clips, %", ""),
+            "ua_fused_mean": ("frozen encoders, Whisper's words beside the voice, %", ""),
             "fused_minus_audio": ("words against voice alone, points", "at least -1"),
-            "seconds_audio_folds": ("seconds for features and all six folds, voice alone", ""),
         },
     ),
     "two_channel": (
