@@ -14,7 +14,7 @@ import os
 
 import torch
 from record import HERE, corpus, record
-from two_channel import BACKBONE, RUN, manifests, text_backbone
+from two_channel import BACKBONE, RUN, text_backbone
 
 from mmemo.data.corpora.meld import meld
 from mmemo.data.manifest import Manifest
@@ -34,7 +34,7 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     RUN.mkdir(parents=True, exist_ok=True)
     if options.backbone == str(BACKBONE):
-        text_backbone(manifests()["goemotions"])
+        text_backbone()
     run = HERE.parent / "runs" / "bench_meld"
     manifest = Manifest(meld(corpus("meld")), run / "meld.csv").write(run / "meld.csv")
     settings = ["--config", str(CONFIG), "--data.manifest", str(manifest), "--trainer.default_root_dir", str(run)]

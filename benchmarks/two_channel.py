@@ -51,13 +51,13 @@ GATES = {
     "no gate": None,  # as in the config
     "sigmoid": {"class_path": "mmemo.models.FeatureGate"},
     "hard concrete": {"class_path": "mmemo.models.HardConcreteGate"},
-    "variable selection": {"class_path": "mmemo.models.VariableSelection", "init_args": {"num_groups": 3}},
+    "variable selection": {"class_path": "mmemo.models.VariableSelection"},
 }
 
 
 def manifests() -> dict[str, Path]:
-    """Both halves with Whisper's words, and GoEmotions; made once."""
-    paths = {name: RUN / f"{name}.csv" for name in ("ravdess", "spoken", "goemotions")}
+    """Both halves with Whisper's words; made once."""
+    paths = {name: RUN / f"{name}.csv" for name in ("ravdess", "spoken")}
     folds = pd.read_csv(corpus("ravdess") / "emobox_folds.csv", dtype=str).set_index("fold")["test_actors"].str.split()
     sides = {actor: side for fold, side in (("1", "test"), ("2", "test"), ("3", "val")) for actor in folds[fold]}
     frame = read_manifest(acted_manifest()).frame  # without its silence, with Whisper's words
@@ -74,21 +74,27 @@ def manifests() -> dict[str, Path]:
     if not paths["spoken"].exists():
         read = Manifest(spoken, RUN / "spoken_untranscribed.csv").write(RUN / "spoken_untranscribed.csv")
         assert mmemo(["transcribe", str(read), "--language", "en", "--out", str(paths["spoken"])]) == 0
-    if not paths["goemotions"].exists():
-        comments = goemotions(corpus("goemotions"))
-        judged = set(spoken.loc[spoken["split"] != "train", "id"])
-        assert not judged & set(comments.loc[comments["split"] == "train", "id"])
-        Manifest(comments, paths["goemotions"]).write(paths["goemotions"])
+    comments = read_manifest(comments_manifest()).frame
+    judged = set(spoken.loc[spoken["split"] != "train", "id"])
+    assert not judged & set(comments.loc[comments["split"] == "train", "id"])
     return paths
 
 
-def text_backbone(manifest: Path) -> None:
+def comments_manifest() -> Path:
+    """GoEmotions as it comes; made once."""
+    path = RUN / "goemotions.csv"
+    if not path.exists():
+        Manifest(goemotions(corpus("goemotions")), path).write(path)
+    return path
+
+
+def text_backbone() -> None:
     """MiniLM tuned on GoEmotions, as a model folder; made once."""
     run = RUN / "goemotions_minilm"
     if not (BACKBONE / "config.json").exists():
         if not (run / "finished").exists():
             resume = ["--ckpt_path", "last"] if (run / "checkpoints/last.ckpt").exists() else []
-            settings = ["--data.manifest", str(manifest), "--trainer.default_root_dir", str(run)]
+            settings = ["--data.manifest", str(comments_manifest()), "--trainer.default_root_dir", str(run)]
             Experiment(["fit", "--config", str(TEXT_CONFIG), *settings, *resume])
             (run / "finished").touch()
         assert mmemo(["backbone", str(run / "checkpoints/last.ckpt"), "--out", str(BACKBONE)]) == 0
@@ -128,6 +134,7 @@ def uar(predictions: pd.DataFrame, view: str = "") -> dict[str, float]:
     columns = [name for name in predictions if name.startswith(f"{view}prob_")]
     said = predictions[columns].idxmax(axis="columns").str.removeprefix(f"{view}prob_")
     halves = predictions["id"].str.split("/").str[0]
+    assert set(halves) <= {"ravdess", "spoken"}
     scores = {"union": 100 * recall_score(predictions["emotion"], said, average="macro")}
     for half in halves.unique():
         rows = halves == half
@@ -175,7 +182,7 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     RUN.mkdir(parents=True, exist_ok=True)
     paths = manifests()
-    text_backbone(paths["goemotions"])
+    text_backbone()
     both = ("ravdess", "spoken")
 
     found: dict[str, dict[str, float]] = {}
@@ -184,10 +191,17 @@ def main() -> None:
     concatenation = {"fusion": FUSIONS["concatenation"]}
     for name, gone in (("audio", "text_encoder"), ("text", "audio_encoder")):
         found[name] = uar(pd.read_csv(train(f"{name} alone", {**concatenation, gone: None}, paths, both, on)))
+    figures_by_half: dict[str, float] = {}
     for half in both:
         found[f"only_{half}"] = uar(pd.read_csv(train(f"only {half}", {}, paths, (half,), on)))
+    for half in both:
+        difference = found["fused"][half] - found[f"only_{half}"][half]
+        figures_by_half[f"fused_minus_only_{half}"] = round(difference, 2)
     voice_half = fused["id"].str.startswith("ravdess/")
-    figures: dict[str, object] = {"gate_auc": round(float(roc_auc_score(voice_half, fused["weight_audio"])), 4)}
+    figures: dict[str, object] = {
+        **figures_by_half,
+        "gate_auc": round(float(roc_auc_score(voice_half, fused["weight_audio"])), 4),
+    }
     best_alone = max(found["audio"]["union"], found["text"]["union"])
     figures["gain_over_better_alone"] = round(found["fused"]["union"] - best_alone, 2)
     for name, scores in found.items():

@@ -2,8 +2,8 @@
 
 A loss takes what the model said and what is true of a batch, and gives a scalar: the mean over the utterances that
 have the label it needs, 0 when none has. ``reads`` says which labels those are (``emotion``, ``votes``,
-``dimensions``), so that training knows which rows it can use. :class:`WeightedSum` and :class:`UncertaintyWeighted`
-join several losses.
+``dimensions``), so that training knows which rows it can use, and ``trains`` which heads learn from it.
+:class:`WeightedSum` and :class:`UncertaintyWeighted` join several losses.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class CrossEntropy(nn.Module):
     """
 
     reads = ("emotion",)
+    trains: tuple[str, ...] = ("classes",)
 
     def __init__(
         self, label_smoothing: float = 0.0, class_weights: Literal["balanced"] | list[float] | None = None
@@ -104,6 +105,7 @@ class FocalLoss(nn.Module):
     """
 
     reads = ("emotion",)
+    trains: tuple[str, ...] = ("classes",)
 
     def __init__(self, gamma: float = 2.0) -> None:
         super().__init__()
@@ -127,6 +129,7 @@ class BalancedSoftmax(nn.Module):
     """
 
     reads = ("emotion",)
+    trains: tuple[str, ...] = ("classes",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +146,7 @@ class BalancedSoftmax(nn.Module):
 
     def forward(self, output: Predicted, batch: Labelled) -> Tensor:
         logits, target = _classes(output, batch)
-        if self.log_counts is not None:
+        if self.training and self.log_counts is not None:
             logits = logits + self.log_counts.to(logits)
         losses = nn.functional.cross_entropy(logits, target, ignore_index=UNLABELLED, reduction="none")
         return _mean_over_labelled(losses, target)
@@ -158,6 +161,7 @@ class SoftLabels(nn.Module):
     """
 
     reads = ("votes",)
+    trains = ("classes",)
 
     def __init__(self, divergence: Literal["cross_entropy", "kl"] = "cross_entropy") -> None:
         super().__init__()
@@ -180,6 +184,7 @@ class CCCLoss(nn.Module):
     """
 
     reads = ("dimensions",)
+    trains = ("dimensions",)
 
     def forward(self, output: Predicted, batch: Labelled) -> Tensor:
         assert output.dimensions is not None, "checked when training began"
@@ -209,6 +214,7 @@ class SupervisedContrastive(nn.Module):
     """
 
     reads = ("emotion",)
+    trains: tuple[str, ...] = ()  # no head learns from it: it stands beside a loss that trains one
 
     def __init__(self, temperature: float = 0.1) -> None:
         super().__init__()
@@ -252,7 +258,8 @@ class WeightedSum(nn.Module):
             raise ValueError(
                 f"WeightedSum: {len(losses)} losses and weights {self.weights}, expected one of 0 or more for each"
             )
-        self.reads = _read_by(losses)
+        self.reads = _joined(losses, "reads")
+        self.trains = _joined(losses, "trains")
 
     def forward(self, output: Predicted, batch: Labelled) -> Tensor:
         terms = [weight * loss(output, batch) for weight, loss in zip(self.weights, self.losses, strict=True)]
@@ -273,11 +280,13 @@ class UncertaintyWeighted(nn.Module):
             raise ValueError("UncertaintyWeighted: expected at least one loss")
         self.losses = nn.ModuleList(losses)
         self.log_variances = nn.Parameter(torch.zeros(len(losses)))
-        self.reads = _read_by(losses)
+        self.reads = _joined(losses, "reads")
+        self.trains = _joined(losses, "trains")
 
     def forward(self, output: Predicted, batch: Labelled) -> Tensor:
         terms = torch.stack([loss(output, batch) for loss in self.losses])
-        return (torch.exp(-self.log_variances) * terms + self.log_variances / 2).sum()
+        labelled = terms.detach() != 0  # a term without labels in this batch says nothing of its weight
+        return ((torch.exp(-self.log_variances) * terms + self.log_variances / 2) * labelled).sum()
 
 
 def count_classes(loss: nn.Module, counts: Tensor) -> None:
@@ -288,12 +297,13 @@ def count_classes(loss: nn.Module, counts: Tensor) -> None:
         counts: ``(num_classes,)``.
     """
     for part in loss.modules():
-        if isinstance(part, (CrossEntropy, BalancedSoftmax)):
-            part.count_classes(counts)
+        learn = getattr(part, "count_classes", None)
+        if callable(learn):
+            learn(counts)
 
 
-def _read_by(losses: Sequence[nn.Module]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for loss in losses for name in cast("tuple[str, ...]", loss.reads)))
+def _joined(losses: Sequence[nn.Module], name: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(kind for loss in losses for kind in cast("tuple[str, ...]", getattr(loss, name))))
 
 
 def _classes(output: Predicted, batch: Labelled) -> tuple[Tensor, Tensor]:

@@ -98,7 +98,10 @@ class DimensionMetrics(nn.Module):
                 if value.isfinite():
                     values[f"{self.prefix}{kind}_{name}"] = value
                     found.append(value)
-            values[f"{self.prefix}{kind}"] = torch.stack(found).mean() if found else torch.tensor(0.0)
+            if found:
+                values[f"{self.prefix}{kind}"] = torch.stack(found).mean()
+            elif kind == "ccc":
+                values[f"{self.prefix}{kind}"] = torch.tensor(0.0)  # nothing to agree with; the epoch is chosen by it
         return values
 
     def reset(self) -> None:

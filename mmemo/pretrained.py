@@ -33,6 +33,7 @@ OFFLINE_VARIABLE = "MMEMO_OFFLINE"
 CACHE_VARIABLE = "MMEMO_CACHE"
 
 CTRANSLATE2_DTYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)
+UNUSED_WEIGHTS = ("pooler", "masked_spec_embed")  # of no use to an encoder; some published folders lack them
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
@@ -199,7 +200,17 @@ def load_encoder(model_id: str) -> PreTrainedModel:
     folder = resolve(model_id)
     if load_config(model_id)["model_type"] != "whisper":
         with _no_progress_bars():
-            return AutoModel.from_pretrained(folder, local_files_only=True, dtype="float32").eval()
+            model, found = AutoModel.from_pretrained(
+                folder, local_files_only=True, dtype="float32", output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        missing = [name for name in found["missing_keys"] if not any(part in name for part in UNUSED_WEIGHTS)]
+        missing += [str(names[0]) for names in found["mismatched_keys"]]
+        if missing:
+            raise PretrainedError(
+                f"{model_id}: weights of another architecture than its config.json says; {len(missing)} are not there "
+                f"or of another shape, such as {missing[0]}"
+            )
+        return model.eval()
 
     from transformers import WhisperConfig
 

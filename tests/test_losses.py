@@ -71,6 +71,8 @@ def test_balanced_softmax_with_equal_counts_is_cross_entropy() -> None:
     loss = BalancedSoftmax()
     count_classes(loss, torch.tensor([7, 7, 7]))
     torch.testing.assert_close(loss(said(), true()), CrossEntropy()(said(), true()))
+    torch.testing.assert_close(loss.eval()(said(), true()), CrossEntropy()(said(), true()))
+    loss.train()
     count_classes(loss, torch.tensor([90, 9, 1]))
     prior = torch.tensor([[0.90, 0.09, 0.01]]).log()
     label = true(target=torch.tensor([1]))
@@ -90,8 +92,11 @@ def test_ccc_loss_is_one_minus_the_metric() -> None:
     metric = DimensionMetrics("")
     metric.update(said().dimensions, true().dimensions)
     expected = 1 - metric.compute()["ccc"]
-    # torchmetrics divides by n - 1, the loss by n; on a CCC of n = 5 that is a known factor in the means' term alone
-    assert float(CCCLoss()(said(), true())) == pytest.approx(float(expected), abs=0.05)
+    assert float(CCCLoss()(said(), true())) == pytest.approx(float(expected), abs=0.05)  # it divides by n - 1
+    x, y = said().dimensions.numpy().astype(float), true().dimensions.numpy().astype(float)
+    covariance = ((x - x.mean(0)) * (y - y.mean(0))).mean(0)
+    ccc = 2 * covariance / (x.var(0) + y.var(0) + (x.mean(0) - y.mean(0)) ** 2)  # Lin 1989
+    assert float(CCCLoss()(said(), true())) == pytest.approx(1 - ccc.mean(), abs=1e-6)
     assert float(CCCLoss()(said(dimensions=true().dimensions), true())) == pytest.approx(0.0, abs=1e-5)
     assert float(CCCLoss()(said(dimensions=-true().dimensions), true())) > 1.0
 
@@ -116,6 +121,9 @@ def test_dimension_metrics_skip_what_is_not_labelled() -> None:
     assert "test/ccc_arousal" not in values
     assert float(values["test/mae_valence"]) == pytest.approx(0.05)
     assert float(values["test/mae"]) == pytest.approx(0.05)
+    metric.reset()
+    metric.update(predicted, torch.full((3, 3), float("nan")))
+    assert "test/mae" not in metric.compute(), "0 would be the best there is"
 
 
 @pytest.mark.parametrize(

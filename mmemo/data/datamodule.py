@@ -19,7 +19,7 @@ from mmemo.data.audio_facts import audio_facts
 from mmemo.data.augment import WaveformAugmentation
 from mmemo.data.batch import BucketSampler, EmotionBatch, Example, collate
 from mmemo.data.manifest import MAX_SHOWN, SPLITS, Manifest, ManifestError, join_manifests, read_manifest
-from mmemo.data.ratings import vote_shares
+from mmemo.data.ratings import mapped_votes, vote_shares, voted_emotions
 from mmemo.data.splits import OfficialSplit, Split, SplitError, Splitter, check_speakers_disjoint
 from mmemo.labels import DIMENSIONS, UNLABELLED
 
@@ -105,12 +105,15 @@ class EmotionDataModule(LightningDataModule):
             raise ValueError(f"data.test_views={test_views} needs a data.augmentation that makes the views")
         if bool(manifest) == bool(corpora):
             raise ValueError("data needs a manifest, or corpora to be trained together; give it one of the two")
+        self._single = bool(manifest)
         self.corpora = corpora or [Corpus(cast(str, manifest))]
         self.classes = tuple(classes)
         self.splitter = split or OfficialSplit()
         self.label_map = label_map or {}
         self.batch_size = batch_size
         self.num_workers = num_workers
+        if balanced and not classes:
+            raise ValueError("data.balanced: true draws classes equally often, but data.classes is empty")
         self.balanced = balanced
         self.augmentation = augmentation
         self.num_views = num_views if augmentation else 1
@@ -164,7 +167,7 @@ class EmotionDataModule(LightningDataModule):
             log.warning(warning)
 
     def _read(self, fitting: bool) -> Manifest:
-        if len(self.corpora) == 1 and not self.corpora[0].label_map:
+        if self._single:
             return read_manifest(self.corpora[0].manifest)
         tables: dict[str, Manifest] = {}
         for corpus in self.corpora:
@@ -180,18 +183,18 @@ class EmotionDataModule(LightningDataModule):
         self, manifest: Manifest, label_map: Mapping[str, str | None], setting: str, fitting: bool
     ) -> Manifest:  # fmt: skip
         emotion = manifest.frame["emotion"]
-        unknown = set(label_map) - set(emotion.dropna())
+        known = set(emotion.dropna()) | set(voted_emotions(manifest.frame))
+        unknown = set(label_map) - known
         if unknown and fitting:
-            raise ManifestError(
-                f"{manifest.path}: {setting} names {sorted(unknown)}, found only {sorted(emotion.dropna().unique())}"
-            )
+            raise ManifestError(f"{manifest.path}: {setting} names {sorted(unknown)}, found only {sorted(known)}")
         dropped = [old for old, new in label_map.items() if new is None]
         out = emotion.isin(dropped)
         if dropped and fitting:
-            log.info("%s: %s leaves %d rows out: %s", manifest.path, setting, int(out.sum()), ", ".join(dropped))
+            log.warning("%s: %s leaves %d rows out: %s", manifest.path, setting, int(out.sum()), ", ".join(dropped))
         manifest = manifest.subset(np.flatnonzero(~out.to_numpy()))
         renamed = {old: new for old, new in label_map.items() if new is not None}
         manifest.frame["emotion"] = manifest.frame["emotion"].replace(renamed)
+        manifest.frame = mapped_votes(manifest.frame, label_map)
         return manifest
 
     def _targets(self, manifest: Manifest) -> np.ndarray:
@@ -223,7 +226,7 @@ class EmotionDataModule(LightningDataModule):
         self.reads = tuple(reads)
         if "votes" in reads:
             try:
-                self.votes = vote_shares(self.manifest.frame, self.classes, self.label_map)
+                self.votes = vote_shares(self.manifest.frame, self.classes)
             except ValueError as error:
                 if fitting:
                     raise ManifestError(f"{self.manifest_path}: {error}") from None
@@ -270,12 +273,13 @@ class EmotionDataModule(LightningDataModule):
         targets = self.targets[self.split.train]
         return torch.from_numpy(np.bincount(targets[targets != UNLABELLED], minlength=len(self.classes)))
 
-    def refuse_empty(self, audio: bool, text: bool) -> None:
+    def refuse_empty(self, audio: bool, text: bool, predicting: bool = False) -> None:
         """Refuses utterances that have nothing the model takes, unless ``empty_rows`` keeps them.
 
         Args:
             audio: Whether the model listens.
             text: Whether it reads.
+            predicting: Whether ``predicted_rows`` are meant, rather than the rows of the split.
 
         Raises:
             ManifestError: Naming them.
@@ -285,7 +289,7 @@ class EmotionDataModule(LightningDataModule):
             has |= self.manifest.frame["path"].notna().to_numpy(dtype=bool)
         if text:
             has |= (self.manifest.frame["text"].fillna("").str.strip() != "").to_numpy(dtype=bool)
-        used = np.concatenate([np.asarray(side, dtype=int) for side in self.split] or [np.arange(0)])
+        used = self.predicted_rows if predicting else np.concatenate([np.asarray(side, int) for side in self.split])
         empty = used[~has[used]]
         if len(empty) and self.empty_rows == "refuse":
             names = ", ".join(repr(name) for name in self.manifest.frame["id"].iloc[empty[:5]])
@@ -394,7 +398,8 @@ class EmotionDataModule(LightningDataModule):
         if training and self.balanced:
             counts = self.class_counts().numpy()
             targets = self.targets[rows]
-            weights = np.where(targets == UNLABELLED, 1 / counts.mean(), 1 / np.maximum(counts[targets], 1)).tolist()
+            shares = 1 / np.maximum(counts, 1)
+            weights = np.where(targets == UNLABELLED, 1 / counts.mean(), shares[np.maximum(targets, 0)]).tolist()
         sampler = BucketSampler(
             self._lengths()[rows],
             self.batch_size,
@@ -479,7 +484,6 @@ class EmotionDataset(Dataset[EmotionBatch]):
         return collate([self._example(row, view) for row in rows for view in range(self.repeats)])
 
     def _example(self, row: int, view: int) -> Example:
-        target = int(self.labels.targets[row])
         audio = descriptors = None
         try:
             audio = None if self.sources.audio is None else self.sources.audio(row, view)
@@ -488,7 +492,15 @@ class EmotionDataset(Dataset[EmotionBatch]):
             log.warning("%s; this utterance is passed over", error)
             audio = None if self.sources.audio is None else torch.zeros(0)
             descriptors = None if self.sources.descriptors is None else torch.zeros(0)
-            target = UNLABELLED
+            return self._passed_over(row, view, audio, descriptors)
         text = None if self.sources.text is None else self.sources.text(row, view)
+        target = int(self.labels.targets[row])
         votes, dimensions = torch.tensor(self.labels.votes[row]), torch.tensor(self.labels.dimensions[row])
         return Example(row, audio, descriptors, text, target, votes, dimensions)
+
+    def _passed_over(self, row: int, view: int, audio: Tensor | None, descriptors: Tensor | None) -> Example:
+        """An utterance without labels, so that nothing is learned from audio that is not there."""
+        text = None if self.sources.text is None else self.sources.text(row, view)
+        votes = torch.zeros(self.labels.votes.shape[1])
+        dimensions = torch.full((self.labels.dimensions.shape[1],), torch.nan)
+        return Example(row, audio, descriptors, text, UNLABELLED, votes, dimensions)

@@ -19,29 +19,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mmemo import pretrained
-from mmemo.models.backbone import FrozenBackbone
+from mmemo.models.backbone import (
+    FrozenBackbone,
+    check_block,
+    chosen_layers,
+    load_some,
+    shifted,
+    trained_by_block,
+)
 from mmemo.models.log_mel import LogMel
 from mmemo.pretrained import SAMPLE_RATE
 
 FEATURES_VERSION = 2
 """Part of every fingerprint; raise it when ``precompute`` starts to return other numbers."""
-
-
-def chosen_layers(layers: Sequence[int] | None, num_blocks: int, model_id: str) -> list[int]:
-    """Checks a choice of hidden states against a model.
-
-    Args:
-        layers: Hidden states, 0 (before the first block) to ``num_blocks``; none given chooses all.
-        num_blocks: Number of the model's blocks.
-        model_id: Named in the error.
-
-    Raises:
-        ValueError: A layer that the model does not have, or one named twice.
-    """
-    chosen = list(range(num_blocks + 1)) if layers is None else sorted(layers)
-    if not chosen or len(set(chosen)) < len(chosen) or chosen[0] < 0 or chosen[-1] > num_blocks:
-        raise ValueError(f"layers={layers}: {model_id} has hidden states 0..{num_blocks}, name each once")
-    return chosen
 
 
 class WhisperAudioEncoder(nn.Module):
@@ -207,24 +197,6 @@ class WhisperAudioEncoder(nn.Module):
         return chosen * mask[:, None, :, None]
 
 
-def check_block(first_block: int, layers: Sequence[int], model_id: str) -> None:
-    """Refuses to train blocks that a model does not have or that never run.
-
-    Args:
-        first_block: The lowest block to be trained, 0 for what is below the first.
-        layers: Hidden states chosen of the model; blocks above the last never run.
-        model_id: Named in the error.
-
-    Raises:
-        ValueError: There is no such block.
-    """
-    if not 0 <= first_block <= layers[-1]:
-        raise ValueError(
-            f"{model_id} was asked to train from block {first_block}; with layers={list(layers)} blocks 1 to "
-            f"{layers[-1]} run (0 is what lies below them): lower the fine-tuning's num_blocks, or choose higher layers"
-        )
-
-
 def _attention_mask(mask: Tensor) -> Tensor | None:
     """``(batch, 1, query, key)`` for scaled dot-product attention; None where nothing is padded."""
     if mask.all():
@@ -281,6 +253,8 @@ class HuggingFaceAudioEncoder(nn.Module):
         self.min_samples = _receptive_field(config["conv_kernel"], config["conv_stride"])
         self.frozen_below = self.layers[-1] + 1
         self.trained: Any = None  # a module with blocks, once unfrozen
+        # WavLM's attention reads its projections' weights past their modules: an update there would have no effect.
+        self.lora_targets = ("intermediate_dense", "output_dense") if config["model_type"] == "wavlm" else None
         self._backbone = FrozenBackbone(self._load_frozen)
 
     def unfreeze(self, first_block: int) -> None:
@@ -455,6 +429,7 @@ class ASTAudioEncoder(nn.Module):
             self.trained.requires_grad_(False)
             for block in blocks[first_block - 1 :]:
                 block.requires_grad_(True)
+        self.trained.layernorm.requires_grad_(False)  # comes after the last hidden state, so nothing uses it
 
     def block_parameters(self) -> dict[int, list[nn.Parameter]]:
         """Number of each trained block, 0 for the patch embeddings -> its parameters."""
@@ -518,56 +493,6 @@ class ASTAudioEncoder(nn.Module):
 
 def _ast_blocks(model: Any) -> nn.ModuleList:
     return getattr(model, "layers", None) or model.encoder.layer
-
-
-def trained_by_block(model: nn.Module, blocks: nn.ModuleList) -> dict[int, list[nn.Parameter]]:
-    """Number of each block, 0 for all that belongs to none -> its parameters that are trained; blocks without are left
-    out.
-
-    Args:
-        model: The whole.
-        blocks: Its blocks, from the first.
-    """
-    inside = {
-        id(parameter): number for number, block in enumerate(blocks, start=1) for parameter in block.parameters()
-    }  # fmt: skip
-    found: dict[int, list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            found.setdefault(inside.get(id(parameter), 0), []).append(parameter)
-    return dict(sorted(found.items()))
-
-
-def load_some(model: PreTrainedModel, state: Mapping[str, Tensor], prefix: str) -> PreTrainedModel:
-    """Puts tensors into a model that has more of them.
-
-    Args:
-        model: The whole.
-        state: Some of its tensors.
-        prefix: What stands before their names in the whole.
-
-    Raises:
-        ValueError: A tensor that the model does not have: these are weights of another architecture.
-    """
-    named = {prefix + name: tensor for name, tensor in state.items()}
-    _, unexpected = model.load_state_dict(named, strict=False)
-    if unexpected:
-        raise ValueError(f"{type(model).__name__} has no {', '.join(unexpected[:3])}: weights of another architecture")
-    return model
-
-
-def shifted(name: str, prefix: str, offset: int) -> str:
-    """``layers.3.x`` -> ``layers.5.x`` for an offset of 2; other names stay.
-
-    Args:
-        name: Of a tensor.
-        prefix: What stands before the number.
-        offset: Added to the number.
-    """
-    if not name.startswith(prefix):
-        return name
-    number, rest = name.removeprefix(prefix).split(".", 1)
-    return f"{prefix}{int(number) + offset}.{rest}"
 
 
 def _preprocessor(model_id: str) -> dict[str, object]:

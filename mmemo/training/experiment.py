@@ -255,7 +255,9 @@ class RunFolder(Callback):
         if wordless and model.encoder("text") is not None:
             print(f"{wordless} of {len(datamodule.manifest)} utterances have no words; `mmemo transcribe` writes them")
         print(f"Predictions of {len(merged.row)} utterances: {self.predictions}")
-        if self.pseudo_labels is not None and merged.probs is not None:
+        if self.pseudo_labels is not None:
+            if merged.probs is None:
+                raise ValueError("--pseudo_labels needs a model of classes; this one predicts dimensions alone")
             confidence, best = merged.probs.max(1)
             sure = confidence >= self.min_confidence
             labelled = datamodule.manifest.subset(merged.row[sure].long().numpy())
@@ -266,6 +268,10 @@ class RunFolder(Callback):
         if self.gates is not None:
             assert merged.gates is not None
             table = pd.DataFrame(merged.gates.float().numpy(), columns=model.feature_names)
+            if merged.modality_weights is not None:
+                names = [f"{modality}/weight/0" for modality in model.modalities]
+                table = table.join(pd.DataFrame(merged.modality_weights.float().numpy(), columns=names))
+            table = table.assign(**{name: float(weight) for name, weight in model.layer_weights.items()})
             ids = datamodule.manifest.frame[["id", "emotion"]].iloc[merged.row.long().numpy()].reset_index(drop=True)
             write_table(self.gates, pd.concat([ids, table], axis="columns"))
             print(f"Gate values: {self.gates}")

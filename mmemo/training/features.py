@@ -148,17 +148,19 @@ class Waveforms:
     Args:
         utterances: Rows of the manifest.
         contents: Checksum of each row's audio; empty where there is none.
-        augmentation: Changes every view but the first; a new change each time.
+        augmentation: Changes every view but the first.
+        redraw: Whether a view is a new change each time, as in training; else it is always the same.
     """
 
     utterances: Sequence[Utterance]
     contents: Sequence[str]
     augmentation: WaveformAugmentation | None = None
+    redraw: bool = False
 
     def __call__(self, row: int, view: int) -> Tensor:
         if not self.contents[row]:
             return torch.zeros(0)
-        if view and self.augmentation is not None:
+        if view and self.redraw:
             view = int(torch.randint(1, 2**31 - 1, ()))
         return _waveform(Clip(self.utterances[row], view, self.contents[row]), self.augmentation)
 
@@ -229,7 +231,7 @@ def attach_sources(datamodule: EmotionDataModule, model: EmotionModel, trainer: 
         views = _views(contents, datamodule.augmentation, num_views, set(rows.tolist()))
         for name, encoder in listeners.items():
             if not cached or not encoder.caches:
-                sources[name] = Waveforms(utterances, contents, datamodule.augmentation)
+                sources[name] = Waveforms(utterances, contents, datamodule.augmentation, trainer.state.fn == "fit")
                 continue
             cache = precompute_cache(encoder)
             jobs = {

@@ -15,10 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-LORA_TARGETS = ("q_proj", "v_proj", "query", "value", "q", "v")
+LORA_TARGETS = ("q_proj", "v_proj", "query", "value", "q", "v", "q_lin", "v_lin")
 """Query and value projections as the families of encoders name them."""
-WAVLM_TARGETS = ("intermediate_dense", "output_dense")
-"""WavLM's attention reads its projections' weights past their modules, so an update there would have no effect."""
 
 
 class Finetuning(Protocol):
@@ -163,9 +161,9 @@ class LoRA(LastBlocks):
         super().prepare(encoder)
         linear = {name for name, part in encoder.trained.named_modules() if isinstance(part, nn.Linear)}
         names = {name.rsplit(".", 1)[-1] for name in linear}
-        default: tuple[str, ...] = LORA_TARGETS
-        if type(encoder.trained).__name__.startswith("WavLM"):
-            names, default = names & set(WAVLM_TARGETS), WAVLM_TARGETS
+        allowed = getattr(encoder, "lora_targets", None)
+        names = names & set(allowed) if allowed else names
+        default = allowed or LORA_TARGETS
         unknown = sorted(set(self.targets or ()) - names)
         found = sorted(names & set(self.targets or default))
         if unknown or not found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import warnings
@@ -26,6 +27,7 @@ from mmemo.models.emotion_model import EmotionModel, EmotionOutput
 from mmemo.training.features import attach_sources
 from mmemo.training.finetuning import Finetuning, last_first_epoch, parameter_groups
 
+log = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", ".*is an instance of `nn.Module` and is already saved.*")
 
 
@@ -133,19 +135,20 @@ class EmotionSystem(LightningModule):
 
     def _check_heads(self) -> None:
         """Each head is trained by the loss, and the loss reads nothing that no head predicts."""
-        reads = set(cast("tuple[str, ...]", self.loss.reads))
+        trains = set(cast("tuple[str, ...]", self.loss.trains))
+        learned = " and ".join(sorted(trains)) or "no head"
         name = type(self.loss).__name__
-        if self.model.head is not None and not reads & {"emotion", "votes"}:
+        if self.model.head is not None and "classes" not in trains:
             raise ValueError(
-                f"the model scores classes, but loss {name} reads {', '.join(reads)} alone; join it with a loss of "
+                f"the model scores classes, but loss {name} trains {learned}; join it with a loss of "
                 "classes in mmemo.losses.WeightedSum, or set data.classes: []"
             )
-        if self.model.head is None and reads & {"emotion", "votes"}:
-            raise ValueError(f"loss {name} reads classes, but data.classes is empty; name them, or use CCCLoss")
-        if (self.model.dimension_head is None) != ("dimensions" not in reads):
+        if self.model.head is None and "classes" in trains:
+            raise ValueError(f"loss {name} trains classes, but data.classes is empty; name them, or use CCCLoss")
+        if (self.model.dimension_head is None) != ("dimensions" not in trains):
             has, lacks = ("a dimension_head", "loss") if self.model.dimension_head else ("no dimension_head", "model")
             raise ValueError(
-                f"the model has {has} and loss {name} reads {', '.join(sorted(reads))}; give the {lacks} its part: say "
+                f"the model has {has} and loss {name} trains {learned}; give the {lacks} its part: say "
                 "how classes and dimensions count with mmemo.losses.WeightedSum or UncertaintyWeighted"
             )
 
@@ -159,12 +162,11 @@ class EmotionSystem(LightningModule):
                 )
             datamodule.use_labels(cast("tuple[str, ...]", self.loss.reads), fitting=stage == "fit")
             listens = bool({"audio", "descriptors"} & set(self.model.modalities))
-            if stage in ("fit", "test"):
-                datamodule.refuse_empty(listens, "text" in self.model.modalities)
+            datamodule.refuse_empty(listens, "text" in self.model.modalities, predicting=stage == "predict")
             if stage == "fit":
                 self._check_schedule()
-                if self.model.classes:
-                    count_classes(self.loss, datamodule.class_counts())
+            if stage in ("fit", "validate") and self.model.classes:
+                count_classes(self.loss, datamodule.class_counts())
             attach_sources(datamodule, self.model, self.trainer, self.cache_features)
 
     def _check_schedule(self) -> None:
@@ -198,6 +200,7 @@ class EmotionSystem(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["classes"] = list(self.model.classes)
+        checkpoint["encoders"] = self._fingerprints()
         for name in self._frozen_names():
             checkpoint["state_dict"].pop(name, None)
 
@@ -208,6 +211,19 @@ class EmotionSystem(LightningModule):
                 f"the checkpoint tells {list(trained)} apart, in this order, and data.classes is "
                 f"{list(self.model.classes)}; name the same classes in the same order"
             )
+        for name, there in checkpoint.get("encoders", {}).items():
+            kind, weights, options = _described(self._fingerprints().get(name, ""))
+            other_kind, other_weights, other_options = _described(there)
+            if (kind, options) != (other_kind, other_options):
+                raise ValueError(
+                    f"the checkpoint was trained on another {name} encoder ({other_kind} {other_options}) than the "
+                    f"config's ({kind} {options}); use the YAML that it was trained with"
+                )
+            if weights != other_weights:
+                log.warning(
+                    "the checkpoint was trained on other weights of the %s encoder than those of the config's model_id",
+                    name,
+                )
         own = self.state_dict()
         given = checkpoint["state_dict"]
         other = [name for name in given if name not in own or own[name].shape != given[name].shape]
@@ -221,6 +237,10 @@ class EmotionSystem(LightningModule):
             )
         for name in own.keys() - given.keys():
             given[name] = own[name]  # pretrained and never trained
+
+    def _fingerprints(self) -> dict[str, str]:
+        """What each encoder's outputs depend on besides what a checkpoint holds."""
+        return {name: self.model.encoder(name).fingerprint() for name in self.model.modalities}
 
     def _frozen_names(self) -> set[str]:
         """Weights of fine-tuned encoders that are as they were: they come from the pretrained model again."""
@@ -411,6 +431,12 @@ def monitored(classes: Sequence[str]) -> str:
         classes: Those of the model; none for one of dimensions alone.
     """
     return "val/uar" if classes else "val/ccc"
+
+
+def _described(fingerprint: str) -> tuple[str, str, str]:
+    """Kind, weights and options of an encoder."""
+    kind, weights, options = (*fingerprint.split(":", 2), "", "")[:3]
+    return kind, weights, options
 
 
 def _finds_unused(trainer: Any) -> bool:

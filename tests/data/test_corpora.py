@@ -2,11 +2,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 
+from mmemo.cli.main import main
 from mmemo.data.corpora.cremad import cremad
 from mmemo.data.corpora.emodb import emodb
+from mmemo.data.corpora.goemotions import goemotions
 from mmemo.data.corpora.meld import meld
 from mmemo.data.corpora.ravdess import ravdess
 from mmemo.data.corpora.table import table
@@ -112,3 +116,25 @@ def test_spoken_words_through_the_table(tmp_path: Path) -> None:
     assert len(manifest) == 1274
     assert manifest[0].path is not None
     assert manifest[0].path.is_file()
+
+
+@pytest.mark.corpora
+def test_goemotions_has_votes_and_one_emotion_where_there_is_one() -> None:
+    frame = Manifest(goemotions(CORPORA / "goemotions"), "goemotions.csv").frame
+    assert frame["split"].value_counts().to_dict() == {"train": 43410, "val": 5426, "test": 5427}
+    votes = frame.filter(like="votes_").sum(axis="columns")
+    assert (votes >= 1).all()
+    assert (frame["emotion"].notna() == (votes == 1)).all()
+    first = frame[frame["id"] == "eezlygj"].iloc[0]
+    assert (first["emotion"], first["split"]) == ("anger", "train")
+
+
+def test_trimming_cuts_silence_and_nothing_else(tmp_path: Path) -> None:
+    voice = 0.3 * np.sin(2 * np.pi * 220 * np.arange(16_000) / 16_000)
+    clip = np.concatenate([np.zeros(8000), voice, np.zeros(16_000)])
+    soundfile.write(tmp_path / "03-01-05-01-01-01-01.wav", clip, 16_000)
+    assert main(["corpus", "ravdess", str(tmp_path), "--out", str(tmp_path / "m.csv"), "--trim_db", "35"]) == 0
+    row = read_manifest(tmp_path / "m.csv")[0]
+    assert row.start == pytest.approx(0.4, abs=0.05)
+    assert row.end == pytest.approx(1.6, abs=0.05)
+    assert main(["corpus", "ravdess", str(tmp_path), "--trim_db", "-3"]) == 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmemo.data.corpora.cremad import cremad
-from mmemo.data.ratings import majority, vote_shares
+from mmemo.data.ratings import majority, mapped_votes, vote_shares
 from mmemo.losses import SoftLabels
 from tests.conftest import CORPORA
 
@@ -16,14 +16,14 @@ VOTES = pd.DataFrame({"votes_anger": [3, 2, 0, 1], "votes_sadness": [1, 2, 0, 0]
 
 
 def test_shares_sum_to_one_or_nobody_voted() -> None:
-    shares = vote_shares(VOTES, ["anger", "sadness"], {"neutral": None})
+    shares = vote_shares(mapped_votes(VOTES, {"neutral": None}), ["anger", "sadness"])
     np.testing.assert_allclose(shares, [[0.75, 0.25], [0.5, 0.5], [0, 0], [1, 0]])
-    joined = vote_shares(VOTES, ["anger", "sadness"], {"neutral": "sadness"})
+    joined = vote_shares(mapped_votes(VOTES, {"neutral": "sadness"}), ["anger", "sadness"])
     np.testing.assert_allclose(joined[3], [0.1, 0.9])
     with pytest.raises(ValueError, match=r"votes_neutral votes for 'neutral'.*neutral: null"):
-        vote_shares(VOTES, ["anger", "sadness"], {})
+        vote_shares(VOTES, ["anger", "sadness"])
     with pytest.raises(ValueError, match="no column is called votes_EMOTION"):
-        vote_shares(pd.DataFrame({"id": ["a"]}), ["anger"], {})
+        vote_shares(pd.DataFrame({"id": ["a"]}), ["anger"])
 
 
 def test_the_majority_is_silent_on_a_tie() -> None:
@@ -59,7 +59,7 @@ def test_cremads_votes_and_majority_come_from_one_file() -> None:
     assert len(soft) == len(hard) == 7442
     votes = soft.filter(like="votes_")
     classes = [name.removeprefix("votes_") for name in votes]
-    shares = vote_shares(soft, classes, {})
+    shares = vote_shares(soft, classes)
     np.testing.assert_allclose(shares.sum(1), 1.0, rtol=1e-5)
     leaders = (shares == shares.max(1, keepdims=True)).sum(1)
     tied = hard["emotion"].isna().to_numpy()

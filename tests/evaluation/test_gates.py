@@ -16,8 +16,11 @@ def test_predict_writes_gates_that_become_a_table_and_a_picture(tiny_config: Pat
     gates = read_gates(path)
     assert len(gates) == 36
     table = gate_table(gates)
-    assert table[["modality", "group"]].to_numpy().tolist() == [["audio", "layers 0, 1, 2"], ["text", "layers 0, 1, 2"]]
-    assert table["num_features"].tolist() == [16, 16]
+    groups = (table["modality"] + "/" + table["group"]).tolist()
+    assert groups[:2] == ["audio/layers 0, 1, 2", "text/layers 0, 1, 2"]
+    assert table["num_features"].tolist()[:2] == [16, 16]
+    shares = table[table["group"].str.startswith("layer mix")].groupby("modality")["mean"].sum()
+    assert shares.to_dict() == pytest.approx({"audio": 1.0, "text": 1.0})
     assert ((table["mean"] > 0) & (table["mean"] < 1)).all()
     assert {"anger", "neutral", "sadness"} <= set(table)
     picture = draw_gates(table, tmp_path / "gates.png")

@@ -9,6 +9,7 @@ from torch import nn
 from mmemo.models.cnn_encoder import (
     ConvRecurrentEncoder,
     InceptionEncoder,
+    MaskedConv,
     ResNetEncoder,
     VGGEncoder,
     VGGish,
@@ -32,9 +33,9 @@ def encoder(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(0)
     built = ENCODERS[request.param]()
     for part in built.modules():
-        if isinstance(part, nn.BatchNorm2d):  # as after training: zeros do not stay zeros
-            nn.init.normal_(part.running_mean)
-            nn.init.normal_(part.bias)
+        if isinstance(part, MaskedConv):  # as after training: zeros do not stay zeros
+            nn.init.normal_(part.norm.running_mean)
+            nn.init.normal_(part.shift)
     return built
 
 
@@ -65,6 +66,21 @@ def test_every_parameter_learns(encoder: nn.Module) -> None:
     features, _ = whole(encoder.train(), waveform, mask)
     (features * torch.randn(features.shape)).sum().backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in encoder.parameters())
+
+
+def test_neither_padding_nor_missing_audio_has_a_say_in_the_statistics() -> None:
+    torch.manual_seed(0)
+    clips = [tone(0.64), tone(0.64, 300.0)]
+    means = []
+    for extra in ([], [torch.zeros(0)], [torch.zeros(0), torch.zeros(0)]):
+        torch.manual_seed(0)
+        encoder = VGGEncoder([4, 8], dropout=0.0).train()
+        waveform, mask = padded([*clips, *extra])
+        longer = torch.nn.functional.pad(waveform, (0, 16_000 * len(extra)))
+        encoder(*encoder.precompute(longer, torch.nn.functional.pad(mask, (0, 16_000 * len(extra)))))
+        means.append(encoder.network.stages[1].parts[1].norm.running_mean.clone())
+    torch.testing.assert_close(means[1], means[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(means[2], means[0], atol=1e-5, rtol=1e-4)
 
 
 def test_published_vggish_weights_load_and_others_are_refused(tmp_path: Path) -> None:

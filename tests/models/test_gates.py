@@ -9,7 +9,7 @@ from tests.models.sequences import MASK, features
 
 
 def test_a_gate_is_in_zero_to_one_starts_open_and_sees_no_padding() -> None:
-    gate = FeatureGate(6)
+    gate = FeatureGate([6])
     gated, values, penalty = gate(features(), MASK)
     assert penalty is None
     assert ((values >= 0) & (values <= 1)).all()
@@ -21,15 +21,15 @@ def test_a_gate_is_in_zero_to_one_starts_open_and_sees_no_padding() -> None:
 
 
 def test_an_all_ones_gate_equals_no_gate() -> None:
-    gate = FeatureGate(6)
+    gate = FeatureGate([6])
     nn.init.constant_(gate.excite.bias, 1000.0)
-    torch.testing.assert_close(gate(features(), MASK)[0], NoGate(6)(features(), MASK)[0])
-    assert NoGate(6)(features(), MASK)[1].tolist() == [[1.0] * 6] * 3
+    torch.testing.assert_close(gate(features(), MASK)[0], NoGate([6])(features(), MASK)[0])
+    assert NoGate([6])(features(), MASK)[1].tolist() == [[1.0] * 6] * 3
 
 
 def test_hard_concrete_gates_are_exactly_zero_once_closed_and_cost_nothing_then() -> None:
-    gate = HardConcreteGate(6, penalty=0.5, warmup_steps=2)
-    gate.log_alpha.data[:3] = -8.0
+    gate = HardConcreteGate([6], penalty=0.5, warmup_steps=2)
+    gate.position.data[:3] = -0.4
     gated, values, penalty = gate.eval()(features(), MASK)
     assert penalty is None
     assert values[:, :3].abs().sum() == 0
@@ -42,8 +42,8 @@ def test_hard_concrete_gates_are_exactly_zero_once_closed_and_cost_nothing_then(
 
 def test_hard_concrete_open_chance_is_that_of_its_draws() -> None:
     torch.manual_seed(0)
-    gate = HardConcreteGate(3)
-    gate.log_alpha.data = torch.tensor([-1.0, 0.0, 1.5])
+    gate = HardConcreteGate([3])
+    gate.position.data = (torch.tensor([-1.0, 0.0, 1.5]) - 2.5) / gate.STEP
     many = torch.zeros(20_000, 1, 3)
     drawn = gate(many, torch.ones(20_000, 1, dtype=torch.bool)).gate
     torch.testing.assert_close((drawn > 0).float().mean(0), gate.open_chance.detach(), atol=0.02, rtol=0)
@@ -52,8 +52,8 @@ def test_hard_concrete_open_chance_is_that_of_its_draws() -> None:
 def test_hard_concrete_gates_drop_noise_and_keep_what_counts() -> None:
     """Trained on one informative feature among nine noisy ones, it keeps that one alone."""
     torch.manual_seed(0)
-    gate, head = HardConcreteGate(10, penalty=1.0, warmup_steps=50), nn.Linear(10, 2)
-    optimizer = torch.optim.Adam([{"params": gate.parameters(), "lr": 0.1}, {"params": head.parameters(), "lr": 0.02}])
+    gate, head = HardConcreteGate([10], penalty=1.0, warmup_steps=50), nn.Linear(10, 2)
+    optimizer = torch.optim.Adam([*gate.parameters(), *head.parameters()], lr=0.01)
     for _ in range(400):
         values = torch.randn(64, 1, 10)
         target = (values[:, 0, 3] > 0).long()
@@ -68,7 +68,7 @@ def test_hard_concrete_gates_drop_noise_and_keep_what_counts() -> None:
 
 def test_variable_selection_weights_groups_and_sees_no_padding() -> None:
     torch.manual_seed(0)
-    gate = VariableSelection(6, group_sizes=[1, 2, 3]).eval()
+    gate = VariableSelection([1, 2, 3]).eval()
     gated, values, _ = gate(features(), MASK)
     assert gated.shape == (3, 7, 6)
     torch.testing.assert_close(values[:, [0, 1, 3]].sum(1), torch.ones(3))
@@ -77,13 +77,21 @@ def test_variable_selection_weights_groups_and_sees_no_padding() -> None:
     torch.testing.assert_close(gate(noisy, MASK).gate, values)
     torch.testing.assert_close(gate(noisy, MASK).features, gated)
     assert gated[~MASK].abs().sum() == 0
-    with pytest.raises(ValueError, match="add up to the 6 features"):
-        VariableSelection(6, num_groups=4)
+
+
+@pytest.mark.parametrize("feature", range(6))
+def test_variable_selection_lets_the_smallest_group_through(feature: int) -> None:
+    torch.manual_seed(0)
+    gate = VariableSelection([1, 2, 3]).eval()
+    changed = features()
+    changed[0, 2, feature] += 1.0
+    difference = (gate(changed, MASK).features - gate(features(), MASK).features)[0, 2, feature]
+    assert difference.abs() > 0.1
 
 
 def test_variable_selection_finds_the_group_that_counts() -> None:
     torch.manual_seed(0)
-    gate, head = VariableSelection(6, num_groups=3), nn.Linear(6, 2)
+    gate, head = VariableSelection([2, 2, 2]), nn.Linear(6, 2)
     optimizer = torch.optim.Adam([*gate.parameters(), *head.parameters()], lr=0.01)
     mask = torch.ones(64, 1, dtype=torch.bool)
     for _ in range(300):

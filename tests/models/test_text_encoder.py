@@ -37,6 +37,8 @@ def random_text_model(kind: str, folder: Path, tokenizer: Path) -> Path:
 
     torch.manual_seed(0)
     options = {"vocab_size": 40, "num_attention_heads": 2, "num_hidden_layers": 2, "hidden_size": 16, "pad_token_id": 0}
+    if kind == "DistilBert":
+        options = {"vocab_size": 40, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "pad_token_id": 0}
     if kind == "XLNet":
         options = {"vocab_size": 40, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32, "pad_token_id": 0}
     config = getattr(transformers, f"{kind}Config")(**options)
@@ -46,7 +48,7 @@ def random_text_model(kind: str, folder: Path, tokenizer: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["Roberta", "XLNet"])
+@pytest.mark.parametrize("kind", ["Roberta", "XLNet", "MPNet", "DistilBert"])
 def test_other_families(kind: str, tiny_bert: Path, tmp_path: Path) -> None:
     folder = random_text_model(kind, tmp_path, tiny_bert)
     check_alone_equals_batched(HuggingFaceTextEncoder(str(folder), [1, 2]), ["go away now", "the shop"])

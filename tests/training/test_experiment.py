@@ -15,11 +15,14 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from pytorch_lightning import Callback, LightningModule, Trainer
 
 from mmemo import load_model
-from mmemo.data import ManifestError, read_manifest
+from mmemo.data import EmotionBatch, ManifestError, read_manifest
+from mmemo.data.batch import Example, collate
+from mmemo.evaluation.gates import gate_table, read_gates
 from mmemo.training.experiment import Experiment
-from mmemo.training.system import EmotionSystem
+from mmemo.training.system import EmotionSystem, _mixed, _reordered
 from tests.conftest import CLASSES
 
 ROOT = Path(__file__).parent.parent.parent
@@ -290,6 +293,121 @@ def test_mixup_trains_on_mixed_inputs(tiny_config: Path, cached: bool) -> None:
     assert torch.isfinite(cli.trainer.callback_metrics["train/loss"])
 
 
+def test_mixed_inputs_are_weighted_sums_and_real_where_either_is() -> None:
+    def example(value: float, length: int) -> Example:
+        audio = torch.full((2, length, 3), value)
+        return Example(int(value), audio, None, None, 0, torch.zeros(2), torch.zeros(3))
+
+    batch = collate([example(1.0, 2), example(5.0, 4), example(9.0, 0)])
+    other = _reordered(batch, torch.tensor([1, 2, 0]))
+    assert other.row.tolist() == [5, 9, 1]
+    mixed = _mixed(batch, other, 0.75)
+    assert mixed.row.tolist() == [1, 5, 9]
+    assert mixed.audio is not None
+    assert mixed.audio[0, 0, :, 0].tolist() == [0.75 + 1.25, 0.75 + 1.25, 1.25, 1.25]
+    assert mixed.audio[1, 1, :, 2].tolist() == [3.75] * 4, "the other utterance has no audio"
+    assert mixed.audio_mask is not None
+    assert mixed.audio_mask.sum(1).tolist() == [4, 4, 2]
+
+
+def test_modality_dropout_never_takes_the_last_modality(tiny_config: Path) -> None:
+    settings = ["--model.init_args.modality_dropout", "0.5"]
+    system = Experiment(["--config", str(tiny_config), *settings], run=False).model
+    one = torch.ones(400, 1, dtype=torch.bool)
+    here = torch.arange(400)[:, None] < 200  # the second half has no words
+    nothing = torch.zeros(400, 1, 1, 16)
+    batch = EmotionBatch(torch.arange(400), nothing, one, None, None, nothing, here, one[:, 0].long(), nothing[:, 0, 0],
+                         nothing[:, 0, 0, :3])  # fmt: skip
+    torch.manual_seed(0)
+    dropped = system._drop_modalities(batch)
+    audio, text = dropped.audio_mask[:, 0], dropped.text_mask[:, 0]
+    assert audio[200:].all(), "an utterance without words keeps its voice"
+    assert (audio | text).all()
+    assert 70 < int((~audio[:200]).sum()) < 130
+    assert 70 < int((~text[:200]).sum()) < 130
+
+
+def test_blocks_have_learning_rates_of_their_own_under_the_schedule(tiny_config: Path) -> None:
+    strategy = {"class_path": "mmemo.training.Full", "init_args": {"lr_ratio": 0.5, "layer_decay": 0.1}}
+    config = yaml.safe_load(tiny_config.read_text())
+    config["model"]["init_args"]["audio_finetuning"] = strategy
+    tiny_config.write_text(yaml.safe_dump(config))
+    cli = Experiment(["fit", "--config", str(tiny_config)])
+    groups = cli.trainer.optimizers[0].param_groups
+    highest = {group.get("block"): group["max_lr"] for group in groups}
+    assert highest == pytest.approx({None: 0.01, 2: 0.005, 1: 0.0005, 0: 0.00005})
+    counted = sum(parameter.numel() for group in groups for parameter in group["params"])
+    learning = sum(part.numel() for part in cli.model.parameters() if part.requires_grad)
+    assert counted == learning, "none twice, none forgotten"
+
+
+def test_soft_labels_train_on_ties_that_have_no_emotion(tiny_config: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load(tiny_config.read_text())
+    frame = pd.read_csv(config["data"]["manifest"])
+    frame["path"] = [str(Path(config["data"]["manifest"]).parent / path) for path in frame["path"]]
+    for name in CLASSES:
+        frame[f"votes_{name}"] = 3 * (frame["emotion"] == name)
+    frame["votes_boredom"] = 1
+    frame.loc[:5, [f"votes_{name}" for name in CLASSES]] = 1
+    frame.loc[:5, "emotion"] = None
+    frame.to_csv(tmp_path / "votes.csv", index=False)
+    config["data"] |= {"corpora": [{"manifest": str(tmp_path / "votes.csv"), "label_map": {"boredom": None}}]}
+    del config["data"]["manifest"]
+    config["data"]["balanced"] = True
+    config["model"]["init_args"]["loss"] = "mmemo.losses.SoftLabels"
+    tiny_config.write_text(yaml.safe_dump(config))
+    cli = Experiment(["fit", "--config", str(tiny_config)])
+    rows = {int(row) for batch in cli.datamodule.train_dataloader() for row in batch.row}
+    assert rows & set(range(6)), "tied rows train too"
+    assert torch.isfinite(cli.trainer.callback_metrics["train/loss"])
+    assert cli.datamodule.votes[0].tolist() == pytest.approx([1 / 3] * 3)
+
+
+def test_a_hard_concrete_gate_closes_within_an_ordinary_schedule(tiny_config: Path) -> None:
+    config = yaml.safe_load(tiny_config.read_text())
+    gate = {"class_path": "mmemo.models.HardConcreteGate", "init_args": {"penalty": 2.0, "warmup_steps": 5}}
+    config["model"]["init_args"]["model"]["init_args"]["gate"] = gate
+    config["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 0.002
+    config["trainer"]["max_epochs"] = 80
+    tiny_config.write_text(yaml.safe_dump(config))
+    run = fit(tiny_config)
+    last = ["--checkpoint", "last", "--gates", str(run / "gates.csv")]
+    Experiment(["predict", "--config", str(tiny_config), *last])
+    table = gate_table(read_gates(run / "gates.csv"))
+    features = table[~table["group"].str.startswith("layer mix")]
+    assert 0 < features["open"].mean() < 0.9
+
+
+def test_supervised_contrastive_alone_trains_no_head(tiny_config: Path) -> None:
+    with pytest.raises(ValueError, match="loss SupervisedContrastive trains no head"):
+        Experiment(
+            ["fit", "--config", str(tiny_config), "--model.init_args.loss", "mmemo.losses.SupervisedContrastive"]
+        )
+
+
+def test_an_unfreezing_run_resumes_where_it_was(tiny_config: Path) -> None:
+    config = yaml.safe_load(tiny_config.read_text())
+    strategy = {"class_path": "mmemo.training.ProgressiveUnfreezing", "init_args": {"num_blocks": 2}}
+    config["model"]["init_args"] |= {"audio_finetuning": strategy, "one_cycle": False}
+    config["trainer"] |= {"max_epochs": 4, "limit_val_batches": 0}
+    tiny_config.write_text(yaml.safe_dump(config))
+
+    class Stop(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            trainer.save_checkpoint(path)
+            trainer.should_stop = True
+
+    path = tiny_config.parent / "stopped.ckpt"
+    stopped = Experiment(["--config", str(tiny_config)], run=False)
+    stopped.trainer.callbacks.append(Stop())
+    stopped.trainer.fit(stopped.model, stopped.datamodule)
+    assert not any(".trained." in key for key in torch.load(path, weights_only=True)["state_dict"])
+    resumed = Experiment(["fit", "--config", str(tiny_config), "--ckpt_path", str(path)])
+    assert resumed.trainer.current_epoch == 4
+    saved = torch.load(tiny_config.parent / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert any("trained.layers.1." in key for key in saved)
+
+
 def dimensional(tiny_config: Path, tmp_path: Path, **model: object) -> Path:
     """The tiny experiment with valence, arousal and dominance that the pitch gives away."""
     config = yaml.safe_load(tiny_config.read_text())
@@ -337,11 +455,11 @@ def test_dimensions_alone_choose_the_epoch_by_ccc(tiny_config: Path, tmp_path: P
 def test_heads_and_losses_that_do_not_meet_are_told(tiny_config: Path, tmp_path: Path) -> None:
     config = tiny_config.read_text()
     with pytest.raises(
-        ValueError, match=r"has a dimension_head and loss CrossEntropy reads emotion; give the loss its"
+        ValueError, match=r"has a dimension_head and loss CrossEntropy trains classes; give the loss its"
     ):
         Experiment(["fit", "--config", str(dimensional(tiny_config, tmp_path))])
     tiny_config.write_text(config)
-    with pytest.raises(ValueError, match="the model scores classes, but loss CCCLoss reads dimensions alone"):
+    with pytest.raises(ValueError, match="the model scores classes, but loss CCCLoss trains dimensions"):
         Experiment(["fit", "--config", str(tiny_config), "--model.init_args.loss", "mmemo.losses.CCCLoss"])
 
 
@@ -355,7 +473,7 @@ def test_a_loss_that_is_no_number_stops_and_names_utterances(tiny_config: Path) 
 
 PARTS = [
     {"gate": {"class_path": "mmemo.models.HardConcreteGate", "init_args": {"warmup_steps": 2}}},
-    {"gate": {"class_path": "mmemo.models.VariableSelection", "init_args": {"num_groups": 4}}},
+    {"gate": {"class_path": "mmemo.models.VariableSelection"}},
     {"fusion": {"class_path": "mmemo.models.GatedMultimodalUnit", "init_args": {"hidden_dim": 8}}},
     {"fusion": {"class_path": "mmemo.models.LowRankFusion", "init_args": {"output_dim": 8}}},
     {"fusion": {"class_path": "mmemo.models.AttentionBottleneck", "init_args": {"hidden_dim": 8, "num_heads": 2}}},
@@ -382,7 +500,9 @@ def test_a_part_is_exchanged_by_its_class_path(tiny_config: Path, parts: dict[st
     assert len(predictions) == 36
     if "weight_audio" in predictions:
         np.testing.assert_allclose(predictions.filter(like="weight_").sum(axis="columns"), 1.0, rtol=1e-5)
-    assert len(pd.read_parquet(run / "gates.parquet")) == 36
+    table = gate_table(read_gates(run / "gates.parquet"))
+    assert set(table["modality"]) >= {"audio", "text"}
+    assert table["mean"].between(0, 1).all()
 
 
 def test_predictions_become_labels_of_a_corpus_without_any(tiny_config: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 import pandas as pd
 
 from mmemo.data.corpora.files import audio_files
-from mmemo.data.manifest import VOTES_PREFIX
+from mmemo.data.manifest import VOTES_PREFIX, ManifestError
 from mmemo.data.ratings import majority
 
 EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happiness", "NEU": "neutral", "SAD": "sadness"}
@@ -69,6 +69,8 @@ def cremad(
     if not rows:
         return pd.DataFrame()
     table = pd.DataFrame(rows)
+    if labels == "majority" and votes_file is None:
+        raise ManifestError(f"{root}: no tabulatedVotes.csv there, which the majority is counted from")
     if labels == "majority":
         table["emotion"] = table["id"].map(majority(votes.rename(columns=lambda name: name.removeprefix(VOTES_PREFIX))))
     return table.join(votes, on="id")
