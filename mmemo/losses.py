@@ -16,6 +16,11 @@ from torch import Tensor, nn
 
 from mmemo.labels import UNLABELLED
 
+__all__ = [
+    "BalancedSoftmax", "CCCLoss", "CrossEntropy", "FocalLoss", "SoftLabels", "SupervisedContrastive",
+    "UncertaintyWeighted", "WeightedSum", "count_classes",
+]  # fmt: skip
+
 
 class Predicted(Protocol):
     """What a model said of a batch; an ``EmotionOutput``."""

@@ -38,8 +38,10 @@ def backbone(checkpoint: Path, out: Path = Path("backbone"), modality: Literal["
     ]  # fmt: skip
     if modality is None and len(tuned) > 1:
         raise ValueError(f"{checkpoint}: both encoders were tuned; say which with --modality audio or --modality text")
-    chosen = modality or (tuned or ["none"])[0]
+    if not tuned:
+        raise ValueError(f"{checkpoint}: no encoder was tuned in this run; set audio_finetuning or text_finetuning")
+    chosen = modality or tuned[0]
     if chosen not in tuned:
-        raise ValueError(f"{checkpoint}: its {chosen} encoder was not tuned, tuned were: {', '.join(tuned) or 'none'}")
+        raise ValueError(f"{checkpoint}: its {chosen} encoder was not tuned, tuned were: {', '.join(tuned)}")
     print(f"Saved {save_backbone(model.encoder(chosen), out)}; use it with model_id: {out}")
     return 0

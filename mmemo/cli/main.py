@@ -71,7 +71,12 @@ def main(argv: list[str] | None = None) -> int:
         ours = told or type(error).__module__.startswith("mmemo")
         if not ours or not str(error) or os.environ.get("MMEMO_DEBUG"):
             raise  # a fault, ours or of a part of the user's own: where it happened matters
-        print(f"mmemo {verb}: {error}", file=sys.stderr)
+        text = str(error)
+        if "Union subtypes" in text:
+            from mmemo.training.parser import innermost
+
+            text = innermost(text)
+        print(f"mmemo {verb}: {text}", file=sys.stderr)
         return 1
 
 

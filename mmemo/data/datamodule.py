@@ -64,7 +64,8 @@ class EmotionDataModule(LightningDataModule):
             utterance comes once per epoch.
         augmentation: Changes training waveforms, such as ``mmemo.data.WaveformAugmentation``.
         num_views: Versions of each training utterance: itself, and others that the augmentation made. Where features
-            are cached these are fixed, and each costs cache and encoding time; else every step draws a new one.
+            are cached these are fixed, and each costs cache and encoding time; else every step draws a new one. 4 when
+            not given, 1 without augmentation.
         test_views: Versions of each test or predicted utterance, whose probabilities are averaged.
         broken_audio: What to do with audio that cannot be read or is silent: refuse to start, or leave
             those rows out with a warning.
@@ -90,7 +91,7 @@ class EmotionDataModule(LightningDataModule):
         num_workers: int = 0,
         balanced: bool = False,
         augmentation: WaveformAugmentation | None = None,
-        num_views: int = 4,
+        num_views: int | None = None,
         test_views: int = 1,
         broken_audio: Literal["refuse", "skip"] = "refuse",
         empty_rows: Literal["refuse", "keep"] = "refuse",
@@ -99,12 +100,20 @@ class EmotionDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if num_views is None:
+            num_views = 1 if augmentation is None else 4
         if min(num_views, test_views) < 1:
             raise ValueError(f"data.num_views={num_views}, data.test_views={test_views}, expected 1 or more")
-        if augmentation is None and test_views > 1:
-            raise ValueError(f"data.test_views={test_views} needs a data.augmentation that makes the views")
+        if augmentation is None and max(num_views, test_views) > 1:
+            raise ValueError(
+                f"data.num_views={num_views}, data.test_views={test_views} need a data.augmentation that makes the "
+                "views, such as mmemo.data.WaveformAugmentation"
+            )
         if bool(manifest) == bool(corpora):
-            raise ValueError("data needs a manifest, or corpora to be trained together; give it one of the two")
+            raise ValueError(
+                "data needs a manifest, or corpora to be trained together; give it one of the two "
+                "(--data.corpora null takes back those of a YAML)"
+            )
         self._single = bool(manifest)
         self.corpora = corpora or [Corpus(cast(str, manifest))]
         self.classes = tuple(classes)
@@ -116,7 +125,7 @@ class EmotionDataModule(LightningDataModule):
             raise ValueError("data.balanced: true draws classes equally often, but data.classes is empty")
         self.balanced = balanced
         self.augmentation = augmentation
-        self.num_views = num_views if augmentation else 1
+        self.num_views = num_views
         self.test_views = test_views
         self.broken_audio = broken_audio
         self.empty_rows = empty_rows

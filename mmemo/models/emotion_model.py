@@ -50,10 +50,12 @@ class EmotionModel(nn.Module):
         audio_encoder: Turns waveforms into hidden states; none for a model that does not listen.
         descriptors: A second encoder of the waveform beside the first, such as ``AcousticDescriptors``.
         text_encoder: Turns transcripts into hidden states; none for a model that only listens.
-        layer_mix: Joins an encoder's layers, built from their number and feature size.
-        gate: Selects features, built from the sizes of their groups (layers side by side, families of descriptors).
-        fusion: Joins the modalities, built from the list of their feature sizes.
-        head: Scores the classes, built from the fused size and the number of classes.
+        layer_mix: Joins an encoder's layers, built from their number and feature size; ``LayerMix`` when not given.
+        gate: Selects features, built from the sizes of their groups (layers side by side, families of descriptors);
+            ``FeatureGate`` when not given.
+        fusion: Joins the modalities, built from the list of their feature sizes; ``CrossModalAttention`` when not
+            given.
+        head: Scores the classes, built from the fused size and the number of classes; ``ClassHead`` when not given.
         dimension_head: Predicts valence, arousal and dominance, built from the fused size.
 
     Raises:
@@ -71,10 +73,10 @@ class EmotionModel(nn.Module):
         audio_encoder: nn.Module | None = None,
         descriptors: nn.Module | None = None,
         text_encoder: nn.Module | None = None,
-        layer_mix: Callable[[int, int], nn.Module] = LayerMix,
-        gate: Callable[[Sequence[int]], nn.Module] = FeatureGate,
-        fusion: Callable[[Sequence[int]], nn.Module] = CrossModalAttention,
-        head: Callable[[int, int], nn.Module] = ClassHead,
+        layer_mix: Callable[[int, int], nn.Module] | None = None,
+        gate: Callable[[Sequence[int]], nn.Module] | None = None,
+        fusion: Callable[[Sequence[int]], nn.Module] | None = None,
+        head: Callable[[int, int], nn.Module] | None = None,
         dimension_head: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
@@ -88,10 +90,10 @@ class EmotionModel(nn.Module):
             raise ValueError("EmotionModel has nothing to predict: name classes, or give it a dimension_head")
         self.classes = tuple(classes)
         self.modalities = nn.ModuleDict(
-            {name: Modality(encoder, layer_mix, gate) for name, encoder in encoders.items()}
+            {name: Modality(encoder, layer_mix or LayerMix, gate or FeatureGate) for name, encoder in encoders.items()}
         )
-        self.fusion = cast(Any, fusion([part.dim for part in self._parts]))
-        self.head = head(self.fusion.dim, len(classes)) if classes else None
+        self.fusion = cast(Any, (fusion or CrossModalAttention)([part.dim for part in self._parts]))
+        self.head = (head or ClassHead)(self.fusion.dim, len(classes)) if classes else None
         self.dimension_head = None if dimension_head is None else dimension_head(self.fusion.dim)
 
     @property
@@ -130,6 +132,12 @@ class EmotionModel(nn.Module):
         given = {
             "audio": (audio, audio_mask), "descriptors": (descriptors, descriptors_mask), "text": (text, text_mask)
         }  # fmt: skip
+        for name in self.modalities:
+            if given[name][0] is None or given[name][1] is None:
+                raise ValueError(
+                    f"this model takes {name}: give it {name}= and {name}_mask=, with a mask that is all False where "
+                    "an utterance has none"
+                )
         heard = [part(*given[name]) for name, part in self.modalities.items()]
         fused = self.fusion([one.features for one in heard], [one.mask for one in heard])
         penalties = [one.penalty for one in heard if one.penalty is not None]

@@ -22,6 +22,7 @@ from pytorch_lightning.utilities import move_data_to_device, rank_zero_only
 
 from mmemo.data.datamodule import EmotionDataModule
 from mmemo.files import replacing
+from mmemo.labels import DIMENSIONS
 from mmemo.training.parser import SentenceParser
 from mmemo.training.system import EmotionSystem, Prediction, monitored, prediction_columns
 
@@ -262,9 +263,12 @@ class RunFolder(Callback):
             sure = confidence >= self.min_confidence
             labelled = datamodule.manifest.subset(merged.row[sure].long().numpy())
             labelled.frame["emotion"] = [datamodule.classes[number] for number in best[sure].tolist()]
+            labelled.frame["split"] = "train"  # such labels are no evidence
             if len(labelled):
                 labelled.write(self.pseudo_labels)
-            print(f"{len(labelled)} of {len(merged.row)} rows labelled as predicted: {self.pseudo_labels}")
+                print(f"{len(labelled)} of {len(merged.row)} rows labelled as predicted: {self.pseudo_labels}")
+            else:
+                print(f"No row is predicted with {self.min_confidence:g} or more; lower --min_confidence")
         if self.gates is not None:
             assert merged.gates is not None
             table = pd.DataFrame(merged.gates.float().numpy(), columns=model.feature_names)
@@ -307,6 +311,8 @@ def prediction_table(
         confidence, best = prediction.probs.max(1)
         table["predicted"] = [datamodule.classes[number] for number in best.tolist()]
         table["confidence"] = confidence.numpy()
+    if prediction.dimensions is not None:
+        table[list(DIMENSIONS)] = rows[list(DIMENSIONS)].to_numpy()
     if datamodule.warnings:
         table["warning"] = "; ".join(datamodule.warnings)
     columns = prediction_columns(datamodule.classes, modalities, prediction)

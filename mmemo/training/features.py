@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.trainer.states import RunningStage
+from pytorch_lightning.utilities.seed import isolate_rng
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -208,6 +209,11 @@ def attach_sources(datamodule: EmotionDataModule, model: EmotionModel, trainer: 
         cached: Whether the frozen half of the encoders is read from the cache; else it runs in every step.
     """
 
+    with isolate_rng():  # a run must not depend on whether its features were cached already
+        _attach_sources(datamodule, model, trainer, cached)
+
+
+def _attach_sources(datamodule: EmotionDataModule, model: EmotionModel, trainer: Trainer, cached: bool) -> None:
     def precompute_cache(encoder: Any) -> FeatureCache:
         exact = str(trainer.precision) in ("32-true", "32")
         return FeatureCache(encoder.fingerprint() + ("" if exact else f":{trainer.precision}"))

@@ -53,6 +53,21 @@ def sentence(message: str, options: Sequence[str] = ()) -> str:
     return message.strip().splitlines()[0][:400]
 
 
+def innermost(message: str) -> str:
+    """The sentence that a part raised while it was built, out of the report of every type that was tried.
+
+    Args:
+        message: Of the error, as jsonargparse passes it on; any other message comes back as it is.
+    """
+    if "Does not validate against any of the Union subtypes" not in message:
+        return message
+    noise = ("Problem with given class_path", "Expected a", "Type ", "Parser key", "Subtypes", "Given value", "Errors:")
+    told = [line.strip() for line in message.splitlines()]
+    told = [line.lstrip("- ") for line in told if line]
+    told = [line for line in told if not line.startswith((*noise, "Does not validate"))]
+    return told[0].split(" Got value: Namespace")[0] if told else message
+
+
 def _meant(name: str, names: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, names, 1, 0.6)
     return f", did you mean {close[0]}?" if close else ""

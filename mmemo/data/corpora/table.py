@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mmemo.data.manifest import COLUMNS, ManifestError
+from mmemo.data.manifest import COLUMNS, VOTES_PREFIX, ManifestError
 
 
 def table(
@@ -36,9 +36,9 @@ def table(
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ManifestError(f"{root}: not a readable UTF-8 table ({error})") from None
     for kind, names in (("columns", columns), ("constants", constants or {})):
-        unknown = sorted(set(names) - set(COLUMNS))
+        unknown = sorted(name for name in set(names) - set(COLUMNS) if not name.startswith(VOTES_PREFIX))
         if unknown:
-            raise ManifestError(f"{kind} fills {unknown}, expected some of {', '.join(COLUMNS)}")
+            raise ManifestError(f"{kind} fills {unknown}, expected some of {', '.join(COLUMNS)}, {VOTES_PREFIX}EMOTION")
     missing = sorted(set(columns.values()) - set(frame.columns))
     if missing:
         raise ManifestError(f"{root}: no column {missing}, found {list(frame.columns)}")
