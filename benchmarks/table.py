@@ -68,6 +68,7 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
     "two_channel": (
         "Two-channel corpus: emotion in the voice (RAVDESS) or in the words (spoken words), words by Whisper",
         {
+            "chosen_on_dev": ("gate or fusion of the fused model, chosen on dev", ""),
             "uar_fused": ("UAR on the union, voice and words, %", "at least 66"),
             "uar_audio": ("voice alone, %", ""),
             "uar_text": ("words alone, %", ""),
@@ -82,7 +83,10 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
             "uar_audio_spoken": ("voice alone, words half, %", ""),
             "uar_text_ravdess": ("words alone, voice half, %", ""),
             "uar_text_spoken": ("words alone, words half, %", ""),
-            "gate_auc": ("the gate's voice weight tells the halves apart, area under the ROC", "at least 0.95"),
+            "gate_auc": (
+                "the modality gate's voice weight tells the halves apart, area under the ROC",
+                "at least 0.95",
+            ),
         },
     ),
     "meld_text": (
@@ -112,7 +116,9 @@ HEADLINES = (
 
 def shown(value: Any) -> str:
     """A figure as text."""
-    return ", ".join(map(shown, value)) if isinstance(value, list) else f"{value:g}"
+    if isinstance(value, list):
+        return ", ".join(map(shown, value))
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def parts_table(rows: list[dict[str, Any]]) -> list[str]:
