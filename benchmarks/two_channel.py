@@ -4,8 +4,8 @@
 
 Makes both manifests with Whisper's transcripts and tunes MiniLM on GoEmotions' training split
 (`configs/goemotions_minilm.yaml`: no sentence of the spoken dev and test clips is in it). Then trains
-`configs/two_channel.yaml` with every gate and fusion in turn; the one that is best on dev is the fused model, and is also
-trained on each half alone. Last checkpoints are judged.
+`configs/two_channel.yaml` with every gate and fusion in turn; the one that is best on dev is the fused model, and is
+also trained on each half alone. Last checkpoints are judged.
 """
 
 from __future__ import annotations
