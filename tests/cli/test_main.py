@@ -107,10 +107,10 @@ def test_cache_shows_and_clears(tiny_config: Path, fresh_cache: Path) -> None:
     environment = {"MMEMO_CACHE": str(fresh_cache), "COLUMNS": "200"}
     assert mmemo("fit", "--config", tiny_config, **environment).returncode == 0
     shown = mmemo("cache", **environment).stdout
-    assert "whisper-1" in shown
+    assert "whisper-" in shown
     assert "huggingface-text-1" in shown
     assert "Freed" in mmemo("cache", "--clear", "all", **environment).stdout
-    assert "whisper-1" not in mmemo("cache", **environment).stdout
+    assert "whisper-" not in mmemo("cache", **environment).stdout
 
 
 @pytest.mark.weights
