@@ -108,7 +108,7 @@ def test_cache_shows_and_clears(tiny_config: Path, fresh_cache: Path) -> None:
     assert mmemo("fit", "--config", tiny_config, **environment).returncode == 0
     shown = mmemo("cache", **environment).stdout
     assert "whisper-" in shown
-    assert "huggingface-text-1" in shown
+    assert "huggingface-text-" in shown
     assert "Freed" in mmemo("cache", "--clear", "all", **environment).stdout
     assert "whisper-" not in mmemo("cache", **environment).stdout
 
