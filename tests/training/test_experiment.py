@@ -261,6 +261,21 @@ def test_two_processes_give_the_metrics_of_one(tiny_config: Path) -> None:
         np.testing.assert_allclose(fit2[name].dropna(), fit1[name].dropna(), atol=1e-3)
 
 
+def test_two_processes_tune_an_encoder_together(tiny_config: Path) -> None:
+    config = yaml.safe_load(tiny_config.read_text())
+    strategy = {"class_path": "mmemo.training.ProgressiveUnfreezing", "init_args": {"num_blocks": 2}}
+    config["model"]["init_args"]["audio_finetuning"] = strategy
+    config["trainer"]["max_epochs"] = 3
+    tiny_config.write_text(yaml.safe_dump(config))
+    common = ["--config", tiny_config, "--trainer.devices", 2, "--trainer.strategy"]
+    assert run_mmemo("fit", *common, "ddp").wait(200) == 1, "plain ddp cannot leave blocks out"
+    assert run_mmemo("fit", *common, "ddp_find_unused_parameters_true").wait(200) == 0
+    saved = torch.load(tiny_config.parent / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    start = Experiment(["--config", str(tiny_config)], run=False).model.state_dict()
+    tuned = [key for key in saved if ".trained.layers." in key]
+    assert any(not saved[key].equal(start[key]) for key in tuned)
+
+
 def test_test_views_average_probabilities_and_count_each_utterance_once(tiny_config: Path) -> None:
     config = yaml.safe_load(tiny_config.read_text())
     config["data"] |= {"augmentation": "mmemo.data.WaveformAugmentation", "num_views": 3}
