@@ -184,7 +184,7 @@ class LowRankFusion(nn.Module):
     eq. 5 and 6, <https://arxiv.org/abs/1806.00064>).
 
     Each modality's vector ends in a 1, so that single modalities and pairs have their say beside the product of all;
-    a missing modality is that 1 alone.
+    a missing modality is that 1 alone. Differs in a layer norm at the end, since products of many features grow.
 
     Args:
         dims: Feature size of each modality.
@@ -230,7 +230,8 @@ class CrossModalAttention(nn.Module):
     """Frames attend to words and words to frames, then each is pooled over time.
 
     The directional cross-modal blocks of Tsai et al. 2019 (MulT, section 3.2, <https://arxiv.org/abs/1906.00295>), one
-    layer deep. A missing modality adds nothing to the others, whose features pass unchanged.
+    layer deep. A missing modality adds nothing to the others, whose features pass unchanged. Differs in having neither
+    feed-forward layer nor positions (the encoders' features have theirs), and in adding up what several modalities give.
 
     Args:
         dims: Feature size of each modality.
