@@ -231,7 +231,7 @@ class CrossModalAttention(nn.Module):
 
     The directional cross-modal blocks of Tsai et al. 2019 (MulT, section 3.2, <https://arxiv.org/abs/1906.00295>), one
     layer deep. A missing modality adds nothing to the others, whose features pass unchanged. Differs in having neither
-    feed-forward layer nor positions (the encoders' features have theirs), and in adding up what several modalities give.
+    feed-forward layer nor positions (the encoders' features have theirs), and in adding up what several give.
 
     Args:
         dims: Feature size of each modality.
