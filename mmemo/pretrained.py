@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import pickle
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -235,6 +236,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
         PretrainedError: There is no such file, or it holds anything else.
     """
     import torch
+    from safetensors import SafetensorError
 
     path = Path(path).expanduser()
     if not path.is_file():
@@ -245,8 +247,9 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
 
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise PretrainedError(f"{path}: not a file of weights ({str(error).splitlines()[0]})") from None
+    except (SafetensorError, pickle.UnpicklingError, KeyError, RuntimeError, EOFError, OSError):
+        # a KeyError is what torch makes of a text: its letters are no commands of a pickle
+        raise PretrainedError(f"{path}: not a file of weights, expected .safetensors or a PyTorch state_dict") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise PretrainedError(f"{path}: expected named tensors, as state_dict() gives them")
     return state

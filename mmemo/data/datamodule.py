@@ -237,7 +237,7 @@ class EmotionDataModule(LightningDataModule):
             try:
                 self.votes = vote_shares(self.manifest.frame, self.classes)
             except ValueError as error:
-                if fitting:
+                if fitting:  # a table without votes can still be judged and predicted
                     raise ManifestError(f"{self.manifest_path}: {error}") from None
         if fitting:
             self._check_labels()
@@ -493,23 +493,24 @@ class EmotionDataset(Dataset[EmotionBatch]):
         return collate([self._example(row, view) for row in rows for view in range(self.repeats)])
 
     def _example(self, row: int, view: int) -> Example:
-        audio = descriptors = None
-        try:
-            audio = None if self.sources.audio is None else self.sources.audio(row, view)
-            descriptors = None if self.sources.descriptors is None else self.sources.descriptors(row, view)
-        except AudioError as error:  # it was good at start-up: a file that went bad must not end the run
-            log.warning("%s; this utterance is passed over", error)
-            audio = None if self.sources.audio is None else torch.zeros(0)
-            descriptors = None if self.sources.descriptors is None else torch.zeros(0)
-            return self._passed_over(row, view, audio, descriptors)
+        audio, heard = self._heard(self.sources.audio, row, view)
+        descriptors, described = self._heard(self.sources.descriptors, row, view)
         text = None if self.sources.text is None else self.sources.text(row, view)
+        if not (heard and described):  # nothing is learned from audio that is not there
+            votes = torch.zeros(self.labels.votes.shape[1])
+            dimensions = torch.full((self.labels.dimensions.shape[1],), torch.nan)
+            return Example(row, audio, descriptors, text, UNLABELLED, votes, dimensions)
         target = int(self.labels.targets[row])
         votes, dimensions = torch.tensor(self.labels.votes[row]), torch.tensor(self.labels.dimensions[row])
         return Example(row, audio, descriptors, text, target, votes, dimensions)
 
-    def _passed_over(self, row: int, view: int, audio: Tensor | None, descriptors: Tensor | None) -> Example:
-        """An utterance without labels, so that nothing is learned from audio that is not there."""
-        text = None if self.sources.text is None else self.sources.text(row, view)
-        votes = torch.zeros(self.labels.votes.shape[1])
-        dimensions = torch.full((self.labels.dimensions.shape[1],), torch.nan)
-        return Example(row, audio, descriptors, text, UNLABELLED, votes, dimensions)
+    @staticmethod
+    def _heard(source: Source | None, row: int, view: int) -> tuple[Tensor | None, bool]:
+        """What a source gives, and whether it could be read; nothing where it could not."""
+        if source is None:
+            return None, True
+        try:
+            return source(row, view), True
+        except AudioError as error:  # it was good at start-up: a file that went bad must not end the run
+            log.warning("%s; this utterance is passed over", error)
+            return torch.zeros(0), False

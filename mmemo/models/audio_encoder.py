@@ -23,6 +23,7 @@ from mmemo.models.backbone import (
     FrozenBackbone,
     check_block,
     chosen_layers,
+    kept_states,
     load_some,
     shifted,
     trained_by_block,
@@ -130,9 +131,7 @@ class WhisperAudioEncoder(nn.Module):
 
     @property
     def _kept_states(self) -> list[int]:
-        """Hidden states that ``precompute`` returns: chosen ones below the line, and the one training starts from."""
-        below = {layer for layer in self.layers if layer < self.frozen_below}
-        return sorted(below if self.trained is None else below | {self.frozen_below - 1})
+        return kept_states(self.layers, self.frozen_below, tuned=self.trained is not None)
 
     def precompute(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         log_mel, frame_mask = self.log_mel(waveform, mask)
@@ -311,8 +310,7 @@ class HuggingFaceAudioEncoder(nn.Module):
 
     @property
     def _kept_states(self) -> list[int]:
-        below = {layer for layer in self.layers if layer < self.frozen_below}
-        return sorted(below if self.trained is None else below | {self.frozen_below - 1})
+        return kept_states(self.layers, self.frozen_below, tuned=self.trained is not None)
 
     def precompute(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         encoder = self._backbone.on(waveform.device)

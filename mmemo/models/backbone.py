@@ -66,6 +66,18 @@ def check_block(first_block: int, layers: Sequence[int], model_id: str) -> None:
         )
 
 
+def kept_states(layers: Sequence[int], frozen_below: int, tuned: bool) -> list[int]:
+    """Hidden states that ``precompute`` returns: the chosen ones below the line, and the one that training starts from.
+
+    Args:
+        layers: Hidden states chosen of the model.
+        frozen_below: The lowest trained block, 0 for what lies below the first.
+        tuned: Whether any block is trained.
+    """
+    below = {layer for layer in layers if layer < frozen_below}
+    return sorted(below | {max(frozen_below - 1, 0)} if tuned else below)
+
+
 def trained_by_block(model: nn.Module, blocks: nn.ModuleList) -> dict[int, list[nn.Parameter]]:
     """Number of each block, 0 for all that belongs to none -> its parameters that are trained; blocks without are left
     out.

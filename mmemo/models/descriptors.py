@@ -31,10 +31,10 @@ class AcousticDescriptors(nn.Module):
 
     F0 is found by pYIN (Mauch and Dixon 2014) in semitones above 65 Hz, 0 where nothing is voiced, with a second number
     for whether it is. All are standardised by the training set's mean and deviation. ``feature_names`` says what each
-    is, ``group_sizes`` how many belong together, for ``VariableSelection``.
+    is, as ``family/number``; gates take a family for a group.
 
     Args:
-        f0: Whether to look for F0, which takes longer than all the rest.
+        f0: Whether to look for F0.
 
     Shape:
         waveform ``(batch, samples)`` at 16 kHz, mask ``(batch, samples)`` bool
@@ -54,9 +54,8 @@ class AcousticDescriptors(nn.Module):
             "band energy": len(BAND_EDGES) - 1,
         }
         groups |= {"zero crossings": 1, "energy": 1} | ({"f0": 2} if f0 else {})
-        self.group_sizes = list(groups.values())
         self.feature_names = [f"{name}/{number}" for name, size in groups.items() for number in range(size)]
-        self.dim = sum(self.group_sizes)
+        self.dim = len(self.feature_names)
         self.norm = MaskedBatchNorm(self.dim)
 
     def fingerprint(self) -> str:

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmemo import pretrained
-from mmemo.models.backbone import FrozenBackbone, check_block, chosen_layers, load_some, shifted, trained_by_block
+from mmemo.models.backbone import (
+    FrozenBackbone,
+    check_block,
+    chosen_layers,
+    kept_states,
+    load_some,
+    shifted,
+    trained_by_block,
+)
 
 FEATURES_VERSION = 2
 """Part of every fingerprint; raise it when ``precompute`` starts to return other numbers."""
@@ -130,8 +138,7 @@ class HuggingFaceTextEncoder(nn.Module):
 
     @property
     def _kept_states(self) -> list[int]:
-        below = {layer for layer in self.layers if layer < self.frozen_below}
-        return sorted(below if self.trained is None else below | {max(self.frozen_below - 1, 0)})
+        return kept_states(self.layers, self.frozen_below, tuned=self.trained is not None)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
