@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmemo.data.augment import WaveformAugmentation
+    from mmemo.data.augment import WaveformAugmentation, WordAugmentation
     from mmemo.data.batch import EmotionBatch
     from mmemo.data.datamodule import Corpus, EmotionDataModule
     from mmemo.data.manifest import Manifest, ManifestError, Utterance, read_manifest
@@ -23,11 +23,13 @@ _ROOMS = {
     "OfficialSplit": "splits",
     "Utterance": "manifest",
     "WaveformAugmentation": "augment",
+    "WordAugmentation": "augment",
     "read_manifest": "manifest",
 }
 __all__ = [
     "Corpus", "EmotionBatch", "EmotionDataModule", "FoldFile", "GroupKFold", "Manifest", "ManifestError",
-    "OfficialSplit", "Utterance", "WaveformAugmentation", "read_manifest",
+    "OfficialSplit", "Utterance", "WaveformAugmentation", "WordAugmentation",
+    "read_manifest",
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmemo.data.audio import AudioError, AudioFacts
 from mmemo.data.audio_facts import audio_facts
-from mmemo.data.augment import WaveformAugmentation
+from mmemo.data.augment import Soundalikes, WaveformAugmentation, WordAugmentation
 from mmemo.data.batch import BucketSampler, EmotionBatch, Example, collate
 from mmemo.data.manifest import MAX_SHOWN, SPLITS, Manifest, ManifestError, join_manifests, read_manifest
 from mmemo.data.ratings import mapped_votes, vote_shares, voted_emotions
@@ -63,6 +63,7 @@ class EmotionDataModule(LightningDataModule):
         balanced: Training draws each class equally often, with rare utterances coming again and again; else every
             utterance comes once per epoch.
         augmentation: Changes training waveforms, such as ``mmemo.data.WaveformAugmentation``.
+        word_augmentation: Changes training transcripts, such as ``mmemo.data.WordAugmentation``.
         num_views: Versions of each training utterance: itself, and others that the augmentation made. Where features
             are cached these are fixed, and each costs cache and encoding time; else every step draws a new one. 4 when
             not given, 1 without augmentation.
@@ -91,6 +92,7 @@ class EmotionDataModule(LightningDataModule):
         num_workers: int = 0,
         balanced: bool = False,
         augmentation: WaveformAugmentation | None = None,
+        word_augmentation: WordAugmentation | None = None,
         num_views: int | None = None,
         test_views: int = 1,
         broken_audio: Literal["refuse", "skip"] = "refuse",
@@ -101,10 +103,10 @@ class EmotionDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if num_views is None:
-            num_views = 1 if augmentation is None else 4
+            num_views = 1 if augmentation is None and word_augmentation is None else 4
         if min(num_views, test_views) < 1:
             raise ValueError(f"data.num_views={num_views}, data.test_views={test_views}, expected 1 or more")
-        if augmentation is None and max(num_views, test_views) > 1:
+        if augmentation is None and (test_views > 1 or (num_views > 1 and word_augmentation is None)):
             raise ValueError(
                 f"data.num_views={num_views}, data.test_views={test_views} need a data.augmentation that makes the "
                 "views, such as mmemo.data.WaveformAugmentation"
@@ -125,6 +127,7 @@ class EmotionDataModule(LightningDataModule):
             raise ValueError("data.balanced: true draws classes equally often, but data.classes is empty")
         self.balanced = balanced
         self.augmentation = augmentation
+        self.word_augmentation = word_augmentation
         self.num_views = num_views
         self.test_views = test_views
         self.broken_audio = broken_audio
@@ -369,6 +372,10 @@ class EmotionDataModule(LightningDataModule):
     def sides(self) -> dict[int, str]:
         """Row -> which side of the split it is on; rows on none are left out."""
         return {int(row): name for name, rows in zip(SPLITS, self.split, strict=True) for row in rows}
+
+    def soundalikes(self) -> Soundalikes:
+        """What words are misheard as: the like of them in the whole table."""
+        return Soundalikes(self.manifest.frame["text"].fillna("").tolist())
 
     def attach(self, sources: Sources) -> None:
         """Sets where batches take each modality from.

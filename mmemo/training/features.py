@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mmemo.data.audio import read_audio
 from mmemo.data.audio_facts import audio_facts
-from mmemo.data.augment import WaveformAugmentation
+from mmemo.data.augment import Soundalikes, WaveformAugmentation, WordAugmentation
 from mmemo.data.datamodule import EmotionDataModule, Source, Sources
 from mmemo.data.manifest import Utterance
 from mmemo.files import replacing
@@ -167,19 +167,46 @@ class Waveforms:
 
 
 @dataclass(frozen=True)
+class Words:
+    """What is heard of each utterance: its transcript, or views of it with other mistakes.
+
+    Args:
+        texts: Transcript of each row of the manifest.
+        names: Id of each row.
+        augmentation: Changes every view but the first.
+        soundalikes: What it mistakes words for.
+    """
+
+    texts: Sequence[str]
+    names: Sequence[str]
+    augmentation: WordAugmentation | None = None
+    soundalikes: Soundalikes | None = None
+
+    def __call__(self, row: int, view: int) -> str:
+        text = self.texts[row]
+        if self.augmentation is None or self.soundalikes is None:
+            return text
+        return self.augmentation(text, self.names[row], view, self.soundalikes)
+
+
+@dataclass(frozen=True)
 class TokenIds:
     """A source that tokenises transcripts, for encoders that run inside the training graph.
 
     Args:
         tokenize: Text -> token ids ``(token,)``.
-        texts: Transcript of each row of the manifest.
+        words: Transcript of each row of the manifest, as each view hears it.
+        redraw: Whether a view is a new change each time, as in training.
     """
 
     tokenize: Callable[[str], Tensor]
-    texts: Sequence[str]
+    words: Words
+    redraw: bool = False
 
     def __call__(self, row: int, view: int) -> Tensor:
-        return self.tokenize(self.texts[row])
+        if view and self.redraw:
+            view = int(torch.randint(1, 2**31 - 1, ()))
+        return self.tokenize(self.words(row, view))
 
 
 class Clip(NamedTuple):
@@ -253,20 +280,42 @@ def _attach_sources(datamodule: EmotionDataModule, model: EmotionModel, trainer:
             sources[name] = CachedFeatures(cache, views, empty_features(encoder, cache, jobs))
     reader = model.encoder("text")
     if reader is not None:
-        texts = datamodule.manifest.frame["text"].fillna("").str.strip().tolist()
+        fitting = trainer.state.stage in (RunningStage.TRAINING, RunningStage.SANITY_CHECKING)
+        words = words_of(datamodule, changed=fitting)
         if not cached or not reader.caches:
-            sources["text"] = TokenIds(reader.tokenize, texts)
+            sources["text"] = TokenIds(reader.tokenize, words, redraw=trainer.state.fn == "fit")
         else:
             cache = precompute_cache(reader)
-            keys = [text_content(text) for text in texts]
-            unique = {key: text for key, text in zip(keys, texts, strict=True) if key}
+            texts = [[words(row, 0) for row in range(len(datamodule.manifest))]]
+            if words.augmentation is not None:
+                train = set(datamodule.split.train.tolist())
+                texts += [
+                    [words(row, view) if row in train else "" for row in range(len(datamodule.manifest))]
+                    for view in range(1, datamodule.num_views)
+                ]
+            keys = [[text_content(text) for text in heard] for heard in texts]
+            unique = {text_content(text): text for heard in texts for text in heard if text}
             device = trainer.strategy.root_device
             with trainer.precision_plugin.forward_context():
                 cache_text(reader, dict(list(unique.items())[share]), cache, device, trainer.is_global_zero)
             trainer.strategy.barrier("texts are cached")
-            sources["text"] = CachedFeatures(cache, [keys], empty_features(reader, cache, unique))
+            sources["text"] = CachedFeatures(cache, keys, empty_features(reader, cache, unique))
     trainer.strategy.barrier("all features are cached")
     datamodule.attach(Sources(**sources))
+
+
+def words_of(datamodule: EmotionDataModule, changed: bool) -> Words:
+    """The transcripts of a table.
+
+    Args:
+        datamodule: After its ``setup``.
+        changed: Whether views but the first are changed by its ``word_augmentation``.
+    """
+    texts = datamodule.manifest.frame["text"].fillna("").str.strip().tolist()
+    names = datamodule.manifest.frame["id"].tolist()
+    if not changed or datamodule.word_augmentation is None:
+        return Words(texts, names)
+    return Words(texts, names, datamodule.word_augmentation, datamodule.soundalikes())
 
 
 def empty_features(encoder: Any, cache: FeatureCache, keys: Iterable[str]) -> Tensor:
