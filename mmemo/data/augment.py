@@ -48,7 +48,7 @@ class WaveformAugmentation:
         random = drawing(self.seed, name, view)
         for effect in self.effects:
             if random.random() < effect.chance:
-                waveform = effect(waveform, random)
+                waveform = effect.change(waveform, random)
         return waveform
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
+import pandas as pd
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
@@ -37,11 +38,14 @@ class Corpus:
         manifest: CSV or Parquet file with one row per utterance.
         label_map: As for the whole; used on this corpus alone, and first.
         name: Stands before its ids and speakers, and in the column ``corpus``; the file's name when not given.
+        unlabelled: Hides the labels of its training rows, which then serve hooks that need none, such as
+            ``mmemo.training.DomainAdversarial``; its other rows are judged as ever.
     """
 
     manifest: str
     label_map: dict[str, str | None] = field(default_factory=dict)
     name: str | None = None
+    unlabelled: bool = False
 
 
 class EmotionDataModule(LightningDataModule):
@@ -137,6 +141,7 @@ class EmotionDataModule(LightningDataModule):
         self.seed = seed
         self.warnings: list[str] = []
         self.reads: tuple[str, ...] = ("emotion",)
+        self._keeps_unlabelled = False
         self._manifest: Manifest | None = None
         self._sources = Sources()
         self._durations: np.ndarray | None = None
@@ -174,9 +179,20 @@ class EmotionDataModule(LightningDataModule):
                 raise
             self.split = Split(none, none, none)  # another table than the one that was trained on
             return
+        self._hide_labels()
         self.warnings = check_speakers_disjoint(self.manifest, self.split, self.allow_speaker_overlap)
         for warning in self.warnings:
             log.warning(warning)
+
+    def _hide_labels(self) -> None:
+        """Takes the labels off the training rows of corpora that are ``unlabelled``."""
+        names = [corpus.name or Path(corpus.manifest).stem for corpus in self.corpora if corpus.unlabelled]
+        if names:
+            corpus = self.manifest.frame.get("corpus", pd.Series(names[0], index=self.manifest.frame.index))
+            hidden = np.intersect1d(self.split.train, np.flatnonzero(corpus.isin(names)))
+            self.targets[hidden] = UNLABELLED
+            self.votes[hidden] = 0.0
+            self.dimensions[hidden] = np.nan
 
     def _read(self, fitting: bool) -> Manifest:
         if self._single:
@@ -224,24 +240,27 @@ class EmotionDataModule(LightningDataModule):
         numbers = {name: number for number, name in enumerate(self.classes)}
         return np.array([numbers.get(name, UNLABELLED) for name in emotion], dtype=np.int64)
 
-    def use_labels(self, reads: Sequence[str], fitting: bool) -> None:
-        """Says which labels the loss reads; training rows with none of them are left out.
+    def use_labels(self, reads: Sequence[str], fitting: bool, unlabelled: bool = False) -> None:
+        """Says which labels the loss reads; training rows with none of them are left out, unless asked for.
 
         Args:
             reads: Some of ``emotion``, ``votes``, ``dimensions``.
             fitting: Whether this is for training, which needs them.
+            unlabelled: Whether training learns from rows with none of them too.
 
         Raises:
             ManifestError: No training row has one of the labels or classes, or some rows have labels of a kind alone
                 that the loss does not read.
         """
         self.reads = tuple(reads)
+        self._keeps_unlabelled = unlabelled
         if "votes" in reads:
             try:
                 self.votes = vote_shares(self.manifest.frame, self.classes)
             except ValueError as error:
                 if fitting:  # a table without votes can still be judged and predicted
                     raise ManifestError(f"{self.manifest_path}: {error}") from None
+        self._hide_labels()
         if fitting:
             self._check_labels()
 
@@ -394,7 +413,7 @@ class EmotionDataModule(LightningDataModule):
         return np.array([row for row in range(len(self.manifest)) if row not in left_out], dtype=int)
 
     def train_dataloader(self) -> DataLoader[EmotionBatch]:
-        labelled = np.any([self._labelled()[kind] for kind in self.reads], axis=0)
+        labelled = np.any([self._labelled()[kind] for kind in self.reads], axis=0) | self._keeps_unlabelled
         return self._loader(self.split.train[labelled[self.split.train]], training=True)
 
     def val_dataloader(self) -> DataLoader[EmotionBatch] | list[DataLoader[EmotionBatch]]:

@@ -1,8 +1,8 @@
 """What a recording may go through on its way: a room, a telephone, noise, a codec; each leaves the emotion as it is.
 
-An effect is a small class with a ``chance`` to be used and a call that takes a waveform and a generator; its draws come
-from that generator alone. ``mmemo.data.WaveformAugmentation`` puts effects together; ``mmemo robustness`` applies them
-one by one at a fixed strength.
+An effect is a small class with a ``chance`` to be used and a method ``change`` that takes a waveform and a generator;
+its draws come from that generator alone. ``mmemo.data.WaveformAugmentation`` puts effects together; ``mmemo
+robustness`` applies them one by one at a fixed strength.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Effect(Protocol):
 
     chance: float
 
-    def __call__(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Changes a waveform ``(samples,)`` float32 at 16 kHz; the given one stays as it is."""
 
 
@@ -56,8 +56,8 @@ class OneOf:
         if not effects:
             raise ValueError("OneOf(effects=[]): name the effects to choose from")
 
-    def __call__(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        return self.effects[int(random.integers(len(self.effects)))](waveform, random)
+    def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        return self.effects[int(random.integers(len(self.effects)))].change(waveform, random)
 
 
 class Noise:
@@ -83,7 +83,7 @@ class Noise:
         self.min_snr_db, self.max_snr_db = checked_range(self, "snr_db", min_snr_db, max_snr_db)
         self.chance = checked_chance(self, chance)
 
-    def __call__(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
         spectrum = np.fft.rfft(random.standard_normal(len(waveform)))
         frequency = np.maximum(np.fft.rfftfreq(len(waveform), 1 / SAMPLE_RATE), 20.0)  # nobody hears what is below
         noise = np.fft.irfft(spectrum * frequency ** (_OCTAVE_DB[self.colour] / 20 / math.log10(2)), len(waveform))
@@ -109,7 +109,7 @@ class Background:
         self.chance = checked_chance(self, chance)
         self.files = _audio_files(self, folder)
 
-    def __call__(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
         background = _drawn_file(self.files, random)
         first = int(random.integers(max(len(background) - len(waveform), 0) + 1))
         background = np.resize(background[first:], len(waveform))  # again from its start where it is too short
@@ -133,7 +133,7 @@ class Reverb:
         self.direct_db = direct_db
         self.chance = checked_chance(self, chance)
 
-    def __call__(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
         seconds = random.uniform(self.min_seconds, self.max_seconds)
         time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
         tail = random.standard_normal(len(time)) * 10 ** (-3 * time / seconds)
@@ -154,7 +154,7 @@ class RoomResponse:
         self.chance = checked_chance(self, chance)
         self.files = _audio_files(self, folder)
 
-    def __call__(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
         response = _drawn_file(self.files, random)
         return _in_room(waveform, response[int(np.abs(response).argmax()) :])  # from the direct sound, so in time
 
@@ -171,7 +171,7 @@ class PitchShift:
         self.semitones = checked(self, "semitones", semitones)
         self.chance = checked_chance(self, chance)
 
-    def __call__(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
         return _by_library("PitchShift", waveform, random, min_semitones=-self.semitones, max_semitones=self.semitones)
 
 
@@ -187,7 +187,7 @@ class TimeStretch:
         self.share = checked(self, "share", share, below=1.0)
         self.chance = checked_chance(self, chance)
 
-    def __call__(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
         rates = {"min_rate": 1 - self.share, "max_rate": 1 + self.share}
         return _by_library("TimeStretch", waveform, random, **rates, leave_length_unchanged=False)
 
@@ -204,7 +204,7 @@ class TimeShift:
         self.seconds = checked(self, "seconds", seconds)
         self.chance = checked_chance(self, chance)
 
-    def __call__(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
         span = {"min_shift": -self.seconds, "max_shift": self.seconds, "shift_unit": "seconds"}
         return _by_library("Shift", waveform, random, **span, rollover=False)
 
@@ -221,7 +221,7 @@ class Gain:
         self.decibels = checked(self, "decibels", decibels)
         self.chance = checked_chance(self, chance)
 
-    def __call__(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
         drawn = random.uniform(-self.decibels, self.decibels)
         return (waveform * 10 ** (drawn / 20)).astype(np.float32)
 
@@ -238,7 +238,7 @@ class Equaliser:
         self.decibels = checked(self, "decibels", decibels)
         self.chance = checked_chance(self, chance)
 
-    def __call__(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
         gains = {"min_gain_db": -self.decibels, "max_gain_db": self.decibels}
         return _by_library("SevenBandParametricEQ", waveform, random, **gains)
 
@@ -253,7 +253,7 @@ class Reverse:
     def __init__(self, chance: float = 0.1) -> None:
         self.chance = checked_chance(self, chance)
 
-    def __call__(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
         return waveform[::-1].copy()
 
 
@@ -269,7 +269,7 @@ class Clipping:
         self.max_percent = checked(self, "max_percent", max_percent, below=100.0)
         self.chance = checked_chance(self, chance)
 
-    def __call__(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
         limit = float(np.percentile(np.abs(waveform), 100 - random.uniform(0, self.max_percent)))
         return np.clip(waveform, -limit, limit)
 
@@ -284,7 +284,7 @@ class Telephone:
     def __init__(self, chance: float = 0.2) -> None:
         self.chance = checked_chance(self, chance)
 
-    def __call__(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
         import soxr
         from scipy.signal import butter, sosfilt
 
@@ -308,7 +308,7 @@ class MuLaw:
         self.bits = bits
         self.chance = checked_chance(self, chance)
 
-    def __call__(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
         return _mu_law(waveform, self.bits).astype(np.float32)
 
 
@@ -325,7 +325,7 @@ class Mp3:
         self.min_kbps, self.max_kbps = checked_range(self, "kbps", min_kbps, max_kbps, lowest=8.0, highest=160.0)
         self.chance = checked_chance(self, chance)
 
-    def __call__(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
         import soundfile
 
         level = (160 - random.uniform(self.min_kbps, self.max_kbps)) / (160 - 8)  # of MPEG-2's rates at 16 kHz
@@ -355,7 +355,7 @@ class TimeMask:
         self.share = checked(self, "share", share, below=1.0)
         self.chance = checked_chance(self, chance)
 
-    def __call__(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
         length = int(random.uniform(0, self.share) * len(waveform))
         first = int(random.integers(len(waveform) - length + 1))
         changed = waveform.copy()
@@ -378,7 +378,7 @@ class FrequencyMask:
         self.num_mels = num_mels
         self.chance = checked_chance(self, chance)
 
-    def __call__(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
         import librosa
 
         edges = librosa.mel_frequencies(n_mels=82, fmin=0.0, fmax=SAMPLE_RATE / 2)
@@ -402,7 +402,7 @@ class VocalTract:
         self.share = checked(self, "share", share, below=1.0)
         self.chance = checked_chance(self, chance)
 
-    def __call__(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
         factor = 1 + random.uniform(-self.share, self.share)
 
         def warp(spectrum: np.ndarray) -> np.ndarray:

@@ -406,6 +406,8 @@ class ASTAudioEncoder(nn.Module):
         self.trained: Any = None  # a module with blocks, once unfrozen
         self._backbone = FrozenBackbone(self._load)
 
+    differentiable = False  # its spectrogram is computed by NumPy
+
     @property
     def caches(self) -> bool:
         """Whether ``precompute`` is worth caching: not once blocks are trained."""

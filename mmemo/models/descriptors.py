@@ -42,6 +42,7 @@ class AcousticDescriptors(nn.Module):
     """
 
     caches = True
+    differentiable = False  # librosa and openSMILE give no gradients
     num_layers = 1
 
     def __init__(self, f0: bool = True) -> None:
@@ -119,6 +120,7 @@ class EGeMAPS(nn.Module):
     """
 
     caches = True
+    differentiable = False  # librosa and openSMILE give no gradients
     num_layers = 1
     dim = 88
 

@@ -136,6 +136,15 @@ class HuggingFaceTextEncoder(nn.Module):
         pooled = self.pooled and self.trained is None
         return f"huggingface-text-{FEATURES_VERSION}:{weights}:{self._kept_states}:{self.max_tokens}:{pooled}"
 
+    def embeddings(self, device: torch.device) -> nn.Module:
+        """The layer that turns token numbers into vectors, wherever it runs.
+
+        Args:
+            device: Where it is to be.
+        """
+        model = self.trained if self.frozen_below == 0 else self._backbone.on(device)
+        return cast(Any, model).get_input_embeddings()
+
     @property
     def _kept_states(self) -> list[int]:
         return kept_states(self.layers, self.frozen_below, tuned=self.trained is not None)

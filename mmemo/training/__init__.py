@@ -1,5 +1,10 @@
 """Where data and models meet: the system, cached features, fine-tuning strategies, the experiment."""
 
+from mmemo.training.adversarial import TRADES, AdversarialTraining, DomainAdversarial, FreeLB, VirtualAdversarial
+from mmemo.training.attacks import FGM, FGSM, PGD
 from mmemo.training.finetuning import Full, LastBlocks, LinearProbeFirst, LoRA, ProgressiveUnfreezing
 
-__all__ = ["Full", "LastBlocks", "LinearProbeFirst", "LoRA", "ProgressiveUnfreezing"]
+__all__ = [
+    "FGM", "FGSM", "PGD", "TRADES", "AdversarialTraining", "DomainAdversarial", "FreeLB", "Full", "LastBlocks",
+    "LinearProbeFirst", "LoRA", "ProgressiveUnfreezing", "VirtualAdversarial",
+]  # fmt: skip

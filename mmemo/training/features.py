@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -30,6 +30,7 @@ from mmemo.pretrained import SAMPLE_RATE, cache_root
 BATCH_SECONDS = 30.0  # audio encoded at once; bounds memory
 BATCH_CHARACTERS = 4000  # likewise for text
 FINGERPRINT_FILE = "fingerprint.txt"
+MODALITIES = ("audio", "descriptors", "text")
 
 
 class FeatureCache:
@@ -223,7 +224,9 @@ class Clip(NamedTuple):
     content: str = ""
 
 
-def attach_sources(datamodule: EmotionDataModule, model: EmotionModel, trainer: Trainer, cached: bool = True) -> None:
+def attach_sources(
+    datamodule: EmotionDataModule, model: EmotionModel, trainer: Trainer, cached: Collection[str] = MODALITIES
+) -> None:
     """Gives the data module what the model's encoders start from: cached features, or raw input.
 
     Under several processes each computes its share of the missing features; the processes of several machines
@@ -233,14 +236,17 @@ def attach_sources(datamodule: EmotionDataModule, model: EmotionModel, trainer: 
         datamodule: After its ``setup``.
         model: Whose encoders are meant.
         trainer: Knows device and processes.
-        cached: Whether the frozen half of the encoders is read from the cache; else it runs in every step.
+        cached: Modalities for which the frozen half of the encoder is read from the cache; for the others it runs in
+            every step.
     """
 
     with isolate_rng():  # a run must not depend on whether its features were cached already
         _attach_sources(datamodule, model, trainer, cached)
 
 
-def _attach_sources(datamodule: EmotionDataModule, model: EmotionModel, trainer: Trainer, cached: bool) -> None:
+def _attach_sources(
+    datamodule: EmotionDataModule, model: EmotionModel, trainer: Trainer, cached: Collection[str]
+) -> None:
     def precompute_cache(encoder: Any) -> FeatureCache:
         exact = str(trainer.precision) in ("32-true", "32")
         return FeatureCache(encoder.fingerprint() + ("" if exact else f":{trainer.precision}"))
@@ -263,7 +269,7 @@ def _attach_sources(datamodule: EmotionDataModule, model: EmotionModel, trainer:
         num_views, rows = changed.get(cast(RunningStage, trainer.state.stage), (1, datamodule.split.val))
         views = _views(contents, datamodule.augmentation, num_views, set(rows.tolist()))
         for name, encoder in listeners.items():
-            if not cached or not encoder.caches:
+            if name not in cached or not encoder.caches:
                 sources[name] = Waveforms(utterances, contents, datamodule.augmentation, trainer.state.fn == "fit")
                 continue
             cache = precompute_cache(encoder)
@@ -282,7 +288,7 @@ def _attach_sources(datamodule: EmotionDataModule, model: EmotionModel, trainer:
     if reader is not None:
         fitting = trainer.state.stage in (RunningStage.TRAINING, RunningStage.SANITY_CHECKING)
         words = words_of(datamodule, changed=fitting)
-        if not cached or not reader.caches:
+        if "text" not in cached or not reader.caches:
             sources["text"] = TokenIds(reader.tokenize, words, redraw=trainer.state.fn == "fit")
         else:
             cache = precompute_cache(reader)

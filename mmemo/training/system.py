@@ -24,6 +24,8 @@ from mmemo.labels import DIMENSIONS
 from mmemo.losses import CrossEntropy, count_classes
 from mmemo.metrics import DimensionMetrics, confusion_matrix, emotion_metrics
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
+from mmemo.training.adversarial import Step, hook_term
+from mmemo.training.attacks import RAW, Entry
 from mmemo.training.features import attach_sources
 from mmemo.training.finetuning import Finetuning, last_first_epoch, parameter_groups
 
@@ -76,6 +78,8 @@ class EmotionSystem(LightningModule):
         mixup: Training batches are mixed with themselves in another order, inputs and loss alike, by shares drawn
             from Beta(mixup, mixup) (Zhang et al. 2018, <https://arxiv.org/abs/1710.09412>); 0 leaves them as they
             are. Where features are cached, it is they that are mixed.
+        hooks: Terms minimised beside the loss, such as ``mmemo.training.AdversarialTraining`` or
+            ``mmemo.training.DomainAdversarial``; see ``mmemo.training.adversarial``.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class EmotionSystem(LightningModule):
         by_modality: bool = False,
         modality_dropout: float = 0.0,
         mixup: float = 0.0,
+        hooks: list[nn.Module] | None = None,
     ) -> None:
         super().__init__()
         if not 0.0 <= modality_dropout <= 0.5:
@@ -117,11 +122,15 @@ class EmotionSystem(LightningModule):
         self.cache_features = cache_features
         self.modality_dropout = modality_dropout
         self.mixup = mixup
+        self.hooks = nn.ModuleList(hooks or [])
+        for hook in self.hooks:
+            for level in cast("tuple[Any, ...]", hook.levels):
+                Entry(self.model, level, type(hook).__name__)
         reader = self.model.encoder("text")
-        if mixup and reader is not None and not (cache_features and reader.caches):
+        if mixup and reader is not None and not (self._caches("text", fitting=True) and reader.caches):
             raise ValueError(
-                "mixup mixes features, but this text encoder is trained from its token numbers, which cannot be mixed; "
-                "set mixup: 0, or text_finetuning LastBlocks"
+                "mixup mixes features, but this text encoder is trained or attacked from its token numbers, which "
+                "cannot be mixed; set mixup: 0, text_finetuning LastBlocks, or level text_features"
             )
         both = "text" in self.model.modalities and len(self.model.modalities) > 1
         self.views = ("", "audio_only", "text_only") if by_modality and both else ("",)
@@ -160,14 +169,30 @@ class EmotionSystem(LightningModule):
                     f"the model tells {list(self.model.classes)} apart, data.classes is "
                     f"{list(datamodule.classes)}; they must agree, order included"
                 )
-            datamodule.use_labels(cast("tuple[str, ...]", self.loss.reads), fitting=stage == "fit")
+            datamodule.use_labels(
+                cast("tuple[str, ...]", self.loss.reads),
+                fitting=stage == "fit",
+                unlabelled=any(cast(bool, hook.unlabelled) for hook in self.hooks),
+            )
             listens = bool({"audio", "descriptors"} & set(self.model.modalities))
             datamodule.refuse_empty(listens, "text" in self.model.modalities, predicting=stage == "predict")
             if stage == "fit":
                 self._check_schedule()
             if stage in ("fit", "validate") and self.model.classes:
                 count_classes(self.loss, datamodule.class_counts())
-            attach_sources(datamodule, self.model, self.trainer, self.cache_features)
+            if stage == "fit":
+                for hook in self.hooks:
+                    if hasattr(hook, "prepare"):
+                        cast(Any, hook).prepare(datamodule, self.model)
+                        hook.to(self.device)
+            cached = {name for name in self.model.modalities if self._caches(name, fitting=stage == "fit")}
+            attach_sources(datamodule, self.model, self.trainer, cached)
+
+    def _caches(self, modality: str, fitting: bool) -> bool:
+        """Whether a modality may come from the cache: not while a hook changes it further down."""
+        levels = [level for hook in self.hooks for level in cast("tuple[Any, ...]", hook.levels)] if fitting else []
+        heard = "text" if modality == "text" else "audio"  # descriptors hear what the audio encoder hears
+        return self.cache_features and all(RAW.get(level) != heard for level in levels)
 
     def _check_schedule(self) -> None:
         epochs = self.trainer.max_epochs
@@ -211,6 +236,10 @@ class EmotionSystem(LightningModule):
                 f"the checkpoint tells {list(trained)} apart, in this order, and data.classes is "
                 f"{list(self.model.classes)}; name the same classes in the same order"
             )
+        own = self.state_dict()
+        given = checkpoint["state_dict"]
+        for name in [name for name in given if name.startswith("hooks.") and name not in own]:
+            del given[name]  # a hook's own weights are of use to training alone
         for name, there in checkpoint.get("encoders", {}).items():
             kind, weights, options = _described(self._fingerprints().get(name, ""))
             other_kind, other_weights, other_options = _described(there)
@@ -224,10 +253,8 @@ class EmotionSystem(LightningModule):
                     "the checkpoint was trained on other weights of the %s encoder than those of the config's model_id",
                     name,
                 )
-        own = self.state_dict()
-        given = checkpoint["state_dict"]
         other = [name for name in given if name not in own or own[name].shape != given[name].shape]
-        tuned = tuple(f"model.modalities.{name}.encoder.trained." for name in self.finetuning)
+        tuned = ("hooks.", *(f"model.modalities.{name}.encoder.trained." for name in self.finetuning))
         missing = [name for name in own if name not in given and not name.startswith(tuned)]
         if other or missing:
             raise ValueError(
@@ -264,11 +291,21 @@ class EmotionSystem(LightningModule):
         if self.mixup:
             share = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
             other = _reordered(batch, torch.randperm(len(batch.row), device=batch.row.device))
-            output = self(_mixed(batch, other, share))
-            loss = share * self.loss(output, batch) + (1 - share) * self.loss(output, other) + output.penalty
+            mixed = _mixed(batch, other, share)
+
+            def plain(output: EmotionOutput) -> Tensor:
+                return share * self.loss(output, batch) + (1 - share) * self.loss(output, other)
         else:
-            output = self(batch)
-            loss = self.loss(output, batch) + output.penalty
+            mixed, plain = batch, partial(self.loss, batch=batch)
+        output = self(mixed)
+        loss = plain(output) + output.penalty
+        if self.hooks:
+            progress = self.global_step / max(float(self.trainer.estimated_stepping_batches), 1.0)
+            step = Step(self.model, self.forward, mixed, output, plain, min(progress, 1.0))
+            for hook in self.hooks:
+                term = hook_term(hook, step)
+                self._log_hook(hook, term, len(batch.row))
+                loss = loss + term
         if not loss.isfinite():
             raise FloatingPointError(
                 f"the training loss became {float(loss):g} in epoch {self.current_epoch + 1} on utterances "
@@ -277,6 +314,17 @@ class EmotionSystem(LightningModule):
         self.log("train/loss", loss, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True,
                  batch_size=len(batch.row))  # fmt: skip
         return loss
+
+    def _log_hook(self, hook: nn.Module, term: Tensor, size: int) -> None:
+        name = f"train/{type(hook).__name__}"
+        same = [other for other in self.hooks if type(other) is type(hook)]
+        if len(same) > 1:
+            name += f"_{[other is hook for other in same].index(True) + 1}"
+        log: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": size}
+        self.log(name, term.detach(), **log)
+        accuracy = getattr(hook, "accuracy", None)
+        if accuracy is not None:
+            self.log(f"{name}/accuracy", accuracy, **log)
 
     def _ids(self, batch: EmotionBatch) -> list[str]:
         datamodule = getattr(self.trainer, "datamodule", None)

@@ -47,7 +47,7 @@ def test_every_effect_changes_a_copy_by_draws_of_its_own(folder: str) -> None:
         before = waveform.copy()
         global_random.seed(1)
         state = global_random.getstate()
-        first, again = effect(waveform, RNG(3)), effect(waveform, RNG(3))
+        first, again = effect.change(waveform, RNG(3)), effect.change(waveform, RNG(3))
         np.testing.assert_array_equal(first, again, err_msg=str(effect))
         np.testing.assert_array_equal(waveform, before, err_msg=str(effect))
         assert global_random.getstate() == state
@@ -56,7 +56,7 @@ def test_every_effect_changes_a_copy_by_draws_of_its_own(folder: str) -> None:
         assert not np.array_equal(first, waveform), effect
         if not isinstance(effect, effects.TimeStretch):
             assert len(first) == len(waveform), effect
-        short = effect(waveform[:400], RNG(3))  # 25 ms
+        short = effect.change(waveform[:400], RNG(3))  # 25 ms
         assert np.isfinite(short).all(), effect
     assert len({effects.described(effect) for effect in every_effect(folder)}) == len(every_effect(folder))
 
@@ -64,21 +64,21 @@ def test_every_effect_changes_a_copy_by_draws_of_its_own(folder: str) -> None:
 @pytest.mark.parametrize(("colour", "octave_db"), [("white", 0.0), ("pink", -3.01), ("brown", -6.02)])
 def test_noise_has_its_colour_and_its_level(colour: str, octave_db: float) -> None:
     waveform = clip(4.0)
-    noise = effects.Noise(colour, 10.0, 10.0)(waveform, RNG(0)) - waveform  # type: ignore[arg-type]
+    noise = effects.Noise(colour, 10.0, 10.0).change(waveform, RNG(0)) - waveform  # type: ignore[arg-type]
     assert 10 * np.log10(np.mean(waveform**2) / np.mean(noise**2)) == pytest.approx(10, abs=0.01)
     assert power_db(noise, 2000, 4000) - power_db(noise, 500, 1000) == pytest.approx(2 * octave_db, abs=0.8)
 
 
 def test_background_comes_at_its_level(folder: str) -> None:
     waveform = clip(2.5)  # longer than the file
-    background = effects.Background(folder, 5.0, 5.0)(waveform, RNG(0)) - waveform
+    background = effects.Background(folder, 5.0, 5.0).change(waveform, RNG(0)) - waveform
     assert 10 * np.log10(np.mean(waveform**2) / np.mean(background**2)) == pytest.approx(5, abs=0.01)
 
 
 def test_a_room_rings_on_for_its_time() -> None:
     click = np.zeros(2 * SAMPLE_RATE, dtype=np.float32)
     click[0] = 1.0
-    heard = effects.Reverb(0.5, 0.5)(click, RNG(0))
+    heard = effects.Reverb(0.5, 0.5).change(click, RNG(0))
     early = 10 * np.log10(np.mean(heard[800:1600] ** 2))  # 75 ms
     late = 10 * np.log10(np.mean(heard[4800:5600] ** 2))  # 325 ms: half of 60 dB down
     assert late - early == pytest.approx(-30, abs=2)
@@ -86,7 +86,7 @@ def test_a_room_rings_on_for_its_time() -> None:
 
 def test_a_telephone_keeps_its_band_alone() -> None:
     noise = (RNG(0).standard_normal(4 * SAMPLE_RATE) * 0.1).astype(np.float32)
-    heard = effects.Telephone()(noise, RNG(0))
+    heard = effects.Telephone().change(noise, RNG(0))
     inside = power_db(heard, 800, 2500)
     assert power_db(heard, 0, 100) < inside - 25
     assert power_db(heard, 4500, 8000) < inside - 25
@@ -94,15 +94,15 @@ def test_a_telephone_keeps_its_band_alone() -> None:
 
 def test_mu_law_is_finer_for_faint_samples() -> None:
     ramp = np.linspace(-1, 1, 10001, dtype=np.float32)
-    error = np.abs(effects.MuLaw(8)(ramp, RNG(0)) - ramp)
+    error = np.abs(effects.MuLaw(8).change(ramp, RNG(0)) - ramp)
     assert error[4950:5050].max() < error[:500].max() / 20
-    assert len(np.unique(effects.MuLaw(4)(ramp, RNG(0)))) == 16
+    assert len(np.unique(effects.MuLaw(4).change(ramp, RNG(0)))) == 16
 
 
 def test_masks_take_out_a_stretch_or_a_band() -> None:
     noise = (RNG(0).standard_normal(SAMPLE_RATE) * 0.1).astype(np.float32)
-    assert (effects.TimeMask(0.5)(noise, RNG(1)) == 0).sum() > 100
-    masked = effects.FrequencyMask(30)(noise, RNG(1))
+    assert (effects.TimeMask(0.5).change(noise, RNG(1)) == 0).sum() > 100
+    masked = effects.FrequencyMask(30).change(noise, RNG(1))
     lost = [power_db(noise, low, low + 200) - power_db(masked, low, low + 200) for low in range(0, 8000, 200)]
     assert max(lost) > 20
     assert min(lost) < 1
@@ -113,7 +113,7 @@ def test_a_longer_vocal_tract_moves_formants_and_leaves_pitch() -> None:
     buzz = sum(np.cos(2 * np.pi * 120 * n * time) * np.exp(-(((120 * n - 1500) / 300) ** 2)) for n in range(1, 60))
     buzz = (buzz / np.abs(buzz).max()).astype(np.float32)
     assert isinstance(buzz, np.ndarray)
-    moved = [effects.VocalTract(0.2)(buzz, RNG(seed)) for seed in range(4)]
+    moved = [effects.VocalTract(0.2).change(buzz, RNG(seed)) for seed in range(4)]
     frequency = np.fft.rfftfreq(len(buzz), 1 / SAMPLE_RATE)
     centres = []
     for one in moved:

@@ -1,0 +1,337 @@
+"""Terms that training minimises beside its loss, so that a model resists: to attacks, to other domains.
+
+A hook is a module that is given a :class:`Step` and gives a scalar. ``levels`` says where it perturbs the model,
+``unlabelled`` whether it learns from utterances without a label too. Hooks are listed in the YAML and added up; none
+leaves a trace: random generators, batch statistics and modes are afterwards as they were.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmemo.data.batch import EmotionBatch
+from mmemo.data.datamodule import EmotionDataModule
+from mmemo.data.manifest import ManifestError
+from mmemo.labels import UNLABELLED
+from mmemo.models.emotion_model import EmotionModel, EmotionOutput
+from mmemo.training.attacks import Attack, Entry, Forward, Level, budget, real, running_statistics, undisturbed
+
+
+class Step(NamedTuple):
+    """One training step, after the plain forward pass.
+
+    Args:
+        model: Being trained.
+        forward: Runs it on a batch.
+        batch: The inputs.
+        output: What the model said of them.
+        loss: An output -> the loss that is minimised.
+        progress: Share of the training that is over, in [0, 1].
+    """
+
+    model: EmotionModel
+    forward: Forward
+    batch: EmotionBatch
+    output: EmotionOutput
+    loss: Callable[[EmotionOutput], Tensor]
+    progress: float
+
+
+class AdversarialTraining(nn.Module):
+    """The same loss on inputs that an attack has changed (Goodfellow et al. 2015, section 6; Miyato et al. 2017).
+
+    Args:
+        attack: Finds the change: ``mmemo.training.FGSM``, ``FGM`` or ``PGD``.
+        weight: Of this loss beside the plain one, above 0; 1 counts both alike.
+    """
+
+    unlabelled = False
+
+    def __init__(self, attack: Attack, weight: float = 1.0) -> None:
+        super().__init__()
+        self.attack = attack
+        self.weight = _positive(self, "weight", weight)
+        self.levels: tuple[Level, ...] = (attack.level,)
+
+    def forward(self, step: Step) -> Tensor:
+        entry = Entry(step.model, self.attack.level)
+        with undisturbed(step.model):
+            values, mask = entry.values(step.forward, step.batch)
+            delta = self.attack.search(
+                lambda perturbed: step.loss(entry.run(step.forward, step.batch, perturbed - values)), values, mask
+            )
+        return self.weight * step.loss(entry.run(step.forward, step.batch, delta))
+
+
+class FreeLB(nn.Module):
+    """The mean loss along the steps of an attack, rather than at its end alone (Zhu et al. 2020, algorithm 1,
+    <https://arxiv.org/abs/1909.11764>).
+
+    Args:
+        level: Where the model is perturbed.
+        snr_db: Strength on the waveform, in dB; 45 when not given.
+        relative_norm: Strength elsewhere: norm of the perturbation over that of what it changes; 0.05 when not given.
+        steps: At least 1.
+        weight: Beside the plain loss, above 0.
+    """
+
+    unlabelled = False
+
+    def __init__(
+        self,
+        level: Level = "token_embeddings",
+        snr_db: float | None = None,
+        relative_norm: float | None = None,
+        steps: int = 3,
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.budget = budget(type(self).__name__, level, snr_db, relative_norm)
+        self.levels = (level,)
+        if steps < 1:
+            raise ValueError(f"FreeLB(steps={steps}), expected 1 or more")
+        self.steps = steps
+        self.weight = _positive(self, "weight", weight)
+
+    def forward(self, step: Step) -> Tensor:
+        entry = Entry(step.model, self.levels[0])
+        with undisturbed(step.model):
+            values, mask = entry.values(step.forward, step.batch)
+        radius = _column(self.budget.radius(values, mask), values)
+        inside = _column(torch.rand(len(values), device=values.device), values)
+        delta = inside * radius * _unit(torch.randn_like(values) * real(values, mask))
+        total = values.new_zeros(())
+        for _ in range(self.steps):
+            delta = delta.detach().requires_grad_()
+            loss = step.loss(entry.run(step.forward, step.batch, delta))
+            total = total + loss / self.steps
+            (slope,) = torch.autograd.grad(loss, delta, retain_graph=True)
+            moved = delta.detach() + _unit(slope * real(values, mask)) * radius / self.steps
+            delta = moved * (radius / _column(_length(moved), values).clamp(min=1e-20)).clamp(max=1.0)
+        return self.weight * total
+
+
+class VirtualAdversarial(nn.Module):
+    """The model must say the same of an input and of its worst neighbour, whatever is true of it, so utterances
+    without a label take part too (Miyato et al. 2018, algorithm 1, <https://arxiv.org/abs/1704.03976>).
+
+    Args:
+        level: Where the model is perturbed.
+        snr_db: Strength on the waveform, in dB; 45 when not given.
+        relative_norm: Strength elsewhere: norm of the perturbation over that of what it changes; 0.05 when not given.
+        power_iterations: Steps towards the worst direction, at least 1.
+        weight: Beside the plain loss, above 0.
+    """
+
+    unlabelled = True
+
+    def __init__(
+        self,
+        level: Level = "audio_features",
+        snr_db: float | None = None,
+        relative_norm: float | None = None,
+        power_iterations: int = 1,
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.budget = budget(type(self).__name__, level, snr_db, relative_norm)
+        self.levels = (level,)
+        if power_iterations < 1:
+            raise ValueError(f"VirtualAdversarial(power_iterations={power_iterations}), expected 1 or more")
+        self.power_iterations = power_iterations
+        self.weight = _positive(self, "weight", weight)
+
+    def prepare(self, datamodule: EmotionDataModule, model: EmotionModel) -> None:
+        """Refuses a model without classes."""
+        _needs_classes(self, model)
+
+    def forward(self, step: Step) -> Tensor:
+        entry = Entry(step.model, self.levels[0])
+        with undisturbed(step.model):
+            values, mask = entry.values(step.forward, step.batch)
+            radius = _column(self.budget.radius(values, mask), values)
+            plain = _log_probs(step.forward(step.batch)).detach()
+            direction = _unit(torch.randn_like(values) * real(values, mask))
+            for _ in range(self.power_iterations):
+                # A tenth of the radius, not the paper's 1e-6: at half precision nothing would come of that.
+                near = (0.1 * radius * direction).requires_grad_()
+                distance = _divergence(plain, _log_probs(entry.run(step.forward, step.batch, near)))
+                (slope,) = torch.autograd.grad(distance, near)
+                direction = _unit(slope * real(values, mask))
+        target = _log_probs(step.output).detach()
+        return self.weight * _divergence(target, _log_probs(entry.run(step.forward, step.batch, radius * direction)))
+
+
+class TRADES(nn.Module):
+    """Trades accuracy for resistance: the divergence between what is said of an input and of its worst neighbour
+    (Zhang et al. 2019, eq. 5, <https://arxiv.org/abs/1901.08573>).
+
+    Args:
+        attack: Searches the neighbour: ``mmemo.training.PGD``, with a random start.
+        weight: Of the divergence, the paper's 1 / lambda, above 0.
+    """
+
+    unlabelled = False
+
+    def __init__(self, attack: Attack, weight: float = 6.0) -> None:
+        super().__init__()
+        self.attack = attack
+        self.levels: tuple[Level, ...] = (attack.level,)
+        self.weight = _positive(self, "weight", weight)
+        if not getattr(attack, "random_start", False):
+            raise ValueError("TRADES needs an attack with a random start, such as PGD: at the input itself it is flat")
+
+    def prepare(self, datamodule: EmotionDataModule, model: EmotionModel) -> None:
+        """Refuses a model without classes."""
+        _needs_classes(self, model)
+
+    def forward(self, step: Step) -> Tensor:
+        entry = Entry(step.model, self.attack.level)
+        with undisturbed(step.model):
+            values, mask = entry.values(step.forward, step.batch)
+            plain = _log_probs(step.forward(step.batch)).detach()
+
+            def distance(perturbed: Tensor) -> Tensor:
+                output = entry.run(step.forward, step.batch, perturbed - values)
+                return _divergences(plain, _log_probs(output))
+
+            delta = self.attack.search(distance, values, mask)
+        said = _log_probs(entry.run(step.forward, step.batch, delta))
+        return self.weight * _divergence(_log_probs(step.output), said)
+
+
+class DomainAdversarial(nn.Module):
+    """The fused vector must not tell which speaker, corpus or other domain an utterance is of: a classifier learns to
+    tell, and its gradient is reversed before it reaches the model (Ganin et al. 2016, section 4.2,
+    <https://arxiv.org/abs/1505.07818>).
+
+    Utterances without a label take part, so a corpus that has none, or whose labels are hidden with
+    ``unlabelled: true``, can be adapted to.
+
+    Args:
+        column: Of the manifest, such as ``speaker``, ``corpus`` or ``gender``; rows without a value are left out.
+        weight: Of the reversed gradient at the end, above 0.
+        gamma: How soon it gets there: ``2 / (1 + exp(-gamma * progress)) - 1`` of it, above 0.
+        hidden_dim: Size of the classifier's hidden layer.
+    """
+
+    unlabelled = True
+    levels: tuple[Level, ...] = ()
+
+    def __init__(self, column: str, weight: float = 1.0, gamma: float = 10.0, hidden_dim: int = 128) -> None:
+        super().__init__()
+        self.column = column
+        self.weight = _positive(self, "weight", weight)
+        self.gamma = _positive(self, "gamma", gamma)
+        self.hidden_dim = hidden_dim
+        self.classifier: nn.Module | None = None  # its size is that of the data
+        self.accuracy: Tensor | None = None
+
+    def prepare(self, datamodule: EmotionDataModule, model: EmotionModel) -> None:
+        """Builds the classifier.
+
+        Raises:
+            ManifestError: The manifest has no such column, or the training rows one value alone.
+        """
+        frame = datamodule.manifest.frame
+        if self.column not in frame:
+            raise ManifestError(
+                f"{datamodule.manifest_path}: DomainAdversarial asks for column {self.column!r}, found only "
+                f"{', '.join(frame.columns)}"
+            )
+        column = frame[self.column]
+        known = sorted(column.iloc[datamodule.split.train].dropna().unique().tolist(), key=str)
+        if len(known) < 2:
+            raise ManifestError(
+                f"{datamodule.manifest_path}: column {self.column!r} has {len(known)} values in the training rows "
+                f"({', '.join(map(str, known))}), and DomainAdversarial needs two or more to tell apart"
+            )
+        numbers = {value: number for number, value in enumerate(known)}
+        domains = np.array([numbers.get(value, UNLABELLED) for value in column], dtype=np.int64)
+        self.register_buffer("domains", torch.from_numpy(domains), persistent=False)
+        self.domains: Tensor
+        if self.classifier is None:
+            dim = model.fusion.dim
+            self.classifier = nn.Sequential(
+                nn.Linear(dim, self.hidden_dim), nn.ReLU(), nn.Linear(self.hidden_dim, len(known))
+            )
+
+    def forward(self, step: Step) -> Tensor:
+        assert self.classifier is not None
+        strength = self.weight * (2 / (1 + math.exp(-self.gamma * step.progress)) - 1)
+        reversed_ = cast(Tensor, _Reversed.apply(step.output.embedding.float(), strength))
+        domain = self.domains[step.batch.row]
+        logits = self.classifier(reversed_)
+        known = domain != UNLABELLED
+        self.accuracy = (logits.argmax(1) == domain)[known].float().mean() if known.any() else None
+        losses = nn.functional.cross_entropy(logits, domain, ignore_index=UNLABELLED, reduction="sum")
+        return losses / known.sum().clamp(min=1)
+
+
+class _Reversed(torch.autograd.Function):
+    """The same value forwards, the gradient times a negative number backwards (Ganin et al. 2016, eq. 16)."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor, strength: float) -> Tensor:
+        context.strength = strength
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return -context.strength * gradients[0], None
+
+
+def hook_term(hook: nn.Module, step: Step) -> Tensor:
+    """What a hook asks to be minimised; random generators and batch statistics stay as they are.
+
+    Args:
+        hook: One of this file, or of its kind.
+        step: Being trained on.
+    """
+    from pytorch_lightning.utilities.seed import isolate_rng
+
+    with isolate_rng(), running_statistics(step.model):
+        return hook(step)
+
+
+def _log_probs(output: EmotionOutput) -> Tensor:
+    assert output.logits is not None
+    return output.logits.float().log_softmax(-1)
+
+
+def _divergences(target: Tensor, said: Tensor) -> Tensor:
+    return (target.exp() * (target - said)).sum(-1)
+
+
+def _divergence(target: Tensor, said: Tensor) -> Tensor:
+    return _divergences(target, said).mean()
+
+
+def _length(values: Tensor) -> Tensor:
+    return values.flatten(1).norm(dim=1)
+
+
+def _column(numbers: Tensor, values: Tensor) -> Tensor:
+    """``(batch,)`` with axes of size 1 to the shape of ``values``."""
+    return numbers.view(-1, *[1] * (values.ndim - 1))
+
+
+def _unit(values: Tensor) -> Tensor:
+    return values / _column(_length(values), values).clamp(min=1e-20)
+
+
+def _needs_classes(hook: nn.Module, model: EmotionModel) -> None:
+    if model.head is None:
+        raise ValueError(f"{type(hook).__name__} compares class probabilities, but data.classes is empty")
+
+
+def _positive(hook: nn.Module, name: str, value: float) -> float:
+    if not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{type(hook).__name__}({name}={value}), expected a number above 0")
+    return value

@@ -1,0 +1,344 @@
+"""Small changes of an input that raise a loss most: where they are made, how large they are, how they are found.
+
+A level is a place in the model where a tensor passes: the waveform, the log-mel spectrogram, an encoder's features, the
+token embeddings. An attack is given a function from that tensor to a loss and searches within its budget; it knows
+nothing of models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from mmemo.data.batch import EmotionBatch
+from mmemo.models.emotion_model import EmotionModel, EmotionOutput
+
+Level = Literal["waveform", "log_mel", "audio_features", "token_embeddings", "text_features"]
+RAW = {"waveform": "audio", "log_mel": "audio", "token_embeddings": "text"}
+"""Levels below what is cached -> the modality that must then be read raw."""
+
+Objective = Callable[[Tensor], Tensor]
+"""A perturbed tensor -> what is to be raised: one number per utterance ``(batch,)``, or a scalar."""
+
+Forward = Callable[[EmotionBatch], EmotionOutput]
+
+
+class Attack(Protocol):
+    """A search for the worst perturbation of a budget."""
+
+    level: Level
+
+    def search(self, objective: Objective, values: Tensor, mask: Tensor) -> Tensor:
+        """The perturbation, of the shape of ``values``, zero where ``mask`` is False."""
+
+
+class Budget(NamedTuple):
+    """How large a perturbation may be, measured against each utterance's own real values.
+
+    Args:
+        level: Where it is made.
+        ratio: Its Euclidean norm over that of the utterance.
+    """
+
+    level: Level
+    ratio: float
+
+    def radius(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Euclidean norm allowed ``(batch,)``."""
+        return self.ratio * _norm(values * real(values, mask))
+
+    def bound(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Largest change of one value ``(batch,)`` with which all together keep the norm."""
+        count = real(values, mask).expand_as(values).flatten(1).sum(1)
+        return self.radius(values, mask) / count.clamp(min=1).sqrt()
+
+
+def budget(name: str, level: Level, snr_db: float | None, relative_norm: float | None) -> Budget:
+    """Checks and converts the strength of an attack.
+
+    Args:
+        name: Of the attack, for the error.
+        level: Where it is made.
+        snr_db: Power of the waveform over that of the perturbation, in dB; only for the waveform.
+        relative_norm: Norm of the perturbation over that of what it changes, above 0; for the other levels.
+
+    Raises:
+        ValueError: A strength that is not a number, is 0 or less where it cannot be, or is of another level.
+    """
+    if level not in Level.__args__:  # type: ignore[attr-defined]
+        raise ValueError(f"{name}(level={level!r}), expected one of {', '.join(Level.__args__)}")  # type: ignore[attr-defined]
+    if level == "waveform":
+        if relative_norm is not None:
+            raise ValueError(f"{name}: the strength of an attack on the waveform is snr_db, not relative_norm")
+        snr_db = 45.0 if snr_db is None else snr_db
+        if not isinstance(snr_db, int | float) or not math.isfinite(snr_db):
+            raise ValueError(f"{name}(snr_db={snr_db}), expected a number of decibels, such as 45")
+        return Budget(level, 10 ** (-snr_db / 20))
+    if snr_db is not None:
+        raise ValueError(f"{name}: the strength of an attack on {level} is relative_norm, not snr_db")
+    relative_norm = 0.05 if relative_norm is None else relative_norm
+    if not isinstance(relative_norm, int | float) or not (math.isfinite(relative_norm) and relative_norm > 0):
+        raise ValueError(f"{name}(relative_norm={relative_norm}), expected a number above 0, such as 0.05")
+    return Budget(level, float(relative_norm))
+
+
+class FGSM:
+    """One step along the sign of the gradient (Goodfellow et al. 2015, eq. in section 4,
+    <https://arxiv.org/abs/1412.6572>).
+
+    Args:
+        level: Where the model is perturbed.
+        snr_db: Strength on the waveform: its power over that of the perturbation, in dB; 45 when not given.
+        relative_norm: Strength elsewhere: norm of the perturbation over that of what it changes; 0.05 when not given.
+    """
+
+    def __init__(
+        self, level: Level = "waveform", snr_db: float | None = None, relative_norm: float | None = None
+    ) -> None:  # fmt: skip
+        self.budget = budget(type(self).__name__, level, snr_db, relative_norm)
+        self.level = level
+
+    def search(self, objective: Objective, values: Tensor, mask: Tensor) -> Tensor:
+        slope = _slope(objective, values, torch.zeros_like(values), mask)[0]
+        return _scaled(slope.sign(), self.budget.bound(values, mask))
+
+
+class FGM(FGSM):
+    """One step along the gradient, of a given length (Miyato et al. 2017, eq. 3, <https://arxiv.org/abs/1605.07725>).
+
+    Args:
+        level: Where the model is perturbed.
+        snr_db: Strength on the waveform: its power over that of the perturbation, in dB; 45 when not given.
+        relative_norm: Strength elsewhere: norm of the perturbation over that of what it changes; 0.05 when not given.
+    """
+
+    def search(self, objective: Objective, values: Tensor, mask: Tensor) -> Tensor:
+        slope = _slope(objective, values, torch.zeros_like(values), mask)[0]
+        return _scaled(_unit(slope), self.budget.radius(values, mask))
+
+
+class PGD:
+    """Several steps, each put back into the budget (Madry et al. 2018, <https://arxiv.org/abs/1706.06083>); the worst
+    point on the way is taken.
+
+    Args:
+        level: Where the model is perturbed.
+        snr_db: Strength on the waveform: its power over that of the perturbation, in dB; 45 when not given.
+        relative_norm: Strength elsewhere: norm of the perturbation over that of what it changes; 0.05 when not given.
+        steps: At least 1.
+        step_size: Length of a step as a share of the budget, above 0; 2.5 / steps when not given.
+        norm: ``linf`` bounds each value, ``l2`` the norm of all; both keep the strength.
+        random_start: Whether to start anywhere in the budget rather than at the utterance itself.
+    """
+
+    def __init__(
+        self,
+        level: Level = "waveform",
+        snr_db: float | None = None,
+        relative_norm: float | None = None,
+        steps: int = 10,
+        step_size: float | None = None,
+        norm: Literal["linf", "l2"] = "linf",
+        random_start: bool = True,
+    ) -> None:
+        self.budget = budget(type(self).__name__, level, snr_db, relative_norm)
+        self.level = level
+        if steps < 1:
+            raise ValueError(f"PGD(steps={steps}), expected 1 or more")
+        self.steps = steps
+        self.step_size = 2.5 / steps if step_size is None else step_size
+        if not self.step_size > 0:
+            raise ValueError(f"PGD(step_size={step_size}), expected above 0")
+        if norm not in ("linf", "l2"):
+            raise ValueError(f"PGD(norm={norm!r}), expected linf or l2")
+        self.norm = norm
+        self.random_start = random_start
+
+    def search(self, objective: Objective, values: Tensor, mask: Tensor) -> Tensor:
+        limit = (self.budget.bound if self.norm == "linf" else self.budget.radius)(values, mask)
+        delta = torch.zeros_like(values)
+        if self.random_start:
+            delta = self._project(_scaled(torch.rand_like(values) * 2 - 1, limit) * real(values, mask), limit)
+        worst, highest = delta, None
+        for _ in range(self.steps):
+            slope, losses = _slope(objective, values, delta, mask)
+            worst, highest = _worse(worst, highest, delta, losses)
+            step = slope.sign() if self.norm == "linf" else _unit(slope)
+            delta = self._project(delta + _scaled(step, self.step_size * limit), limit)
+        with torch.no_grad():
+            losses = objective(values + delta)
+        return _worse(worst, highest, delta, losses)[0]
+
+    def _project(self, delta: Tensor, limit: Tensor) -> Tensor:
+        if self.norm == "linf":
+            bound = limit.view(-1, *[1] * (delta.ndim - 1))
+            return torch.maximum(torch.minimum(delta, bound), -bound)
+        return _scaled(delta, (limit / _norm(delta).clamp(min=1e-12)).clamp(max=1.0))
+
+
+class Entry:
+    """Where a model is perturbed.
+
+    Args:
+        model: To be perturbed.
+        level: The place.
+        name: Of the part that asks, for the error.
+
+    Raises:
+        ValueError: The model has no such place, or no gradient comes back to it.
+    """
+
+    def __init__(self, model: EmotionModel, level: Level, name: str = "attack") -> None:
+        self.model = model
+        self.level = level
+        modality = "text" if level in ("token_embeddings", "text_features") else "audio"
+        encoder = model.encoder(modality)
+        has = ", ".join(model.modalities)
+        wanted = "an audio_encoder" if modality == "audio" else "a text_encoder"
+        if encoder is None:
+            raise ValueError(
+                f"{name}: level {level} needs a model with {wanted}; this one takes {has} alone"
+            )  # fmt: skip
+        if level in ("waveform", "log_mel") and not getattr(encoder, "differentiable", True):
+            raise ValueError(
+                f"{name}: no gradient comes back through {type(encoder).__name__} to the {level}; use level "
+                "audio_features"
+            )
+        if level == "log_mel" and not isinstance(getattr(encoder, "log_mel", None), nn.Module):
+            raise ValueError(
+                f"{name}: {type(encoder).__name__} has no log-mel spectrogram; use level waveform or audio_features"
+            )
+        self.encoder: Any = encoder
+        self.modality = modality
+
+    def values(self, forward: Forward, batch: EmotionBatch) -> tuple[Tensor, Tensor]:
+        """What passes there, and its mask.
+
+        Args:
+            forward: Runs the model on a batch.
+            batch: Raw where the level is below what is cached.
+        """
+        if self.level == "waveform":
+            assert batch.audio is not None
+            assert batch.audio_mask is not None
+            return batch.audio, batch.audio_mask
+        seen: list[Any] = []
+        handle = self._module(batch).register_forward_hook(lambda module, inputs, output: seen.append(output))
+        try:
+            with torch.no_grad():
+                forward(batch)
+        finally:
+            handle.remove()
+        if self.level == "token_embeddings":
+            assert batch.text_mask is not None
+            return seen[0].detach(), batch.text_mask
+        return seen[0][0].detach(), seen[0][1]
+
+    def run(self, forward: Forward, batch: EmotionBatch, delta: Tensor) -> EmotionOutput:
+        """The model's output with a perturbation added.
+
+        Args:
+            forward: Runs the model on a batch.
+            batch: As for ``values``.
+            delta: Of the shape of its tensor.
+        """
+        if self.level == "waveform":
+            assert batch.audio is not None
+            perturbed = batch.audio + delta
+            raw = batch.descriptors is not None and batch.descriptors.ndim == 2  # they hear the same recording
+            return forward(batch._replace(audio=perturbed, descriptors=perturbed if raw else batch.descriptors))
+
+        def add(module: nn.Module, inputs: Any, output: Any) -> Any:
+            return output + delta if isinstance(output, Tensor) else (output[0] + delta, *output[1:])
+
+        handle = self._module(batch).register_forward_hook(add)
+        try:
+            return forward(batch)
+        finally:
+            handle.remove()
+
+    def _module(self, batch: EmotionBatch) -> nn.Module:
+        if self.level == "log_mel":
+            return self.encoder.log_mel
+        if self.level == "token_embeddings":
+            assert batch.text is not None
+            return self.encoder.embeddings(batch.text.device)
+        return self.encoder
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Gradients on, dropout and batch statistics off; afterwards modes and random generators are as they were.
+
+    Args:
+        model: Whose modes are meant.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    # cuDNN's recurrent layers give no gradient in eval mode, PyTorch's own do.
+    with isolate_rng(), torch.inference_mode(False), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+@contextmanager
+def running_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch normalisation as at test time: by the running statistics, which stay as they are.
+
+    A perturbed batch must be normalised as it will be then; its own statistics would take the perturbation out.
+
+    Args:
+        model: Whose batch normalisations are meant.
+    """
+    norms = [module for module in model.modules() if module.training and "running_mean" in dict(module.named_buffers())]
+    for norm in norms:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.training = True
+
+
+def real(values: Tensor, mask: Tensor) -> Tensor:
+    """The mask in the shape of a tensor of any level: ``(batch, time)`` with axes of size 1 for layer and feature."""
+    if values.ndim == 4:
+        return mask[:, None, :, None]
+    return mask if values.ndim == 2 else mask[..., None]
+
+
+def _norm(values: Tensor) -> Tensor:
+    return values.flatten(1).float().norm(dim=1)
+
+
+def _scaled(values: Tensor, factor: Tensor) -> Tensor:
+    return values * factor.view(-1, *[1] * (values.ndim - 1))
+
+
+def _unit(values: Tensor) -> Tensor:
+    return _scaled(values, 1 / _norm(values).clamp(min=1e-20))
+
+
+def _slope(objective: Objective, values: Tensor, delta: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient at a perturbation, zero on padding, and the losses there."""
+    delta = delta.detach().requires_grad_()
+    losses = objective(values + delta)
+    (slope,) = torch.autograd.grad(losses.sum(), delta)
+    return slope * real(values, mask), losses.detach()
+
+
+def _worse(worst: Tensor, highest: Tensor | None, delta: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+    losses = losses.detach().expand(len(delta))
+    if highest is None:
+        return delta, losses
+    better = losses > highest
+    return torch.where(better.view(-1, *[1] * (delta.ndim - 1)), delta, worst), torch.maximum(losses, highest)
