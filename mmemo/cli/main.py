@@ -15,6 +15,7 @@ VERBS = {
     "test": "metrics on the test rows",
     "predict": "probabilities of every class, one row per utterance",
     "crossval": "fit, test and predict every fold of a YAML's split, resumable",
+    "robustness": "what a trained model keeps in noise, on the telephone, with wrong words, under attack",
     "backbone": "a fine-tuned encoder -> a model folder for other experiments",
     "cache": "size of the feature caches; clear them",
 }

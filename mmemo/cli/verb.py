@@ -18,15 +18,16 @@ def call(function: Callable[..., int], argv: list[str], verb: str) -> int:
     return function(**_arguments(parser, parser.parse_args(argv)))
 
 
-def call_with_rest(function: Callable[..., int], argv: list[str], verb: str) -> int:
+def call_with_rest(function: Callable[..., int], argv: list[str], verb: str, as_positional: bool = False) -> int:
     """As :func:`call`, but options that the verb does not know go into its argument ``options``.
 
     Args:
         function: The verb; has an argument ``options``.
         argv: Options, without the verb.
         verb: Its name.
+        as_positional: Whether arguments without a default are given by place, not by name.
     """
-    parser = _parser(function, verb, as_positional=False, skip={"options"})
+    parser = _parser(function, verb, as_positional, skip={"options"})
     own: list[str] = []
     rest: list[str] = []
     known = {option for action in parser._actions for option in action.option_strings}

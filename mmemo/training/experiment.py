@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -156,6 +157,21 @@ class Experiment(LightningCLI):
         if not fitting:
             self.save_config_callback = None
         return super().instantiate_trainer(**kwargs)
+
+
+def experiment_of(run: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The parts of a finished run, built anew from its ``config.yaml``; nothing is run.
+
+    Args:
+        run: Its folder.
+        overrides: Options of ``mmemo fit`` that win over its config.
+    """
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    settings = {name: value for name, value in config.items() if name not in ("ckpt_path", "weights_only")}  # of `fit`
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(settings, file, sort_keys=False)
+        file.flush()
+        return Experiment(["--config", file.name, *overrides], run=False)
 
 
 def _loggers(root: Path, resumes: bool) -> list[Logger]:
