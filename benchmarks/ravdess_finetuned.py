@@ -7,8 +7,8 @@ The second form judges any settings on the training-side speakers of fold 1 alon
 Choices in `configs/ravdess_whisper_base_finetuned.yaml` were made on those speakers, who are the test speakers of folds
 2 to 6: no weight saw a test speaker, but only fold 1 is free of their influence on the settings, so it is also given by
 itself.
-Whether words that say nothing hurt is measured with frozen encoders (`configs/ravdess_whisper_base.yaml`, on the same
-trimmed clips), with Whisper's words and without.
+Whether words that say nothing hurt is measured with frozen encoders (`configs/ravdess_whisper_base.yaml`), with
+Whisper's words and without.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ RUN = HERE.parent / "runs" / "bench_ravdess_finetuned"
 
 
 def manifest() -> Path:
-    """RAVDESS without its silence, with Whisper's words; made once."""
+    """RAVDESS with Whisper's words; made once."""
     RUN.mkdir(parents=True, exist_ok=True)
-    trimmed, heard = RUN / "ravdess_trimmed.csv", RUN / "ravdess.csv"
+    silent, heard = RUN / "ravdess_silent.csv", RUN / "ravdess.csv"
     if not heard.exists():
-        assert mmemo(["corpus", "ravdess", str(corpus("ravdess")), "--out", str(trimmed), "--trim_db", "35"]) == 0
-        assert mmemo(["transcribe", str(trimmed), "--language", "en", "--out", str(heard)]) == 0
+        assert mmemo(["corpus", "ravdess", str(corpus("ravdess")), "--out", str(silent)]) == 0
+        assert mmemo(["transcribe", str(silent), "--language", "en", "--out", str(heard)]) == 0
     return heard
 
 

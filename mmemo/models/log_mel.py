@@ -11,7 +11,7 @@ from mmemo.pretrained import SAMPLE_RATE
 
 WINDOW_SAMPLES = 400  # 25 ms
 HOP_SAMPLES = 160  # 10 ms, so 100 frames a second
-LOUDNESS_RANGE = 8.0  # log10 of power below the loudest frame; quieter is clipped
+LOUDNESS_RANGE_DB = 80.0  # below the loudest value; quieter is clipped
 
 
 class LogMel(nn.Module):
@@ -22,14 +22,18 @@ class LogMel(nn.Module):
 
     Args:
         num_mels: Mel bands between 0 and 8 kHz.
+        range_db: What is this far below the loudest value is clipped, in dB, above 0.
 
     Shape:
         waveform ``(batch, samples)`` at 16 kHz, mask ``(batch, samples)`` bool
         -> log_mel ``(batch, frame, num_mels)`` about [-1, 1.5], mask ``(batch, frame)``; padding is zero
     """
 
-    def __init__(self, num_mels: int = 80) -> None:
+    def __init__(self, num_mels: int = 80, range_db: float = LOUDNESS_RANGE_DB) -> None:
         super().__init__()
+        if not range_db > 0:
+            raise ValueError(f"range_db={range_db:g}, expected decibels below the loudest value, above 0")
+        self.range_db = range_db
         filters = mel_filter_bank(
             num_frequency_bins=WINDOW_SAMPLES // 2 + 1,
             num_mel_filters=num_mels,
@@ -61,5 +65,5 @@ class LogMel(nn.Module):
         frames = -(-mask.sum(1) // HOP_SAMPLES)  # (batch,)
         frame_mask = torch.arange(num_frames, device=mask.device) < frames[:, None]
         loudest = log_mel.masked_fill(~frame_mask[..., None], -10.0).amax((1, 2), keepdim=True)
-        log_mel = (torch.maximum(log_mel, loudest - LOUDNESS_RANGE) + 4.0) / 4.0
+        log_mel = (torch.maximum(log_mel, loudest - self.range_db / 10) + 4.0) / 4.0
         return torch.where(frame_mask[..., None], log_mel, 0.0), frame_mask
