@@ -16,6 +16,7 @@ VERBS = {
     "predict": "probabilities of every class, one row per utterance",
     "crossval": "fit, test and predict every fold of a YAML's split, resumable",
     "robustness": "what a trained model keeps in noise, on the telephone, with wrong words, under attack",
+    "probe": "how much of the speaker, or of any column, is left in the fused vectors",
     "backbone": "a fine-tuned encoder -> a model folder for other experiments",
     "cache": "size of the feature caches; clear them",
 }

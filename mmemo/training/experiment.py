@@ -43,6 +43,8 @@ for noise in (
 BEST = Path("checkpoints") / "best.ckpt"
 LAST = Path("checkpoints") / "last.ckpt"
 METRICS_FILE = "test_metrics.json"
+EMBEDDING = "embedding_"
+"""What the columns of a fused vector begin with."""
 
 
 class Experiment(LightningCLI):
@@ -83,6 +85,11 @@ class Experiment(LightningCLI):
             "--gates", type=str | None, default=None,
             help="File that `predict` writes the gate values of every utterance to, .csv or .parquet; "
             "mmemo.evaluation.gates turns it into a table and a picture.",
+        )  # fmt: skip
+        parser.add_argument(
+            "--embeddings", type=str | None, default=None,
+            help="File that `predict` writes the fused vector of every utterance to, .csv or .parquet; `mmemo probe` "
+            "says what can be read from it.",
         )  # fmt: skip
         parser.add_argument(
             "--pseudo_labels", type=str | None, default=None,
@@ -138,7 +145,9 @@ class Experiment(LightningCLI):
         if config.trainer.logger in (None, True):
             kwargs["logger"] = _loggers(root, resumes=config.ckpt_path is not None) if fitting else False
         callbacks: list[Callback] = [
-            RunFolder(root, config.predictions, config.gates, config.pseudo_labels, config.min_confidence)
+            RunFolder(
+                root, config.predictions, config.gates, config.embeddings, config.pseudo_labels, config.min_confidence
+            )
         ]
         if config.trainer.enable_progress_bar is not False and sys.stderr.isatty():
             callbacks.append(RichProgressBar(leave=False))
@@ -214,6 +223,7 @@ class RunFolder(Callback):
         root: The run's folder.
         predictions: File for ``predict``, .csv or .parquet; ``ROOT/predictions.csv`` when not given.
         gates: File for the gate values; not written when not given.
+        embeddings: File for the fused vectors; not written when not given.
         pseudo_labels: File for a manifest labelled by the predictions; not written when not given.
         min_confidence: Probability below which a row is not labelled so, in [0, 1].
     """
@@ -223,6 +233,7 @@ class RunFolder(Callback):
         root: Path,
         predictions: str | None = None,
         gates: str | None = None,
+        embeddings: str | None = None,
         pseudo_labels: str | None = None,
         min_confidence: float = 0.9,
     ) -> None:
@@ -230,6 +241,7 @@ class RunFolder(Callback):
             raise ValueError(f"--min_confidence {min_confidence}: expected a probability, 0 to 1")
         self.root = root
         self.gates = Path(gates) if gates else None
+        self.embeddings = Path(embeddings) if embeddings else None
         self.predictions = Path(predictions) if predictions else root / "predictions.csv"
         self.pseudo_labels = Path(pseudo_labels) if pseudo_labels else None
         self.min_confidence = min_confidence
@@ -253,7 +265,9 @@ class RunFolder(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        kept = outputs if self.gates else outputs._replace(gates=None)
+        kept = outputs._replace(
+            gates=outputs.gates if self.gates else None, embedding=outputs.embedding if self.embeddings else None
+        )
         self._parts.append(move_data_to_device(kept, torch.device("cpu")))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -295,6 +309,9 @@ class RunFolder(Callback):
             ids = datamodule.manifest.frame[["id", "emotion"]].iloc[merged.row.long().numpy()].reset_index(drop=True)
             write_table(self.gates, pd.concat([ids, table], axis="columns"))
             print(f"Gate values: {self.gates}")
+        if self.embeddings is not None:
+            write_table(self.embeddings, embedding_table(datamodule, merged))
+            print(f"Fused vectors: {self.embeddings}")
 
 
 def merge(parts: Sequence[Prediction]) -> Prediction:
@@ -334,6 +351,23 @@ def prediction_table(
     columns = prediction_columns(datamodule.classes, modalities, prediction)
     numbers = {name: values.float().numpy() for name, values in columns.items()}
     return pd.concat([table, pd.DataFrame(numbers)], axis="columns")
+
+
+def embedding_table(datamodule: EmotionDataModule, prediction: Prediction) -> pd.DataFrame:
+    """One row per utterance: all that the manifest says of it but its words and where its audio is, side, vector.
+
+    Args:
+        datamodule: Whose rows were predicted.
+        prediction: Of all of them.
+    """
+    assert prediction.embedding is not None
+    frame = datamodule.manifest.frame.iloc[prediction.row.long().numpy()].reset_index(drop=True)
+    frame = frame.drop(columns=["path", "start", "end", "text"]).dropna(axis="columns", how="all")
+    sides = datamodule.sides()
+    vectors = prediction.embedding.float().numpy()
+    numbers = pd.DataFrame(vectors, columns=[f"{EMBEDDING}{number}" for number in range(vectors.shape[1])])
+    side = pd.Series([sides.get(row, "") for row in prediction.row.tolist()], name="side")
+    return pd.concat([frame, side, numbers], axis="columns")
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -45,6 +45,7 @@ class Prediction(NamedTuple):
         modality_weights: How far each modality was believed ``(batch, modality)``; None for a fusion that does not
             weigh them.
         gates: How far each feature of all modalities was let through ``(batch, dim)``.
+        embedding: The fused vector ``(batch, dim)``.
     """
 
     row: Tensor
@@ -54,6 +55,7 @@ class Prediction(NamedTuple):
     text_probs: Tensor | None = None
     modality_weights: Tensor | None = None
     gates: Tensor | None = None
+    embedding: Tensor | None = None
 
 
 class EmotionSystem(LightningModule):
@@ -373,6 +375,7 @@ class EmotionSystem(LightningModule):
             text_probs=probs.get("text_only"),
             modality_weights=output.modality_weights,
             gates=torch.cat(output.gates, dim=-1),
+            embedding=output.embedding,
         )
 
     @property
