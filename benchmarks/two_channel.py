@@ -18,7 +18,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 import yaml
-from ravdess_finetuned import manifest as acted_manifest
 from record import HERE, corpus, record
 from sklearn.metrics import recall_score, roc_auc_score
 
@@ -76,6 +75,15 @@ def manifests() -> dict[str, Path]:
     judged = set(spoken.loc[spoken["split"] != "train", "id"])
     assert not judged & set(comments.loc[comments["split"] == "train", "id"])
     return paths
+
+
+def acted_manifest() -> Path:
+    """RAVDESS without its silence, with Whisper's words; made once."""
+    trimmed, heard = RUN / "acted_untranscribed.csv", RUN / "acted.csv"
+    if not heard.exists():
+        assert mmemo(["corpus", "ravdess", str(corpus("ravdess")), "--out", str(trimmed), "--trim_db", "35"]) == 0
+        assert mmemo(["transcribe", str(trimmed), "--language", "en", "--out", str(heard)]) == 0
+    return heard
 
 
 def comments_manifest() -> Path:

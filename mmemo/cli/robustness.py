@@ -26,6 +26,7 @@ def robustness(
     checkpoint: str | None = None,
     folds: list[int] = [],  # noqa: B006
     bf16: bool = False,
+    surrogate: Path | None = None,
     device: str | None = None,
     options: list[str] = [],  # noqa: B006
 ) -> int:
@@ -47,6 +48,8 @@ def robustness(
         folds: Which folds of a cross-validation; all when not given.
         bf16: Let attacks search in half precision, up to three times faster where the processor knows it; what they
             find is judged in full.
+        surrogate: Another run, against whose model attacks are searched. If a model keeps much less of those than of
+            its own, it hides its gradient rather than resists.
         device: cpu or cuda; a GPU if there is one when not given.
         options: Options of `mmemo fit`, such as --data.manifest OTHER.csv.
     """
@@ -62,7 +65,7 @@ def robustness(
     if unknown:
         raise ValueError(f"--kinds {', '.join(sorted(unknown))}: expected some of {', '.join(known)}")
     chosen = [one for one in every if kinds is None or one.kind in kinds]
-    result = measure(run, chosen, checkpoint, options, folds, half_precision=bf16, device=device)
+    result = measure(run, chosen, checkpoint, options, folds, half_precision=bf16, surrogate=surrogate, device=device)
     table = Table(title=f"{run}: {int(result.table['num_utterances'].iloc[0])} test utterances, per cent")
     for name in ("condition", "UAR", "95 % over speakers", "correct answers kept"):
         table.add_column(name, justify="left" if name == "condition" else "right")

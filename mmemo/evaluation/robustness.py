@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,6 +181,7 @@ def robustness(
     overrides: Sequence[str] = (),
     folds: Sequence[int] = (),
     half_precision: bool = False,
+    surrogate: Path | None = None,
     device: str | None = None,
     progress: bool = True,
 ) -> Robustness:
@@ -194,6 +196,9 @@ def robustness(
         overrides: Options of ``mmemo fit`` that win over the run's config, such as another manifest.
         folds: Which folds of a cross-validation; all when empty.
         half_precision: Whether attacks search in bfloat16; what they found is judged in full precision.
+        surrogate: Another run with the same classes (and folds), against whose model attacks are searched; the run's
+            own when not given. What transfers from it shows whether a model resists, or only hides its gradient
+            (Athalye et al. 2018, <https://arxiv.org/abs/1802.00420>).
         device: Where the model runs; a GPU if there is one when not given.
         progress: Whether to draw a progress bar.
 
@@ -213,8 +218,15 @@ def robustness(
         datamodule.test_views = 1
         datamodule.setup("test")
         datamodule.refuse_empty(bool({"audio", "descriptors"} & set(model.modalities)), "text" in model.modalities)
-        judge = _Judge(model, datamodule, torch.device(device), half_precision)
-        stamp = hashlib.sha256(path.read_bytes() + "".join(overrides).encode()).hexdigest()[:12]
+        stamp = hashlib.sha256(path.read_bytes() + "".join(overrides).encode()).hexdigest()
+        other = model
+        if surrogate is not None:
+            there = _checkpoint(surrogate / member.relative_to(run), experiment.config.checkpoint)
+            other = load_model(there).to(device)
+            if other.classes != model.classes:
+                raise ValueError(f"{surrogate} tells {list(other.classes)} apart, {run} {list(model.classes)}")
+            stamp += hashlib.sha256(there.read_bytes()).hexdigest()
+        judge = _Judge(model, other, datamodule, torch.device(device), half_precision)
         for condition in chosen:
             reason = possible(model, condition)
             if reason:
@@ -228,7 +240,7 @@ def robustness(
             tables.setdefault(condition.name, []).append(pd.read_parquet(kept))
     pooled = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
     table = summarise(pooled, {one.name: one for one in chosen})
-    folder = run / FOLDER
+    folder = run / FOLDER if surrogate is None else run / FOLDER / f"from_{surrogate.name}"
     write_table(folder / "robustness.csv", table)
     write_text(folder / "robustness.json", json.dumps(_as_json(table, skipped), indent=1))
     draw(table, folder / "robustness.png")
@@ -239,9 +251,15 @@ class _Judge:
     """One model on one set of test rows, condition by condition."""
 
     def __init__(
-        self, model: EmotionModel, datamodule: EmotionDataModule, device: torch.device, half_precision: bool
-    ) -> None:  # fmt: skip
+        self,
+        model: EmotionModel,
+        surrogate: EmotionModel,
+        datamodule: EmotionDataModule,
+        device: torch.device,
+        half_precision: bool,
+    ) -> None:
         self.model = model
+        self.surrogate = surrogate
         self.datamodule = datamodule
         self.device = device
         self.half_precision = half_precision
@@ -287,24 +305,20 @@ class _Judge:
         )
         return table[table["target"] != UNLABELLED].sort_values("id", ignore_index=True)
 
-    def _forward(self, batch: EmotionBatch) -> EmotionOutput:
-        return self.model(
-            batch.audio, batch.audio_mask, batch.text, batch.text_mask, batch.descriptors, batch.descriptors_mask
-        )
-
     @torch.no_grad()
     def _plain(self, batch: EmotionBatch) -> EmotionOutput:
-        return self._forward(batch)
+        return _said(self.model, batch)
 
     def _attacked(self, batch: EmotionBatch, attack: Attack) -> EmotionOutput:
-        entry = Entry(self.model, attack.level)
+        entry = Entry(self.surrogate, attack.level)
+        forward = partial(_said, self.surrogate)
         search: Any = torch.autocast(self.device.type, torch.bfloat16) if self.half_precision else nullcontext()
-        with undisturbed(self.model):
+        with undisturbed(self.surrogate):
             torch.manual_seed(0)  # the same random start each time
-            values, mask = entry.values(self._forward, batch)
+            values, mask = entry.values(forward, batch)
 
             def losses(perturbed: Tensor) -> Tensor:
-                logits = entry.run(self._forward, batch, perturbed - values).logits
+                logits = entry.run(forward, batch, perturbed - values).logits
                 assert logits is not None
                 return nn.functional.cross_entropy(
                     logits.float(), batch.target, ignore_index=UNLABELLED, reduction="none"
@@ -313,7 +327,11 @@ class _Judge:
             with search:
                 delta = attack.search(losses, values, mask)
         with torch.no_grad():
-            return entry.run(self._forward, batch, delta)
+            return Entry(self.model, attack.level).run(partial(_said, self.model), batch, delta)
+
+
+def _said(model: EmotionModel, batch: EmotionBatch) -> EmotionOutput:
+    return model(batch.audio, batch.audio_mask, batch.text, batch.text_mask, batch.descriptors, batch.descriptors_mask)
 
 
 def summarise(predictions: dict[str, pd.DataFrame], named: dict[str, Condition]) -> pd.DataFrame:

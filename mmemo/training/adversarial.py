@@ -20,6 +20,7 @@ from mmemo.data.datamodule import EmotionDataModule
 from mmemo.data.manifest import ManifestError
 from mmemo.labels import UNLABELLED
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
+from mmemo.models.pooling import MaskedBatchNorm
 from mmemo.training.attacks import Attack, Entry, Forward, Level, budget, real, running_statistics, undisturbed
 
 
@@ -219,17 +220,22 @@ class DomainAdversarial(nn.Module):
         weight: Of the reversed gradient at the end, above 0.
         gamma: How soon it gets there: ``2 / (1 + exp(-gamma * progress)) - 1`` of it, above 0.
         hidden_dim: Size of the classifier's hidden layer.
+        lr_ratio: Learning rate of the classifier as a share of the optimizer's, above 0. It must learn faster than the
+            model can hide: the model fools a slow one by telling it a wrong speaker, which is as telling.
     """
 
     unlabelled = True
     levels: tuple[Level, ...] = ()
 
-    def __init__(self, column: str, weight: float = 1.0, gamma: float = 10.0, hidden_dim: int = 128) -> None:
+    def __init__(
+        self, column: str, weight: float = 1.0, gamma: float = 10.0, hidden_dim: int = 128, lr_ratio: float = 10.0
+    ) -> None:
         super().__init__()
         self.column = column
         self.weight = _positive(self, "weight", weight)
         self.gamma = _positive(self, "gamma", gamma)
         self.hidden_dim = hidden_dim
+        self.lr_ratio = _positive(self, "lr_ratio", lr_ratio)
         self.classifier: nn.Module | None = None  # its size is that of the data
         self.accuracy: Tensor | None = None
 
@@ -258,6 +264,8 @@ class DomainAdversarial(nn.Module):
         self.domains: Tensor
         if self.classifier is None:
             dim = model.fusion.dim
+            # Standardised, or the model would hide from the classifier by shrinking what it tells.
+            self.norm = MaskedBatchNorm(dim)
             self.classifier = nn.Sequential(
                 nn.Linear(dim, self.hidden_dim), nn.ReLU(), nn.Linear(self.hidden_dim, len(known))
             )
@@ -267,8 +275,8 @@ class DomainAdversarial(nn.Module):
         strength = self.weight * (2 / (1 + math.exp(-self.gamma * step.progress)) - 1)
         reversed_ = cast(Tensor, _Reversed.apply(step.output.embedding.float(), strength))
         domain = self.domains[step.batch.row]
-        logits = self.classifier(reversed_)
         known = domain != UNLABELLED
+        logits = self.classifier(self.norm(reversed_, torch.ones_like(known)))
         self.accuracy = (logits.argmax(1) == domain)[known].float().mean() if known.any() else None
         losses = nn.functional.cross_entropy(logits, domain, ignore_index=UNLABELLED, reduction="sum")
         return losses / known.sum().clamp(min=1)
