@@ -27,6 +27,9 @@ def corpus(
     channel: Literal["voice", "face", "both"] | None = None,
     labels: Literal["intended", "majority"] | None = None,
     trim_db: float | None = None,
+    denoise: bool = False,
+    loudness_lufs: float | None = None,
+    cleaned: Path | None = None,
 ) -> int:
     """Turns a corpus on disk into a manifest, the one table that everything else reads.
 
@@ -45,6 +48,9 @@ def corpus(
             raters heard, none where they are tied.
         trim_db: Cut silence at both ends: what is this many dB below a clip's loudest moment, such as 35. The files
             stay as they are; `start` and `end` say where the sound is.
+        denoise: Reduce steady noise; the manifest then points to new files.
+        loudness_lufs: Make every utterance this loud, in LUFS, such as -23; the manifest then points to new files.
+        cleaned: Folder for the new files; OUT without its ending and with `_audio` when not given.
     """
     from importlib import import_module
 
@@ -74,6 +80,18 @@ def corpus(
     manifest = Manifest(frame, out)
     if trim_db is not None:
         _trim(manifest, trim_db)
+    if cleaned is not None and not (denoise or loudness_lufs is not None):
+        raise ValueError("--cleaned is for the files that --denoise or --loudness_lufs write; give one of them")
+    if denoise or loudness_lufs is not None:
+        from mmemo.data.cleaning import write_cleaned
+
+        folder = cleaned or out.with_name(f"{out.stem}_audio")
+        num_cleaned = write_cleaned(manifest, folder, denoise, loudness_lufs)
+        here = out.parent.resolve()
+        manifest.frame["path"] = [
+            None if utterance.path is None else _relative(Path(utterance.path), here) for utterance in manifest
+        ]
+        print(f"{folder}: {num_cleaned} cleaned utterances")
     manifest.write(out)
     speakers = manifest.frame["speaker"].nunique()
     print(f"{out}: {len(manifest)} utterances, {speakers} speakers; next: mmemo check {out}")

@@ -9,6 +9,7 @@ from importlib import import_module
 VERBS = {
     "corpus": "a corpus on disk -> manifest",
     "check": "validate a manifest, list broken audio and leaks, draw its distributions",
+    "augment": "a page to see and hear what each augmentation does to a clip",
     "transcribe": "Whisper transcripts of a manifest, cached and resumable",
     "fit": "train a model from a YAML",
     "validate": "metrics on the validation rows",

@@ -219,7 +219,7 @@ class DomainAdversarial(nn.Module):
         column: Of the manifest, such as ``speaker``, ``corpus`` or ``gender``; rows without a value are left out.
         weight: Of the reversed gradient at the end, above 0.
         gamma: How soon it gets there: ``2 / (1 + exp(-gamma * progress)) - 1`` of it, above 0.
-        hidden_dim: Size of the classifier's hidden layer.
+        hidden_dim: Size of the classifier's hidden layer; 0 for a linear one, which is soonest at its best.
         lr_ratio: Learning rate of the classifier as a share of the optimizer's, above 0. It must learn faster than the
             model can hide: the model fools a slow one by telling it a wrong speaker, which is as telling.
     """
@@ -266,9 +266,11 @@ class DomainAdversarial(nn.Module):
             dim = model.fusion.dim
             # Standardised, or the model would hide from the classifier by shrinking what it tells.
             self.norm = MaskedBatchNorm(dim)
-            self.classifier = nn.Sequential(
-                nn.Linear(dim, self.hidden_dim), nn.ReLU(), nn.Linear(self.hidden_dim, len(known))
-            )
+            self.classifier = nn.Linear(dim, len(known))
+            if self.hidden_dim:
+                self.classifier = nn.Sequential(
+                    nn.Linear(dim, self.hidden_dim), nn.ReLU(), nn.Linear(self.hidden_dim, len(known))
+                )
 
     def forward(self, step: Step) -> Tensor:
         assert self.classifier is not None
