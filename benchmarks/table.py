@@ -60,7 +60,7 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
             "ua_fold1": ("fold 1 by itself, whose speakers had no part in choosing the settings, %", ""),
             "ua_deviation": ("standard deviation over folds, points", ""),
             "macro_f1_mean": ("macro F1, %", ""),
-            "ua_audio_mean": ("frozen encoder, voice alone, trimmed clips, %", ""),
+            "ua_audio_mean": ("frozen encoder, voice alone, %", ""),
             "ua_fused_mean": ("frozen encoders, Whisper's words beside the voice, %", ""),
             "fused_minus_audio": ("words against voice alone, points", "at least -1"),
         },
@@ -98,6 +98,52 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
             "accuracy": ("accuracy, %", ""),
         },
     ),
+    "robustness": (
+        "RAVDESS, published folds 1 and 2, Whisper base, plain and defended: correct answers kept, UAR lost",
+        {
+            "kept_fgsm45_plain": ("plain, one-step attack on the waveform at 45 dB, correct answers kept, %", ""),
+            "kept_fgsm45": ("defended, the same, %", "at least 60"),
+            "kept_pgd45_plain": ("plain, 20-step attack (PGD) at 45 dB, %", ""),
+            "kept_pgd45": ("defended, the same, %", "at least 50"),
+            "kept_pgd45_from_plain": ("defended, attack found against the plain model, %", ""),
+            "kept_pgd45_from_opened": ("defended, attack found against itself without clipping, %", ""),
+            "clean_plain": ("plain, clean UAR, %", ""),
+            "clean": ("defended, clean UAR, %", ""),
+            "clean_cost_points": ("clean UAR lost by the defence, points", "at most 1.5"),
+            "noise10_loss_plain": ("plain, UAR lost in white noise at 10 dB, points", ""),
+            "noise10_loss": ("defended, the same, points", "at most half of plain"),
+        },
+    ),
+    "adversarial_text": (
+        "Two-channel corpus with wrong or missing words",
+        {
+            "uar": ("hardened, UAR on the union, %", ""),
+            "uar_plain": ("plain, %", ""),
+            "uar_audio": ("voice alone, %", ""),
+            "uar_no_words": ("hardened, transcripts emptied, %", ""),
+            "uar_no_words_plain": ("plain, transcripts emptied, %", ""),
+            "no_words_minus_audio": ("hardened with transcripts emptied against voice alone, points", "at least -2"),
+            "words20_loss": ("hardened, words half, UAR lost with 20 % wrong words, points", "at most 3"),
+            "words20_loss_plain": ("plain, the same, points", ""),
+        },
+    ),
+    "domain": (
+        "Gradient reversal: speakers in RAVDESS (folds 1 and 2), and RAVDESS to EMO-DB",
+        {
+            "uar_plain": ("UAR without it, %", ""),
+            "uar_reversed": ("UAR with it, %", ""),
+            "uar_cost_points": ("UAR lost by it, points", "at most 1"),
+            "probe_train_plain": ("linear probe for the 20 training speakers without it, accuracy, %", ""),
+            "probe_train_reversed": ("with it, %", ""),
+            "probe_train_ratio": ("with it, as a share of without", "at most 0.5"),
+            "probe_test_plain": ("linear probe for the 4 test speakers without it, accuracy, %", ""),
+            "probe_test_reversed": ("with it, %", ""),
+            "probe_test_ratio": ("with it, as a share of without (chance is 25 %)", "at most 0.5"),
+            "uar_emodb_plain": ("RAVDESS to EMO-DB, four emotions, UAR without it, %", ""),
+            "uar_emodb_reversed": ("with it and EMO-DB heard without labels, %", ""),
+        },
+    ),
+    "hook_cost": ("Time per training step with a hook, relative to plain training", {}),
 }
 
 
@@ -107,6 +153,9 @@ HEADLINES = (
     ("two_channel", "uar_fused"),
     ("two_channel", "gain_over_better_alone"),
     ("meld_text", "weighted_f1"),
+    ("robustness", "kept_fgsm45_plain"),
+    ("robustness", "kept_fgsm45"),
+    ("robustness", "kept_pgd45"),
     ("transcribe", "time_ratio_vs_openai"),
     ("transcribe", "wer_delta_points"),
     ("features", "encode_speedup"),
@@ -143,7 +192,7 @@ def render() -> str:
         if not path.exists():
             continue
         result = json.loads(path.read_text())
-        lines += [f"## {title}", "", "| figure | measured | goal |", "|---|---|---|"]
+        lines += [f"## {title}", ""] + (["| figure | measured | goal |", "|---|---|---|"] if figures else [])
         for key, (text, goal) in figures.items():
             if key in result["figures"]:
                 lines.append(f"| {text} (`{key}`) | **{shown(result['figures'][key])}** | {goal} |")

@@ -212,6 +212,11 @@ class DomainAdversarial(nn.Module):
     tell, and its gradient is reversed before it reaches the model (Ganin et al. 2016, section 4.2,
     <https://arxiv.org/abs/1505.07818>).
 
+    Differs in two ways, without which the model hides from a classifier that lags behind, and is read by another one as
+    before: the classifier takes several steps of its own on the latest vectors for each step of the model, and nothing
+    is reversed for an utterance of which it is no surer than by chance, since a wrong speaker is as telling. Under
+    several processes each has a classifier of its own.
+
     Utterances without a label take part, so a corpus that has none, or whose labels are hidden with
     ``unlabelled: true``, can be adapted to.
 
@@ -220,22 +225,37 @@ class DomainAdversarial(nn.Module):
         weight: Of the reversed gradient at the end, above 0.
         gamma: How soon it gets there: ``2 / (1 + exp(-gamma * progress)) - 1`` of it, above 0.
         hidden_dim: Size of the classifier's hidden layer; 0 for a linear one, which is soonest at its best.
-        lr_ratio: Learning rate of the classifier as a share of the optimizer's, above 0. It must learn faster than the
-            model can hide: the model fools a slow one by telling it a wrong speaker, which is as telling.
+        steps: Of the classifier for each step of the model, at least 1.
+        lr: Learning rate of the classifier (Adam), above 0.
+        memory: Latest utterances that it learns from, at least 1.
     """
 
     unlabelled = True
     levels: tuple[Level, ...] = ()
 
     def __init__(
-        self, column: str, weight: float = 1.0, gamma: float = 10.0, hidden_dim: int = 128, lr_ratio: float = 10.0
+        self,
+        column: str,
+        weight: float = 1.0,
+        gamma: float = 10.0,
+        hidden_dim: int = 0,
+        steps: int = 5,
+        lr: float = 0.01,
+        memory: int = 1024,
     ) -> None:
         super().__init__()
         self.column = column
         self.weight = _positive(self, "weight", weight)
         self.gamma = _positive(self, "gamma", gamma)
+        self.lr = _positive(self, "lr", lr)
+        if min(steps, memory) < 1 or hidden_dim < 0:
+            raise ValueError(
+                f"DomainAdversarial(steps={steps}, memory={memory}, hidden_dim={hidden_dim}), expected 1 or more, the "
+                "last 0 or more"
+            )
         self.hidden_dim = hidden_dim
-        self.lr_ratio = _positive(self, "lr_ratio", lr_ratio)
+        self.steps = steps
+        self.memory = memory
         self.classifier: nn.Module | None = None  # its size is that of the data
         self.accuracy: Tensor | None = None
 
@@ -271,17 +291,41 @@ class DomainAdversarial(nn.Module):
                 self.classifier = nn.Sequential(
                     nn.Linear(dim, self.hidden_dim), nn.ReLU(), nn.Linear(self.hidden_dim, len(known))
                 )
+            self.classifier.requires_grad_(False)  # it has an optimizer of its own
+            self._optimizer = torch.optim.Adam(self.classifier.parameters(), lr=self.lr)
+            self._latest: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, step: Step) -> Tensor:
         assert self.classifier is not None
         strength = self.weight * (2 / (1 + math.exp(-self.gamma * step.progress)) - 1)
-        reversed_ = cast(Tensor, _Reversed.apply(step.output.embedding.float(), strength))
+        embedding = step.output.embedding.float()
         domain = self.domains[step.batch.row]
         known = domain != UNLABELLED
-        logits = self.classifier(self.norm(reversed_, torch.ones_like(known)))
+        self._learn(embedding[known].detach(), domain[known])
+        logits = self.classifier(self.norm(cast(Tensor, _Reversed.apply(embedding, strength)), known))
+        losses = nn.functional.cross_entropy(logits, domain, ignore_index=UNLABELLED, reduction="none")
         self.accuracy = (logits.argmax(1) == domain)[known].float().mean() if known.any() else None
-        losses = nn.functional.cross_entropy(logits, domain, ignore_index=UNLABELLED, reduction="sum")
-        return losses / known.sum().clamp(min=1)
+        return losses.clamp(max=math.log(logits.shape[1])).sum() / known.sum().clamp(min=1)
+
+    def _learn(self, embedding: Tensor, domain: Tensor) -> None:
+        """Lets the classifier catch up with the model."""
+        assert self.classifier is not None
+        self._latest.append((embedding, domain))
+        while sum(len(names) for _, names in self._latest) > self.memory and len(self._latest) > 1:
+            self._latest.pop(0)
+        vectors, names = (torch.cat(parts) for parts in zip(*self._latest, strict=True))
+        if len(vectors) == 0:
+            return
+        with torch.no_grad(), running_statistics(self):
+            vectors = self.norm(vectors, torch.ones_like(names, dtype=torch.bool))
+        self.classifier.requires_grad_(True)
+        for _ in range(self.steps):
+            loss = nn.functional.cross_entropy(self.classifier(vectors), names)
+            self._optimizer.zero_grad()
+            loss.backward()
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.classifier.requires_grad_(False)
 
 
 class _Reversed(torch.autograd.Function):

@@ -407,9 +407,6 @@ class EmotionSystem(LightningModule):
         groups: list[dict[str, Any]] = []
         for name, strategy in self.finetuning.items():
             groups += parameter_groups(self.model.encoder(name), strategy)
-        for hook in self.hooks:
-            if list(hook.parameters()):
-                groups.append({"params": list(hook.parameters()), "lr_ratio": getattr(hook, "lr_ratio", 1.0)})
         tuned = {id(parameter) for group in groups for parameter in group["params"]}
         rest = [parameter for parameter in self.parameters() if parameter.requires_grad and id(parameter) not in tuned]
         optimizer = self.optimizer(cast(Any, [{"params": rest, "lr_ratio": 1.0}, *groups]))
