@@ -27,7 +27,15 @@ from mmemo.labels import UNLABELLED
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
 from mmemo.training.attacks import FGSM, PGD, Attack, Entry, undisturbed
 from mmemo.training.experiment import BEST, LAST, experiment_of, write_table, write_text
-from mmemo.training.features import Waveforms, words_of
+from mmemo.training.features import (
+    CachedFeatures,
+    Clip,
+    FeatureCache,
+    Waveforms,
+    cache_audio,
+    empty_features,
+    words_of,
+)
 from mmemo.training.system import load_model
 
 log = logging.getLogger(__name__)
@@ -266,19 +274,35 @@ class _Judge:
         listens = {"audio", "descriptors"} & set(model.modalities)
         contents = datamodule.inspect_audio(progress=False) if listens else []
         self.waveforms = Waveforms(list(datamodule.manifest), contents)
+        self.features = {
+            name: self._features(model.encoder(name)) for name in sorted(listens) if model.encoder(name).caches
+        }
         self.words = words_of(datamodule, changed=False)
         self.soundalikes = datamodule.soundalikes()
+
+    def _features(self, encoder: Any) -> CachedFeatures:
+        """Those of the recordings as they are, which need not be computed again for every condition of the words."""
+        cache = FeatureCache(encoder.fingerprint())
+        test = self.datamodule.split.test.tolist()
+        clips = {
+            self.waveforms.contents[row]: Clip(self.waveforms.utterances[row], content=self.waveforms.contents[row])
+            for row in test
+            if self.waveforms.contents[row]
+        }
+        cache_audio(encoder, clips, cache, self.device)
+        return CachedFeatures(cache, [self.waveforms.contents], empty_features(encoder, cache, clips))
 
     def __call__(self, condition: Condition, title: str, progress: bool) -> pd.DataFrame:
         reader = self.model.encoder("text")
         changed = ChangedWaveforms(self.waveforms, condition.effect)
+        unchanged = self.features if condition.effect is None and condition.attack is None else {}
         text = reader and ChangedWords(
             reader.tokenize, self.words.texts, self.words.names, condition.words, self.soundalikes
         )
         self.datamodule.attach(
             Sources(
-                audio=changed if self.model.encoder("audio") else None,
-                descriptors=changed if self.model.encoder("descriptors") else None,
+                audio=unchanged.get("audio", changed) if self.model.encoder("audio") else None,
+                descriptors=unchanged.get("descriptors", changed) if self.model.encoder("descriptors") else None,
                 text=text or None,
             )
         )
