@@ -105,7 +105,6 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
             "kept_fgsm45": ("defended, the same, %", "at least 60"),
             "kept_pgd45_plain": ("plain, 20-step attack (PGD) at 45 dB, %", ""),
             "kept_pgd45": ("defended, the same, %", "at least 50"),
-            "kept_pgd45_from_plain": ("defended, attack found against the plain model, %", ""),
             "kept_pgd45_from_opened": ("defended, attack found against itself without clipping, %", ""),
             "clean_plain": ("plain, clean UAR, %", ""),
             "clean": ("defended, clean UAR, %", ""),
