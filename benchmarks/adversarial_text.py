@@ -3,8 +3,9 @@
     python benchmarks/adversarial_text.py      # what is there already is kept
 
 Manifests and text backbone are those of `two_channel.py`. The hardened model is `configs/two_channel_robust.yaml`, the
-plain one the same without word augmentation and hooks, the voice alone the same without a text encoder. Errors are put
-into Whisper's transcripts of the test clips by `mmemo robustness`.
+plain one the same without word augmentation, the voice alone the same without a text encoder. Errors are put into
+Whisper's transcripts of the test clips by `mmemo robustness`. The hardening was chosen on the dev clips, as the one with
+the highest UAR on their words half with 20 % wrong words.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def variants(paths: dict[str, Path]) -> dict[str, dict[str, Any]]:
             for half in ("ravdess", "spoken")
         ]
         if name != "hardened":
-            del settings["hooks"], config["data"]["word_augmentation"], config["data"]["num_views"]
+            del config["data"]["word_augmentation"], config["data"]["num_views"]
         if name == "audio":
             del parts["text_encoder"]
             settings["modality_dropout"] = 0.0
