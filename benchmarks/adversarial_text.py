@@ -4,8 +4,8 @@
 
 Manifests and text backbone are those of `two_channel.py`. The hardened model is `configs/two_channel_robust.yaml`, the
 plain one the same without word augmentation, the voice alone the same without a text encoder. Errors are put into
-Whisper's transcripts of the test clips by `mmemo robustness`. The hardening was chosen on the dev clips, as the one with
-the highest UAR on their words half with 20 % wrong words.
+Whisper's transcripts of the test clips by `mmemo robustness`. The hardening was chosen on the dev clips, as the one
+with the highest UAR on their words half with 20 % wrong words.
 """
 
 from __future__ import annotations
