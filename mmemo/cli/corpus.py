@@ -72,8 +72,9 @@ def corpus(
     frame = read(root, **options.get(name, {}))
     if len(frame) == 0:
         raise ManifestError(f"{root}: no file of {name} found there")
+    out.parent.mkdir(parents=True, exist_ok=True)  # paths beside it are looked up from there
+    here = out.parent.resolve()
     if "path" in frame:
-        here = Path(out).parent.resolve()
         frame["path"] = [
             None if path != path or path is None else _relative(Path(path), here) for path in frame["path"]
         ]
@@ -86,8 +87,7 @@ def corpus(
         from mmemo.data.cleaning import write_cleaned
 
         folder = cleaned or out.with_name(f"{out.stem}_audio")
-        num_cleaned = write_cleaned(manifest, folder, denoise, loudness_lufs)
-        here = out.parent.resolve()
+        num_cleaned = write_cleaned(manifest, folder.resolve(), denoise, loudness_lufs)
         manifest.frame["path"] = [
             None if utterance.path is None else _relative(Path(utterance.path), here) for utterance in manifest
         ]

@@ -18,10 +18,10 @@ def run(argv: list[str]) -> int:
 
 def robustness(
     run: Path,
-    kinds: list[str] | None = None,
-    noise_db: list[float] = [20, 15, 10, 5, 0],  # noqa: B006
-    attack_db: list[float] = [45, 35, 25],  # noqa: B006
-    word_errors: list[float] = [0.1, 0.2, 0.4],  # noqa: B006
+    kinds: list[str] | str | None = None,
+    noise_db: list[float] | float = [20, 15, 10, 5, 0],  # noqa: B006
+    attack_db: list[float] | float = [45, 35, 25],  # noqa: B006
+    word_errors: list[float] | float = [0.1, 0.2, 0.4],  # noqa: B006
     pgd_steps: int = 20,
     checkpoint: str | None = None,
     folds: list[int] = [],  # noqa: B006
@@ -34,7 +34,7 @@ def robustness(
 
     Writes RUN/robustness/robustness.csv, .json and .png: UAR with an interval over speakers, and the share of the
     answers that were correct and still are. Attacks see the whole model; transcripts stay as they are in noise. Started
-    again, it goes on where it was.
+    again, it goes on where it was; other kinds are added to the report.
 
     Args:
         run: Folder of `mmemo fit` or `mmemo crossval`.
@@ -59,6 +59,10 @@ def robustness(
     from mmemo.evaluation.robustness import conditions
     from mmemo.evaluation.robustness import robustness as measure
 
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    noise_db, attack_db, word_errors = (
+        [one] if isinstance(one, int | float) else one for one in (noise_db, attack_db, word_errors)
+    )
     every = conditions(noise_db, attack_db, word_errors, pgd_steps)
     known = list(dict.fromkeys(one.kind for one in every if one.kind != "clean"))
     unknown = set(kinds or []) - {"clean", *known}
@@ -70,7 +74,9 @@ def robustness(
     for name in ("condition", "UAR", "95 % over speakers", "correct answers kept"):
         table.add_column(name, justify="left" if name == "condition" else "right")
     for row in result.table.itertuples():
-        interval = f"{100 * row.uar_low:.1f} to {100 * row.uar_high:.1f}"
+        interval = (
+            f"{100 * row.uar_low:.1f} to {100 * row.uar_high:.1f}" if row.uar_low == row.uar_low else "one speaker"
+        )
         table.add_row(row.condition, f"{100 * row.uar:.1f}", interval, f"{100 * row.kept:.1f}")
     console = Console()
     console.print(table)

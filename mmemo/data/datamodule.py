@@ -180,9 +180,23 @@ class EmotionDataModule(LightningDataModule):
             self.split = Split(none, none, none)  # another table than the one that was trained on
             return
         self._hide_labels()
+        if stage == "fit":
+            self._warn_of_unused()
         self.warnings = check_speakers_disjoint(self.manifest, self.split, self.allow_speaker_overlap)
         for warning in self.warnings:
             log.warning(warning)
+
+    def _warn_of_unused(self) -> None:
+        """An unlabelled corpus is for training: rows without a side would be left out without a word."""
+        for corpus in self.corpora:
+            name = corpus.name or Path(corpus.manifest).stem
+            if corpus.unlabelled and "corpus" in self.manifest.frame:
+                rows = np.flatnonzero(self.manifest.frame["corpus"] == name)
+                if not np.isin(rows, self.split.train).any():
+                    raise ManifestError(
+                        f"{corpus.manifest}: unlabelled is true, but the split puts none of its {len(rows)} rows on "
+                        "the training side; give them split train in the manifest (--constants '{split: train}')"
+                    )
 
     def _hide_labels(self) -> None:
         """Takes the labels off the training rows of corpora that are ``unlabelled``."""

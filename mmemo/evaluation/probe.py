@@ -53,7 +53,7 @@ def linear_probe(table: pd.DataFrame, column: str, num_folds: int = 5, seed: int
     values = table[column].astype(str).to_numpy()
     counts = pd.Series(values).value_counts()
     if len(counts) < 2:
-        raise ValueError(f"column {column!r} has {len(counts)} values, and a probe needs two or more to tell apart")
+        raise ValueError(f"column {column!r} has one value alone or none, and a probe needs two or more to tell apart")
     if counts.min() < num_folds:
         raise ValueError(
             f"value {counts.index[-1]!r} of column {column!r} has {counts.min()} utterances, fewer than {num_folds} "

@@ -214,9 +214,15 @@ def robustness(
         ValueError: The folder holds no run.
     """
     members = _members(run, folds)
-    chosen = [Condition(CLEAN), *(one for one in chosen if one.kind != CLEAN)]
+    named = {one.name: one for one in [Condition(CLEAN), *chosen]}  # each once
+    chosen = list(named.values())
+    if device not in (None, "cpu", "cuda"):
+        raise ValueError(f"device {device!r}: expected cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda: there is no GPU here that PyTorch can use; leave --device out")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     skipped: dict[str, str] = {}
+    stamps = ""
     tables: dict[str, list[pd.DataFrame]] = {}
     for member in members:
         experiment = experiment_of(member, overrides)
@@ -234,6 +240,7 @@ def robustness(
             if other.classes != model.classes:
                 raise ValueError(f"{surrogate} tells {list(other.classes)} apart, {run} {list(model.classes)}")
             stamp += hashlib.sha256(there.read_bytes()).hexdigest()
+        stamps += stamp
         judge = _Judge(model, other, datamodule, torch.device(device), half_precision)
         for condition in chosen:
             reason = possible(model, condition)
@@ -247,8 +254,13 @@ def robustness(
                 write_table(kept, judge(condition, title, progress))
             tables.setdefault(condition.name, []).append(pd.read_parquet(kept))
     pooled = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
-    table = summarise(pooled, {one.name: one for one in chosen})
-    folder = run / FOLDER if surrogate is None else run / FOLDER / f"from_{surrogate.name}"
+    table = summarise(pooled, named)
+    folder = run / FOLDER
+    if surrogate is not None:
+        folder /= f"from_{surrogate.name}"
+    if folds:
+        folder /= "folds_" + "_".join(map(str, folds))
+    table = _with_earlier(table.assign(model=hashlib.sha256(stamps.encode()).hexdigest()[:12]), folder)
     write_table(folder / "robustness.csv", table)
     write_text(folder / "robustness.json", json.dumps(_as_json(table, skipped), indent=1))
     draw(table, folder / "robustness.png")
@@ -439,6 +451,18 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             axes.legend(frameon=False, fontsize="small")
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
+
+
+def _with_earlier(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Conditions that the same model was put to before stay in the report."""
+    path = folder / "robustness.csv"
+    if not path.exists():
+        return table
+    earlier = pd.read_csv(path)
+    if "model" not in earlier or set(earlier["model"]) != set(table["model"]):
+        return table
+    others = earlier[~earlier["condition"].isin(table["condition"])]
+    return pd.concat([table, others], ignore_index=True) if len(others) else table
 
 
 def _as_json(table: pd.DataFrame, skipped: dict[str, str]) -> dict[str, Any]:

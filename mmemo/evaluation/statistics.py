@@ -42,7 +42,7 @@ def speaker_bootstrap(
 ) -> Interval:
     """Percentile interval over samples of speakers, drawn with replacement (Efron and Tibshirani 1993, chapter 13).
 
-    With few speakers it is wide, as it must be.
+    With few speakers it is wide, as it must be; with one alone there is none, and its ends are NaN.
 
     Args:
         figure: Rows, with repetitions, -> the figure on them.
@@ -52,6 +52,8 @@ def speaker_bootstrap(
         seed: Of the draws.
     """
     names, numbers = np.unique(speakers.astype(str), return_inverse=True)
+    if len(names) < 2:
+        return Interval(figure(np.arange(len(speakers))), float("nan"), float("nan"))
     rows_of = [np.flatnonzero(numbers == number) for number in range(len(names))]
     random = np.random.default_rng(seed)
     drawn = [

@@ -77,7 +77,7 @@ def budget(name: str, level: Level, snr_db: float | None, relative_norm: float |
         if relative_norm is not None:
             raise ValueError(f"{name}: the strength of an attack on the waveform is snr_db, not relative_norm")
         snr_db = 45.0 if snr_db is None else snr_db
-        if not isinstance(snr_db, int | float) or not math.isfinite(snr_db):
+        if not isinstance(snr_db, int | float) or not -100 <= snr_db <= 200:  # a NaN is in no range
             raise ValueError(f"{name}(snr_db={snr_db}), expected a number of decibels, such as 45")
         return Budget(level, 10 ** (-snr_db / 20))
     if snr_db is not None:

@@ -126,6 +126,11 @@ class EmotionSystem(LightningModule):
         self.mixup = mixup
         self.hooks = nn.ModuleList(hooks or [])
         for hook in self.hooks:
+            if not hasattr(hook, "levels"):
+                raise ValueError(
+                    f"{type(hook).__name__} is not a hook; expected one of mmemo.training: AdversarialTraining, "
+                    "FreeLB, TRADES, VirtualAdversarial, DomainAdversarial (FGSM, FGM and PGD are their attack)"
+                )
             for level in cast("tuple[Any, ...]", hook.levels):
                 Entry(self.model, level, type(hook).__name__)
         reader = self.model.encoder("text")

@@ -43,7 +43,9 @@ def test_loudness_is_the_one_asked_for(seconds: float) -> None:
     np.testing.assert_array_equal(as_loud_as(silence, -23.0), silence)
 
 
-def test_the_manifest_points_to_cleaned_files_and_nothing_else_changes(tmp_path: Path) -> None:
+def test_the_manifest_points_to_cleaned_files_and_nothing_else_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, level in (("a", 0.05), ("b", 1.0)):
         soundfile.write(tmp_path / f"{name}.wav", tone(1.0).numpy() * level, SAMPLE_RATE)
     (tmp_path / "bad.wav").write_bytes(b"no audio")
@@ -59,6 +61,13 @@ def test_the_manifest_points_to_cleaned_files_and_nothing_else_changes(tmp_path:
     assert [utterance.emotion for utterance in utterances] == ["anger", "sadness", "anger"]
     powers = [np.mean(read_audio(file) ** 2) for file in files[:2]]
     assert powers[0] == pytest.approx(powers[1], rel=0.2)
+    for folder in ("new", "there"):  # beside the manifest, wherever that is and whatever the working directory
+        (tmp_path / "there").mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path)
+        other = Path(folder) / "m.csv"
+        assert main([*options[:-1], str(other), "--loudness_lufs", "-23", "--trim_db", "40"]) == 0
+        moved = [Path(str(utterance.path)) for utterance in read_manifest(tmp_path / other)][:2]
+        assert all(file.exists() and file.parent.name == "m_audio" for file in moved)
     stamps = [file.stat().st_mtime_ns for file in files[:2]]
     assert main([*options, "--loudness_lufs", "-23", "--denoise", "true", "--trim_db", "40"]) == 0
     assert [file.stat().st_mtime_ns for file in files[:2]] == stamps, "what is there already is kept"

@@ -30,7 +30,7 @@ def test_a_probe_finds_what_is_there_and_nothing_where_nothing_is() -> None:
 
 def test_what_cannot_be_probed_is_told() -> None:
     table = vectors(1.0)
-    for column, message in (("age", "no column 'age', found only speaker"), ("gender", "1 values")):
+    for column, message in (("age", "no column 'age', found only speaker"), ("gender", "one value alone")):
         with pytest.raises(ValueError, match=message):
             linear_probe(table, column)
     with pytest.raises(ValueError, match="embeddings"):

@@ -74,6 +74,9 @@ def test_what_a_model_cannot_be_put_to_is_left_out_and_said(
     assert "Left out (the model reads no words): words 10 %" in shown
     table = pd.read_csv(run / FOLDER / "robustness.csv")
     assert table["condition"].tolist() == ["clean", "telephone"]
+    assert main(["robustness", str(run), "--kinds", "white", "--noise_db", "[10, 10]"]) == 0
+    again = pd.read_csv(run / FOLDER / "robustness.csv")
+    assert again["condition"].tolist() == ["clean", "white 10 dB", "telephone"], "other kinds are added"
 
 
 def test_folds_are_pooled_and_attacks_transfer(tiny_config: Path) -> None:
@@ -106,6 +109,7 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ([str(tmp_path), "--attack_db", "[.inf]"], "expected a number of decibels"),
         ([str(tmp_path), "--word_errors", "[1.5]"], "error_rate=1.5"),
         ([str(tmp_path), "--pgd_steps", "0"], "expected 1 or more"),
+        ([str(tmp_path / "none"), "--device", "gpu"], "no run of"),
     ):
         assert main(["robustness", *options]) == 1
         assert message in capsys.readouterr().err

@@ -32,6 +32,12 @@ def test_an_interval_over_speakers_is_wider_than_one_over_utterances() -> None:
     assert by_speaker.high - by_speaker.low == pytest.approx(2 * 1.96 * spread, rel=0.15)
 
 
+def test_one_speaker_gives_no_interval() -> None:
+    found = speaker_bootstrap(lambda rows: 0.5, np.zeros(10))
+    assert found.value == 0.5
+    assert np.isnan([found.low, found.high]).all()
+
+
 def test_it_covers_the_truth_about_as_often_as_it_says() -> None:
     random = np.random.default_rng(1)
     covered = 0

@@ -134,6 +134,26 @@ def test_domains_that_cannot_be_told_apart_are_refused_at_the_door(tiny_config: 
             fitted(config)
 
 
+def test_what_is_no_hook_is_told(tiny_config: Path) -> None:
+    config = with_hooks(tiny_config, {"class_path": "TRADES"})
+    written = yaml.safe_load(config.read_text())
+    written["model"]["init_args"]["hooks"] = [{"class_path": "mmemo.losses.CrossEntropy"}]
+    config.write_text(yaml.safe_dump(written, sort_keys=False))
+    with pytest.raises(ValueError, match="CrossEntropy is not a hook; expected one of mmemo"):
+        Experiment(["--config", str(config)], run=False)
+
+
+def test_an_unlabelled_corpus_that_nobody_would_hear_is_refused(tiny_config: Path, tiny_corpus: Path) -> None:
+    written = yaml.safe_load(tiny_config.read_text())
+    del written["data"]["manifest"]
+    sideless = tiny_corpus.parent / "sideless.csv"
+    pd.read_csv(tiny_corpus, dtype=str).drop(columns="split").to_csv(sideless, index=False)
+    written["data"]["corpora"] = [{"manifest": str(tiny_corpus)}, {"manifest": str(sideless), "unlabelled": True}]
+    tiny_config.write_text(yaml.safe_dump(written, sort_keys=False))
+    with pytest.raises(ManifestError, match="puts none of its 36 rows on the training side; give them split train"):
+        fitted(tiny_config)
+
+
 def test_bad_settings_are_told_at_start_up(tiny_config: Path) -> None:
     written = yaml.safe_load(tiny_config.read_text())
     del written["model"]["init_args"]["model"]["init_args"]["text_encoder"]
