@@ -53,7 +53,8 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
         },
     ),
     "ravdess_finetuned": (
-        "RAVDESS, the same folds, blocks 3 and 4 of Whisper base trained on cached, mixed views",
+        "RAVDESS, the same folds, blocks 3 and 4 of Whisper base trained on cached, mixed views (at the commit below: "
+        "trimmed clips, lr_ratio 0.2; the config has since changed and is not measured yet)",
         {
             "ua_mean": ("unweighted accuracy, mean of six test folds, %", "at least 80"),
             "ua_folds": ("unweighted accuracy of each fold, %", ""),
