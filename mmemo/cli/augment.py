@@ -36,7 +36,7 @@ def augment(
         num_views: Views of the config's own augmentation, 1 or more.
         background: Folder of background noises, to show Background too.
         rooms: Folder of room impulse responses, to show RoomResponse too.
-        text: The words of the clip, to show how the config's word_augmentation mishears them.
+        text: The words of the clip, to show how a word_augmentation mishears them: the config's, or the usual one.
     """
     from mmemo.evaluation.augment_page import write_page
 

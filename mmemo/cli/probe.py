@@ -38,13 +38,20 @@ def probe(
         raise ValueError(f"{embeddings}: no such file; `mmemo predict --embeddings {embeddings}` writes it")
     if num_folds < 2:
         raise ValueError(f"--num_folds {num_folds}: expected 2 or more")
+    if embeddings.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"{embeddings}: expected a .csv or .parquet file of `mmemo predict --embeddings`")
     text = {"speaker": str, "session": str}
     table = pd.read_parquet(embeddings) if embeddings.suffix == ".parquet" else pd.read_csv(embeddings, dtype=text)
+    if "side" not in table:
+        raise ValueError(f"{embeddings}: has no column side, so it is not of `mmemo predict --embeddings`")
     if side is not None:
         table = table[table["side"] == side]
     if len(table) == 0:
         raise ValueError(f"{embeddings}: no rows" + (f" on side {side}" if side else ""))
-    found = linear_probe(table, column, num_folds)
+    try:
+        found = linear_probe(table, column, num_folds)
+    except ValueError as error:
+        raise ValueError(f"{embeddings}: {error}") from None
     print(
         f"{column}: {100 * found.accuracy:.1f} % of {found.num_utterances} utterances right among {found.num_values} "
         f"values; the most frequent alone is {100 * found.majority:.1f} %"

@@ -63,6 +63,9 @@ def robustness(
     noise_db, attack_db, word_errors = (
         [one] if isinstance(one, int | float) else one for one in (noise_db, attack_db, word_errors)
     )
+    for option, values in (("noise_db", noise_db), ("attack_db", attack_db), ("word_errors", word_errors)):
+        if not values:
+            raise ValueError(f"--{option} []: name at least one strength, or leave the kind out of --kinds")
     every = conditions(noise_db, attack_db, word_errors, pgd_steps)
     known = list(dict.fromkeys(one.kind for one in every if one.kind != "clean"))
     unknown = set(kinds or []) - {"clean", *known}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 
 def call(function: Callable[..., int], argv: list[str], verb: str) -> int:
@@ -42,9 +43,19 @@ def call_with_rest(function: Callable[..., int], argv: list[str], verb: str, as_
 def _parser(function: Callable[..., int], verb: str, as_positional: bool = True, skip: set[str] | None = None) -> Any:
     from jsonargparse import ArgumentParser
 
+    class SentenceParser(ArgumentParser):
+        """Exits with one sentence, in the place of every type that was tried."""
+
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            from mmemo.training.parser import sentence
+
+            options = [action.dest for action in self._actions if action.dest not in ("help", "config")]
+            print(f"mmemo {verb}: {sentence(message, options)}; see `mmemo {verb} --help`", file=sys.stderr)
+            sys.exit(2)
+
     documentation = (function.__doc__ or "").split("Args:")[0]
     description = "\n".join(line.strip() for line in documentation.strip().splitlines())
-    parser = ArgumentParser(prog=f"mmemo {verb}", description=description)
+    parser = SentenceParser(prog=f"mmemo {verb}", description=description)
     parser.add_function_arguments(function, as_group=False, as_positional=as_positional, skip=skip)  # type: ignore[arg-type]
     return parser
 

@@ -25,6 +25,8 @@ class WaveformAugmentation:
     """
 
     def __init__(self, effects: list[Effect] | None = None, seed: int = 0) -> None:
+        if effects == []:
+            raise ValueError("WaveformAugmentation(effects=[]) changes nothing; name effects, or leave it out")
         self.effects = effects if effects is not None else default_effects()
         self.seed = seed
 
@@ -43,13 +45,19 @@ class WaveformAugmentation:
         Returns:
             ``(samples,)`` float32, longer or shorter where the tempo changed.
         """
+        return self.traced(waveform, name, view)[0]
+
+    def traced(self, waveform: np.ndarray, name: str, view: int) -> tuple[np.ndarray, list[Effect]]:
+        """One view of an utterance, and which of the effects it went through; arguments as for a call."""
         if view == 0:
-            return waveform
+            return waveform, []
         random = drawing(self.seed, name, view)
+        used = []
         for effect in self.effects:
             if random.random() < effect.chance:
                 waveform = effect.change(waveform, random)
-        return waveform
+                used.append(effect)
+        return waveform, used
 
 
 def default_effects() -> list[Effect]:

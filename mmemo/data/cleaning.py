@@ -25,7 +25,10 @@ def denoised(waveform: np.ndarray) -> np.ndarray:
     """
     from noisereduce import reduce_noise
 
-    return reduce_noise(y=waveform, sr=SAMPLE_RATE, stationary=True, prop_decrease=0.9).astype(np.float32)
+    window = 1024  # of noisereduce; what is shorter has no spectrum to be gated
+    padded = np.pad(waveform, (0, max(window - len(waveform), 0)))
+    quiet = reduce_noise(y=padded, sr=SAMPLE_RATE, stationary=True, prop_decrease=0.9, n_fft=window)
+    return quiet[: len(waveform)].astype(np.float32)
 
 
 def as_loud_as(waveform: np.ndarray, lufs: float) -> np.ndarray:
@@ -71,6 +74,9 @@ def write_cleaned(manifest: Manifest, folder: Path, denoise: bool, loudness_lufs
             raise ImportError(f"cleaning needs {library}: pip install 'mmemo[cleaning]'")
     if loudness_lufs is not None and not -70 < loudness_lufs < 0:
         raise ValueError(f"--loudness_lufs {loudness_lufs:g}: expected LUFS between -70 and 0, such as -23")
+    there = {Path(utterance.path).resolve().parent for utterance in manifest if utterance.path is not None}
+    if folder.resolve() in there:
+        raise ValueError(f"--cleaned {folder}: the recordings themselves are there; choose another folder")
     num_cleaned = 0
     for row, utterance in enumerate(track(list(manifest), "Cleaning audio", transient=True)):
         if utterance.path is None:

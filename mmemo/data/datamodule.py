@@ -115,6 +115,11 @@ class EmotionDataModule(LightningDataModule):
                 f"data.num_views={num_views}, data.test_views={test_views} need a data.augmentation that makes the "
                 "views, such as mmemo.data.WaveformAugmentation"
             )
+        if num_views == 1 and (augmentation is not None or word_augmentation is not None) and test_views == 1:
+            raise ValueError(
+                "data.num_views: 1 keeps every utterance as it is, so data.augmentation and data.word_augmentation "
+                "change nothing; give it 2 or more, or leave them out"
+            )
         if bool(manifest) == bool(corpora):
             raise ValueError(
                 "data needs a manifest, or corpora to be trained together; give it one of the two "
@@ -182,6 +187,8 @@ class EmotionDataModule(LightningDataModule):
         self._hide_labels()
         if stage == "fit":
             self._warn_of_unused()
+            if self.augmentation is not None:
+                self.augmentation.fingerprint()  # a folder of noises that is not there is told now
         self.warnings = check_speakers_disjoint(self.manifest, self.split, self.allow_speaker_overlap)
         for warning in self.warnings:
             log.warning(warning)
@@ -275,6 +282,17 @@ class EmotionDataModule(LightningDataModule):
                 if fitting:  # a table without votes can still be judged and predicted
                     raise ManifestError(f"{self.manifest_path}: {error}") from None
         self._hide_labels()
+        hidden = [corpus.manifest for corpus in self.corpora if corpus.unlabelled]
+        if fitting and hidden and not unlabelled:
+            raise ManifestError(
+                f"{hidden[0]}: unlabelled is true, but nothing learns from rows without a label; add a hook such as "
+                "mmemo.training.DomainAdversarial or VirtualAdversarial, or leave the corpus out"
+            )
+        if fitting and len(hidden) == len(self.corpora):
+            raise ManifestError(
+                f"{self.manifest_path}: every corpus is unlabelled, so there is nothing to learn emotions from; give "
+                "one of them its labels (unlabelled: false)"
+            )
         if fitting:
             self._check_labels()
 
@@ -406,9 +424,14 @@ class EmotionDataModule(LightningDataModule):
         """Row -> which side of the split it is on; rows on none are left out."""
         return {int(row): name for name, rows in zip(SPLITS, self.split, strict=True) for row in rows}
 
-    def soundalikes(self) -> Soundalikes:
-        """What words are misheard as: the like of them in the whole table."""
-        return Soundalikes(self.manifest.frame["text"].fillna("").tolist())
+    def soundalikes(self, fitting: bool = False) -> Soundalikes:
+        """What words are misheard as: the like of them in the table.
+
+        Args:
+            fitting: Whether this is for training, which must not see the words of other rows.
+        """
+        texts = self.manifest.frame["text"].fillna("")
+        return Soundalikes((texts.iloc[self.split.train] if fitting else texts).tolist())
 
     def attach(self, sources: Sources) -> None:
         """Sets where batches take each modality from.

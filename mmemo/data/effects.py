@@ -12,6 +12,7 @@ import math
 import random as global_random
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,6 +21,9 @@ import numpy as np
 from mmemo.pretrained import SAMPLE_RATE
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".opus")
+
+SNR_DB = (-100.0, 200.0)
+"""What is louder or fainter than that is a slip of the finger."""
 
 _GLOBAL_STATE = threading.Lock()  # audiomentations draws from the global generators
 
@@ -35,6 +39,7 @@ class Effect(Protocol):
 
 def described(effect: Effect) -> str:
     """An effect's class and settings, which with the draws fix what it does."""
+    getattr(effect, "files", None)  # found now, if it has a folder
     inner = {name: value for name, value in vars(effect).items() if not name.startswith("_")}
     listed = {
         name: [described(one) for one in value] if name == "effects" else value for name, value in inner.items()
@@ -80,7 +85,7 @@ class Noise:
         if colour not in _OCTAVE_DB:
             raise ValueError(f"Noise(colour={colour!r}), expected one of {', '.join(_OCTAVE_DB)}")
         self.colour = colour
-        self.min_snr_db, self.max_snr_db = checked_range(self, "snr_db", min_snr_db, max_snr_db)
+        self.min_snr_db, self.max_snr_db = checked_range(self, "snr_db", min_snr_db, max_snr_db, *SNR_DB)
         self.chance = checked_chance(self, chance)
 
     def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -105,9 +110,13 @@ class Background:
 
     def __init__(self, folder: str, min_snr_db: float = 5.0, max_snr_db: float = 30.0, chance: float = 0.5) -> None:
         self.folder = folder
-        self.min_snr_db, self.max_snr_db = checked_range(self, "snr_db", min_snr_db, max_snr_db)
+        self.min_snr_db, self.max_snr_db = checked_range(self, "snr_db", min_snr_db, max_snr_db, *SNR_DB)
         self.chance = checked_chance(self, chance)
-        self.files = _audio_files(self, folder)
+
+    @cached_property
+    def files(self) -> list[str]:
+        """What is in the folder; looked up when first needed, so that a trained model can be used without it."""
+        return _audio_files(self, self.folder)
 
     def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
         background = _drawn_file(self.files, random)
@@ -130,7 +139,7 @@ class Reverb:
         self, min_seconds: float = 0.2, max_seconds: float = 0.8, direct_db: float = 3.0, chance: float = 0.3
     ) -> None:  # fmt: skip
         self.min_seconds, self.max_seconds = checked_range(self, "seconds", min_seconds, max_seconds, lowest=0.01)
-        self.direct_db = direct_db
+        self.direct_db = checked_range(self, "direct_db", direct_db, direct_db, *SNR_DB)[0]
         self.chance = checked_chance(self, chance)
 
     def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -152,7 +161,11 @@ class RoomResponse:
     def __init__(self, folder: str, chance: float = 0.3) -> None:
         self.folder = folder
         self.chance = checked_chance(self, chance)
-        self.files = _audio_files(self, folder)
+
+    @cached_property
+    def files(self) -> list[str]:
+        """What is in the folder; looked up when first needed, so that a trained model can be used without it."""
+        return _audio_files(self, self.folder)
 
     def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
         response = _drawn_file(self.files, random)
@@ -163,12 +176,12 @@ class PitchShift:
     """Another pitch at the same tempo.
 
     Args:
-        semitones: Up to this many, up or down, 0 or more.
+        semitones: Up to this many, up or down, in [0, 24).
         chance: Of being used, in [0, 1].
     """
 
     def __init__(self, semitones: float = 3.0, chance: float = 0.5) -> None:
-        self.semitones = checked(self, "semitones", semitones)
+        self.semitones = checked(self, "semitones", semitones, below=24.0)
         self.chance = checked_chance(self, chance)
 
     def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -179,12 +192,12 @@ class TimeStretch:
     """Another tempo at the same pitch; the clip becomes shorter or longer.
 
     Args:
-        share: Up to this share faster or slower, in [0, 1).
+        share: Up to this share faster or slower, in [0, 0.9).
         chance: Of being used, in [0, 1].
     """
 
     def __init__(self, share: float = 0.15, chance: float = 0.5) -> None:
-        self.share = checked(self, "share", share, below=1.0)
+        self.share = checked(self, "share", share, below=0.9)
         self.chance = checked_chance(self, chance)
 
     def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -196,7 +209,7 @@ class TimeShift:
     """The clip earlier or later, with silence where nothing is left.
 
     Args:
-        seconds: Up to this much, either way, above 0.
+        seconds: Up to this much, either way, 0 or more.
         chance: Of being used, in [0, 1].
     """
 

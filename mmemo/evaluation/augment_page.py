@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from pathlib import Path
 
 import numpy as np
 
 from mmemo.data import effects
 from mmemo.data.audio import read_audio
-from mmemo.data.augment import Soundalikes, drawing
+from mmemo.data.augment import Soundalikes, WordAugmentation, drawing
 from mmemo.data.effects import Effect, described
 from mmemo.files import replacing
 from mmemo.pretrained import SAMPLE_RATE
@@ -62,7 +63,8 @@ def write_page(
         num_views: How many of them.
         background: Folder of background noises; not shown when not given.
         rooms: Folder of room impulse responses; not shown when not given.
-        text: The clip's words; not shown when not given.
+        text: The clip's words, shown as the config's word augmentation (the usual one without a config) mishears them;
+            not shown when not given.
 
     Returns:
         How many versions of the clip are on it.
@@ -74,6 +76,7 @@ def write_page(
     waveform = read_audio(audio)
     versions: list[tuple[str, str, np.ndarray]] = [("As recorded", "", waveform)]
     lines: list[str] = []
+    mishears: WordAugmentation | None = None
     if config is not None:
         from mmemo.training.experiment import Experiment
 
@@ -81,16 +84,18 @@ def write_page(
         if data.augmentation is None and data.word_augmentation is None:
             raise ValueError(f"{config}: has no data.augmentation and no data.word_augmentation to show")
         if data.augmentation is not None:
-            chain = ", ".join(f"{described(one)}" for one in data.augmentation.effects)
-            versions += [
-                (f"View {view} of the config", chain, data.augmentation(waveform, audio.name, view))
-                for view in range(1, num_views + 1)
-            ]
-        if text and data.word_augmentation is not None:
-            alike = Soundalikes([text])
-            lines = [data.word_augmentation(text, audio.name, view, alike) or "(none)" for view in range(1, 6)]
+            for view in range(1, num_views + 1):
+                changed, used = data.augmentation.traced(waveform, audio.name, view)
+                chain = ", ".join(_settings(one) for one in used) or "no effect was drawn"
+                versions.append((f"View {view} of the config", chain, changed))
+        mishears = data.word_augmentation
+    if text:
+        mishears = mishears or WordAugmentation()
+        alike = Soundalikes([text])
+        lines = [mishears(text, audio.name, view, alike) or "(no words at all)" for view in range(1, 6)]
     for effect in shown_effects(background, rooms):
-        versions.append((type(effect).__name__, described(effect), effect.change(waveform, drawing(0, audio.name, 1))))
+        title = f"{type(effect).__name__} {getattr(effect, 'colour', '')}".strip()
+        versions.append((title, _settings(effect), effect.change(waveform, drawing(0, audio.name, 1))))
     body = "".join(_figure(*version) for version in versions)
     words = ""
     if text:
@@ -105,6 +110,11 @@ def write_page(
     with replacing(out) as partial:
         partial.write_text(page)
     return len(versions)
+
+
+def _settings(effect: Effect) -> str:
+    """An effect's settings; not its chance, which has been drawn, and not every file of a folder."""
+    return re.sub(r"(, )?(chance=[\d.]+|files=\[[^]]*\])", "", described(effect))
 
 
 def _figure(title: str, settings: str, waveform: np.ndarray) -> str:

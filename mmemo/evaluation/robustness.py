@@ -25,7 +25,7 @@ from mmemo.data.effects import Effect, Mp3, Noise, Reverb, Telephone, described
 from mmemo.evaluation.statistics import Interval, speaker_bootstrap, uar
 from mmemo.labels import UNLABELLED
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
-from mmemo.training.attacks import FGSM, PGD, Attack, Entry, undisturbed
+from mmemo.training.attacks import FGSM, PGD, Attack, Entry, heard_with, undisturbed
 from mmemo.training.experiment import BEST, LAST, experiment_of, write_table, write_text
 from mmemo.training.features import (
     CachedFeatures,
@@ -104,12 +104,13 @@ def conditions(
     return found
 
 
-def possible(model: EmotionModel, condition: Condition) -> str:
+def possible(model: EmotionModel, condition: Condition, surrogate: EmotionModel | None = None) -> str:
     """Why a model cannot be put to a condition; empty where it can.
 
     Args:
         model: Trained.
         condition: To be tried.
+        surrogate: Model that attacks are searched against; the same when not given.
     """
     if condition.words is not None and model.encoder("text") is None:
         return "the model reads no words"
@@ -117,7 +118,7 @@ def possible(model: EmotionModel, condition: Condition) -> str:
         return "the model does not listen"
     if condition.attack is not None:
         try:
-            Entry(model, condition.attack.level, condition.kind)
+            Entry(surrogate or model, condition.attack.level, condition.kind)
         except ValueError as error:
             return str(error)
     return ""
@@ -214,6 +215,11 @@ def robustness(
         ValueError: The folder holds no run.
     """
     members = _members(run, folds)
+    if len(members) > 1 and checkpoint not in (None, "best", "last"):
+        raise ValueError(
+            f"--checkpoint {checkpoint}: {run} has a model for each fold, and the one of another fold was trained on "
+            f"speakers that this one judges; give the fold's own folder, such as {members[0]}"
+        )
     named = {one.name: one for one in [Condition(CLEAN), *chosen]}  # each once
     chosen = list(named.values())
     if device not in (None, "cpu", "cuda"):
@@ -228,6 +234,8 @@ def robustness(
         experiment = experiment_of(member, overrides)
         path = _checkpoint(member, checkpoint or experiment.config.checkpoint)
         model = load_model(path).to(device)
+        if model.head is None:
+            raise ValueError(f"{path}: robustness compares classes, and this model predicts dimensions alone")
         datamodule = experiment.datamodule
         datamodule.test_views = 1
         datamodule.setup("test")
@@ -239,11 +247,17 @@ def robustness(
             other = load_model(there).to(device)
             if other.classes != model.classes:
                 raise ValueError(f"{surrogate} tells {list(other.classes)} apart, {run} {list(model.classes)}")
+            if other.modalities.keys() != model.modalities.keys():
+                raise ValueError(
+                    f"{surrogate} takes {', '.join(other.modalities)}, {run} {', '.join(model.modalities)}; attacks "
+                    "are carried over between models that take the same"
+                )
             stamp += hashlib.sha256(there.read_bytes()).hexdigest()
-        stamps += stamp
         judge = _Judge(model, other, datamodule, torch.device(device), half_precision)
+        stamp += judge.stamp()
+        stamps += stamp
         for condition in chosen:
-            reason = possible(model, condition)
+            reason = possible(model, condition, other)
             if reason:
                 skipped[condition.name] = reason
                 continue
@@ -291,6 +305,17 @@ class _Judge:
         }
         self.words = words_of(datamodule, changed=False)
         self.soundalikes = datamodule.soundalikes()
+
+    def stamp(self) -> str:
+        """Checksum of what is judged: ids, labels, words and recordings of the test rows."""
+        frame = self.datamodule.manifest.frame
+        rows = self.datamodule.split.test
+        seen = [
+            (frame["id"].iat[row], int(self.datamodule.targets[row]), self.words.texts[row])
+            + ((self.waveforms.contents[row],) if self.waveforms.contents else ())
+            for row in rows
+        ]
+        return hashlib.sha256(repr(seen).encode()).hexdigest()
 
     def _features(self, encoder: Any) -> CachedFeatures:
         """Those of the recordings as they are, which need not be computed again for every condition of the words."""
@@ -363,6 +388,8 @@ class _Judge:
             with search:
                 delta = attack.search(losses, values, mask)
         with torch.no_grad():
+            if attack.level == "waveform":
+                return _said(self.model, heard_with(batch, delta))
             return Entry(self.model, attack.level).run(partial(_said, self.model), batch, delta)
 
 
@@ -381,6 +408,7 @@ def summarise(predictions: dict[str, pd.DataFrame], named: dict[str, Condition])
     right = (clean["target"] == clean["predicted"]).to_numpy()
     rows = []
     for name, table in predictions.items():
+        assert table["id"].equals(clean["id"]), "the same utterances in each condition"
         target, predicted = table["target"].to_numpy(), table["predicted"].to_numpy()
         speakers = table["speaker"].to_numpy()
 
@@ -424,7 +452,10 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         ("words", ("words",), "wrong words, share"),
         ("channel", ("reverberation", "telephone", "mp3"), ""),
     ]
-    shown = [group for group in groups if table["kind"].isin(group[1]).any()]
+    groups = [
+        (title, tuple(kind for kind in kinds if (table["kind"] == kind).any()), label) for title, kinds, label in groups
+    ]
+    shown = [group for group in groups if group[1]]
     figure = Figure(figsize=(4.2 * max(len(shown), 1), 3.6), layout="constrained")
     clean = table[table["kind"] == CLEAN].iloc[0]
     for number, (title, kinds, label) in enumerate(shown, start=1):
@@ -440,6 +471,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             axes.errorbar(x, 100 * rows["uar"], spread, marker="o", capsize=3, label=kind)
         if label:
             axes.set_xlabel(label)
+            axes.margins(x=0.08)
+            strengths = sorted(table[table["kind"].isin(kinds)]["strength"].unique())
+            axes.set_xticks(strengths, [f"{strength:g}" for strength in strengths])
             if "dB" in label:
                 axes.invert_xaxis()
         else:
@@ -458,7 +492,7 @@ def _with_earlier(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
     path = folder / "robustness.csv"
     if not path.exists():
         return table
-    earlier = pd.read_csv(path)
+    earlier = pd.read_csv(path, dtype={"model": str})
     if "model" not in earlier or set(earlier["model"]) != set(table["model"]):
         return table
     others = earlier[~earlier["condition"].isin(table["condition"])]
@@ -489,6 +523,8 @@ def _members(run: Path, folds: Sequence[int]) -> list[Path]:
 
 
 def _checkpoint(member: Path, name: str) -> Path:
+    if name not in ("best", "last") and not Path(name).is_file():
+        raise FileNotFoundError(f"--checkpoint {name}: expected best, last or a file that is there")
     path = member / {"best": BEST, "last": LAST}.get(name, Path(name).resolve())
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint; run `mmemo fit` first, or name one with --checkpoint")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from mmemo.data.batch import EmotionBatch
@@ -21,7 +22,19 @@ from mmemo.data.manifest import ManifestError
 from mmemo.labels import UNLABELLED
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
 from mmemo.models.pooling import MaskedBatchNorm
-from mmemo.training.attacks import Attack, Entry, Forward, Level, budget, real, running_statistics, undisturbed
+from mmemo.training.attacks import (
+    Attack,
+    Entry,
+    Forward,
+    Level,
+    budget,
+    length,
+    real,
+    running_statistics,
+    scaled,
+    undisturbed,
+    unit,
+)
 
 
 class Step(NamedTuple):
@@ -34,6 +47,7 @@ class Step(NamedTuple):
         output: What the model said of them.
         loss: An output -> the loss that is minimised.
         progress: Share of the training that is over, in [0, 1].
+        number: Of the step.
     """
 
     model: EmotionModel
@@ -42,6 +56,7 @@ class Step(NamedTuple):
     output: EmotionOutput
     loss: Callable[[EmotionOutput], Tensor]
     progress: float
+    number: int = 0
 
 
 class AdversarialTraining(nn.Module):
@@ -104,17 +119,17 @@ class FreeLB(nn.Module):
         entry = Entry(step.model, self.levels[0])
         with undisturbed(step.model):
             values, mask = entry.values(step.forward, step.batch)
-        radius = _column(self.budget.radius(values, mask), values)
-        inside = _column(torch.rand(len(values), device=values.device), values)
-        delta = inside * radius * _unit(torch.randn_like(values) * real(values, mask))
+        radius = self.budget.radius(values, mask)
+        inside = torch.rand(len(values), device=values.device)
+        delta = scaled(unit(torch.randn_like(values) * real(values, mask)), inside * radius)
         total = values.new_zeros(())
         for _ in range(self.steps):
             delta = delta.detach().requires_grad_()
             loss = step.loss(entry.run(step.forward, step.batch, delta))
             total = total + loss / self.steps
             (slope,) = torch.autograd.grad(loss, delta, retain_graph=True)
-            moved = delta.detach() + _unit(slope * real(values, mask)) * radius / self.steps
-            delta = moved * (radius / _column(_length(moved), values).clamp(min=1e-20)).clamp(max=1.0)
+            moved = delta.detach() + scaled(unit(slope * real(values, mask)), radius / self.steps)
+            delta = scaled(moved, (radius / length(moved).clamp(min=1e-20)).clamp(max=1.0))
         return self.weight * total
 
 
@@ -156,17 +171,19 @@ class VirtualAdversarial(nn.Module):
         entry = Entry(step.model, self.levels[0])
         with undisturbed(step.model):
             values, mask = entry.values(step.forward, step.batch)
-            radius = _column(self.budget.radius(values, mask), values)
+            radius = self.budget.radius(values, mask)
             plain = _log_probs(step.forward(step.batch)).detach()
-            direction = _unit(torch.randn_like(values) * real(values, mask))
+            direction = unit(torch.randn_like(values) * real(values, mask))
             for _ in range(self.power_iterations):
                 # A tenth of the radius, not the paper's 1e-6: at half precision nothing would come of that.
-                near = (0.1 * radius * direction).requires_grad_()
+                near = scaled(direction, 0.1 * radius).requires_grad_()
                 distance = _divergence(plain, _log_probs(entry.run(step.forward, step.batch, near)))
                 (slope,) = torch.autograd.grad(distance, near)
-                direction = _unit(slope * real(values, mask))
-        target = _log_probs(step.output).detach()
-        return self.weight * _divergence(target, _log_probs(entry.run(step.forward, step.batch, radius * direction)))
+                direction = unit(slope * real(values, mask))
+        with isolate_rng(), torch.no_grad():  # both sides with the same dropout, or that would be the difference
+            target = _log_probs(step.forward(step.batch))
+        said = _log_probs(entry.run(step.forward, step.batch, scaled(direction, radius)))
+        return self.weight * _divergence(target, said)
 
 
 class TRADES(nn.Module):
@@ -203,8 +220,10 @@ class TRADES(nn.Module):
                 return _divergences(plain, _log_probs(output))
 
             delta = self.attack.search(distance, values, mask)
+        with isolate_rng():  # both sides with the same dropout, or that would be the difference
+            target = _log_probs(step.forward(step.batch))
         said = _log_probs(entry.run(step.forward, step.batch, delta))
-        return self.weight * _divergence(_log_probs(step.output), said)
+        return self.weight * _divergence(target, said)
 
 
 class DomainAdversarial(nn.Module):
@@ -216,6 +235,8 @@ class DomainAdversarial(nn.Module):
     before: the classifier takes several steps of its own on the latest vectors for each step of the model, and nothing
     is reversed for an utterance of which it is no surer than by chance, since a wrong speaker is as telling. Under
     several processes each has a classifier of its own.
+
+    A run that was killed goes on with the classifier as it was, but its optimizer and memory begin anew.
 
     Utterances without a label take part, so a corpus that has none, or whose labels are hidden with
     ``unlabelled: true``, can be adapted to.
@@ -244,6 +265,8 @@ class DomainAdversarial(nn.Module):
         memory: int = 1024,
     ) -> None:
         super().__init__()
+        if column == "emotion":
+            raise ValueError("DomainAdversarial(column='emotion') would unlearn what the model is for; name a domain")
         self.column = column
         self.weight = _positive(self, "weight", weight)
         self.gamma = _positive(self, "gamma", gamma)
@@ -341,16 +364,16 @@ class _Reversed(torch.autograd.Function):
         return -context.strength * gradients[0], None
 
 
-def hook_term(hook: nn.Module, step: Step) -> Tensor:
+def hook_term(hook: nn.Module, step: Step, place: int = 0) -> Tensor:
     """What a hook asks to be minimised; random generators and batch statistics stay as they are.
 
     Args:
         hook: One of this file, or of its kind.
         step: Being trained on.
+        place: Of the hook among all; with the number of the step it fixes what the hook draws.
     """
-    from pytorch_lightning.utilities.seed import isolate_rng
-
     with isolate_rng(), running_statistics(step.model):
+        torch.manual_seed(int(np.random.SeedSequence([torch.initial_seed(), step.number, place]).generate_state(1)[0]))
         return hook(step)
 
 
@@ -365,19 +388,6 @@ def _divergences(target: Tensor, said: Tensor) -> Tensor:
 
 def _divergence(target: Tensor, said: Tensor) -> Tensor:
     return _divergences(target, said).mean()
-
-
-def _length(values: Tensor) -> Tensor:
-    return values.flatten(1).norm(dim=1)
-
-
-def _column(numbers: Tensor, values: Tensor) -> Tensor:
-    """``(batch,)`` with axes of size 1 to the shape of ``values``."""
-    return numbers.view(-1, *[1] * (values.ndim - 1))
-
-
-def _unit(values: Tensor) -> Tensor:
-    return values / _column(_length(values), values).clamp(min=1e-20)
 
 
 def _needs_classes(hook: nn.Module, model: EmotionModel) -> None:

@@ -51,7 +51,7 @@ class Budget(NamedTuple):
 
     def radius(self, values: Tensor, mask: Tensor) -> Tensor:
         """Euclidean norm allowed ``(batch,)``."""
-        return self.ratio * _norm(values * real(values, mask))
+        return self.ratio * length(values * real(values, mask))
 
     def bound(self, values: Tensor, mask: Tensor) -> Tensor:
         """Largest change of one value ``(batch,)`` with which all together keep the norm."""
@@ -77,7 +77,9 @@ def budget(name: str, level: Level, snr_db: float | None, relative_norm: float |
         if relative_norm is not None:
             raise ValueError(f"{name}: the strength of an attack on the waveform is snr_db, not relative_norm")
         snr_db = 45.0 if snr_db is None else snr_db
-        if not isinstance(snr_db, int | float) or not -100 <= snr_db <= 200:  # a NaN is in no range
+        if (
+            isinstance(snr_db, bool) or not isinstance(snr_db, int | float) or not -100 <= snr_db <= 200
+        ):  # a NaN is in no range
             raise ValueError(f"{name}(snr_db={snr_db}), expected a number of decibels, such as 45")
         return Budget(level, 10 ** (-snr_db / 20))
     if snr_db is not None:
@@ -106,7 +108,7 @@ class FGSM:
 
     def search(self, objective: Objective, values: Tensor, mask: Tensor) -> Tensor:
         slope = _slope(objective, values, torch.zeros_like(values), mask)[0]
-        return _scaled(slope.sign(), self.budget.bound(values, mask))
+        return scaled(slope.sign(), self.budget.bound(values, mask))
 
 
 class FGM(FGSM):
@@ -120,7 +122,7 @@ class FGM(FGSM):
 
     def search(self, objective: Objective, values: Tensor, mask: Tensor) -> Tensor:
         slope = _slope(objective, values, torch.zeros_like(values), mask)[0]
-        return _scaled(_unit(slope), self.budget.radius(values, mask))
+        return scaled(unit(slope), self.budget.radius(values, mask))
 
 
 class PGD:
@@ -149,12 +151,12 @@ class PGD:
     ) -> None:
         self.budget = budget(type(self).__name__, level, snr_db, relative_norm)
         self.level = level
-        if steps < 1:
-            raise ValueError(f"PGD(steps={steps}), expected 1 or more")
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"PGD(steps={steps}), expected a whole number, 1 or more")
         self.steps = steps
         self.step_size = 2.5 / steps if step_size is None else step_size
-        if not self.step_size > 0:
-            raise ValueError(f"PGD(step_size={step_size}), expected above 0")
+        if not 0 < self.step_size < math.inf:
+            raise ValueError(f"PGD(step_size={step_size}), expected a number above 0")
         if norm not in ("linf", "l2"):
             raise ValueError(f"PGD(norm={norm!r}), expected linf or l2")
         self.norm = norm
@@ -164,13 +166,13 @@ class PGD:
         limit = (self.budget.bound if self.norm == "linf" else self.budget.radius)(values, mask)
         delta = torch.zeros_like(values)
         if self.random_start:
-            delta = self._project(_scaled(torch.rand_like(values) * 2 - 1, limit) * real(values, mask), limit)
+            delta = self._project(scaled(torch.rand_like(values) * 2 - 1, limit) * real(values, mask), limit)
         worst, highest = delta, None
         for _ in range(self.steps):
             slope, losses = _slope(objective, values, delta, mask)
             worst, highest = _worse(worst, highest, delta, losses)
-            step = slope.sign() if self.norm == "linf" else _unit(slope)
-            delta = self._project(delta + _scaled(step, self.step_size * limit), limit)
+            step = slope.sign() if self.norm == "linf" else unit(slope)
+            delta = self._project(delta + scaled(step, self.step_size * limit), limit)
         with torch.no_grad():
             losses = objective(values + delta)
         return _worse(worst, highest, delta, losses)[0]
@@ -179,7 +181,7 @@ class PGD:
         if self.norm == "linf":
             bound = limit.view(-1, *[1] * (delta.ndim - 1))
             return torch.maximum(torch.minimum(delta, bound), -bound)
-        return _scaled(delta, (limit / _norm(delta).clamp(min=1e-12)).clamp(max=1.0))
+        return scaled(delta, (limit / length(delta).clamp(min=1e-12)).clamp(max=1.0))
 
 
 class Entry:
@@ -249,10 +251,7 @@ class Entry:
             delta: Of the shape of its tensor.
         """
         if self.level == "waveform":
-            assert batch.audio is not None
-            perturbed = batch.audio + delta
-            raw = batch.descriptors is not None and batch.descriptors.ndim == 2  # they hear the same recording
-            return forward(batch._replace(audio=perturbed, descriptors=perturbed if raw else batch.descriptors))
+            return forward(heard_with(batch, delta))
 
         def add(module: nn.Module, inputs: Any, output: Any) -> Any:
             return output + delta if isinstance(output, Tensor) else (output[0] + delta, *output[1:])
@@ -270,6 +269,19 @@ class Entry:
             assert batch.text is not None
             return self.encoder.embeddings(batch.text.device)
         return self.encoder
+
+
+def heard_with(batch: EmotionBatch, delta: Tensor) -> EmotionBatch:
+    """A batch of waveforms with something added to them.
+
+    Args:
+        batch: Raw.
+        delta: ``(batch, samples)``.
+    """
+    assert batch.audio is not None
+    perturbed = batch.audio + delta
+    raw = batch.descriptors is not None and batch.descriptors.ndim == 2  # they hear the same recording
+    return batch._replace(audio=perturbed, descriptors=perturbed if raw else batch.descriptors)
 
 
 @contextmanager
@@ -316,16 +328,19 @@ def real(values: Tensor, mask: Tensor) -> Tensor:
     return mask if values.ndim == 2 else mask[..., None]
 
 
-def _norm(values: Tensor) -> Tensor:
+def length(values: Tensor) -> Tensor:
+    """Euclidean norm of each utterance ``(batch,)``."""
     return values.flatten(1).float().norm(dim=1)
 
 
-def _scaled(values: Tensor, factor: Tensor) -> Tensor:
+def scaled(values: Tensor, factor: Tensor) -> Tensor:
+    """Each utterance times a number of its own ``(batch,)``."""
     return values * factor.view(-1, *[1] * (values.ndim - 1))
 
 
-def _unit(values: Tensor) -> Tensor:
-    return _scaled(values, 1 / _norm(values).clamp(min=1e-20))
+def unit(values: Tensor) -> Tensor:
+    """Each utterance at length 1."""
+    return scaled(values, 1 / length(values).clamp(min=1e-20))
 
 
 def _slope(objective: Objective, values: Tensor, delta: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

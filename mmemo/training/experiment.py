@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 import tempfile
 import warnings
@@ -125,6 +126,12 @@ class Experiment(LightningCLI):
         if judging and config.ckpt_path is None:  # never a model that was not trained
             path = Path(config.trainer.default_root_dir) / {"best": BEST, "last": LAST}[config.checkpoint]
             if not path.is_file():
+                root = Path(config.trainer.default_root_dir)
+                if (root / "fold1").is_dir():
+                    raise FileNotFoundError(
+                        f"{root} is a cross-validation, which has a model for each fold; name one with "
+                        f"--ckpt_path {root / 'fold1' / BEST.parent / path.name}"
+                    )
                 raise FileNotFoundError(
                     f"{path}: no such checkpoint; run `mmemo fit` first, or name one with --ckpt_path"
                 )
@@ -201,6 +208,10 @@ def _check_run_folder(root: Path, config: Namespace) -> None:
             f"{root} holds a run already; choose another --trainer.default_root_dir, continue it with "
             "--ckpt_path last, or replace it with --overwrite true"
         )
+    if finished and config.overwrite and not config.trainer.fast_dev_run and getattr(rank_zero_only, "rank", 0) == 0:
+        (root / METRICS_FILE).unlink(missing_ok=True)  # what is said of a model goes with it
+        (root / "predictions.csv").unlink(missing_ok=True)
+        shutil.rmtree(root / "robustness", ignore_errors=True)
 
 
 def _check_resumable(path: Path, config: Namespace) -> None:

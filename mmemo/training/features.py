@@ -321,7 +321,7 @@ def words_of(datamodule: EmotionDataModule, changed: bool) -> Words:
     names = datamodule.manifest.frame["id"].tolist()
     if not changed or datamodule.word_augmentation is None:
         return Words(texts, names)
-    return Words(texts, names, datamodule.word_augmentation, datamodule.soundalikes())
+    return Words(texts, names, datamodule.word_augmentation, datamodule.soundalikes(fitting=True))
 
 
 def empty_features(encoder: Any, cache: FeatureCache, keys: Iterable[str]) -> Tensor:
@@ -344,7 +344,7 @@ def _views(
 ) -> list[list[str]]:
     """For each view, the cache key of each row; views but the first are made of some rows alone."""
     views = [list(contents)]
-    if augmentation is not None:
+    if augmentation is not None and num_views > 1:
         changed = augmentation.fingerprint()
         for view in range(1, num_views):
             keys = [

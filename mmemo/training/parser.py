@@ -46,10 +46,15 @@ def sentence(message: str, options: Sequence[str] = ()) -> str:
     union = r'Parser key "([\w.]+)":\n\s+Does not validate.*?Subtypes: \[(.*?)\]\n.*Given value: (.*)'
     if found := re.findall(union, message, flags=re.DOTALL):
         key, types, value = found[-1]
-        return f"{key}: got {value.strip()}, expected one of {types}"
+        if "list[" in types and value.lstrip().startswith(("{", "Namespace")):
+            return f"{key} is a list: begin each of its entries with a dash, as in `- class_path: ...`"
+        return f"{key}: got {value.strip()}, expected one of {_plain(types)}"
+    if found := re.findall(r'Parser key "([\w.]+)":[^"]*?Expected a path but (\S+) either', message):
+        key, name = found[-1]
+        return f"{key}: got {name}, expected a class_path in full, such as mmemo.training.{name.rsplit('.', 1)[-1]}"
     if found := re.findall(r'Parser key "([\w.]+)":\n?\s*(?!Does not|Type|Problem)(\S[^\n]*)', message):
         key, problem = found[-1]
-        return f"{key}: {problem.strip()}"
+        return f"{key}: {_plain(problem)}"
     return message.strip().splitlines()[0][:400]
 
 
@@ -66,6 +71,13 @@ def innermost(message: str) -> str:
     told = [line.lstrip("- ") for line in told if line]
     told = [line for line in told if not line.startswith((*noise, "Does not validate"))]
     return told[0].split(" Got value: Namespace")[0] if told else message
+
+
+def _plain(types: str) -> str:
+    """Types as one says them, not as Python prints them."""
+    types = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", types.strip()).replace("NoneType", "null")
+    types = re.sub(r"typing\.Literal\[([^]]*)\]", r"one of \1", types)
+    return re.sub(r"Expected an? (.*?)\. Got value: (.*)", r"got \2, expected \1", types)
 
 
 def _meant(name: str, names: Sequence[str]) -> str:

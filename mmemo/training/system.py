@@ -188,6 +188,8 @@ class EmotionSystem(LightningModule):
             if stage in ("fit", "validate") and self.model.classes:
                 count_classes(self.loss, datamodule.class_counts())
             if stage == "fit":
+                if self.hooks and self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
+                    raise ValueError("hooks follow the progress of a training that ends: set trainer.max_epochs")
                 for hook in self.hooks:
                     if hasattr(hook, "prepare"):
                         cast(Any, hook).prepare(datamodule, self.model)
@@ -308,9 +310,9 @@ class EmotionSystem(LightningModule):
         loss = plain(output) + output.penalty
         if self.hooks:
             progress = self.global_step / max(float(self.trainer.estimated_stepping_batches), 1.0)
-            step = Step(self.model, self.forward, mixed, output, plain, min(progress, 1.0))
-            for hook in self.hooks:
-                term = hook_term(hook, step)
+            step = Step(self.model, self.forward, mixed, output, plain, min(progress, 1.0), self.global_step)
+            for place, hook in enumerate(self.hooks):
+                term = hook_term(hook, step, place)
                 self._log_hook(hook, term, len(batch.row))
                 loss = loss + term
         if not loss.isfinite():

@@ -61,6 +61,24 @@ def test_mistakes_get_one_sentence(arguments: list[str], complaint: str) -> None
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["robustness", "runs", "--noise_db", "loud"], "noise_db: got loud, expected one of list[float], float; see"),
+        (["corpus", "radess", "x", "--out", "y.csv"], "name: got radess, expected one of 'ravdess'"),
+        (["check"], "the following arguments are required: manifest; see `mmemo check --help`"),
+    ],
+)
+def test_a_wrong_option_of_a_verb_is_one_sentence(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"mmemo {arguments[0]}: {complaint}")
+
+
 def test_check_lists_every_bad_file_and_fails(tmp_path: Path, tiny_corpus: Path) -> None:
     good = pd.read_csv(tiny_corpus)["path"][0]
     rows = [{"id": "good", "path": tiny_corpus.parent / good, "speaker": "a"}]

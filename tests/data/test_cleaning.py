@@ -73,6 +73,19 @@ def test_the_manifest_points_to_cleaned_files_and_nothing_else_changes(
     assert [file.stat().st_mtime_ns for file in files[:2]] == stamps, "what is there already is kept"
 
 
+@pytest.mark.parametrize("samples", [1, 10, 200, 1100])
+def test_the_shortest_utterance_keeps_its_length(samples: int) -> None:
+    assert denoised(tone(1.0).numpy()[:samples]).shape == (samples,)
+
+
+def test_the_recordings_are_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(1.0).numpy(), SAMPLE_RATE)
+    (tmp_path / "mine.csv").write_text("file\na.wav\n")
+    options = ["corpus", "table", str(tmp_path / "mine.csv"), "--columns", "{path: file}", "--denoise", "true"]
+    assert main([*options, "--out", str(tmp_path / "m.csv"), "--cleaned", str(tmp_path)]) == 1
+    assert "the recordings themselves are there" in capsys.readouterr().err
+
+
 def test_bad_settings_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     soundfile.write(tmp_path / "a.wav", tone(1.0).numpy(), SAMPLE_RATE)
     (tmp_path / "mine.csv").write_text("file\na.wav\n")

@@ -126,12 +126,16 @@ def test_a_longer_vocal_tract_moves_formants_and_leaves_pitch() -> None:
 
 def test_bad_settings_are_told(tmp_path: Path) -> None:
     for build, message in (
-        (lambda: effects.TimeStretch(1.5), r"TimeStretch\(share=1\.5\), expected in \[0, 1\)"),
+        (lambda: effects.TimeStretch(1.5), r"TimeStretch\(share=1\.5\), expected in \[0, 0.9\)"),
         (lambda: effects.Noise("white", 30, 5), r"min_snr_db=30, max_snr_db=5.*lower one first"),
         (lambda: effects.Noise("white", float("nan"), 5), "expected numbers"),
         (lambda: effects.Noise("red"), "white, pink, brown"),  # type: ignore[arg-type]
         (lambda: effects.Gain(chance=2), "chance=2"),
-        (lambda: effects.Background(str(tmp_path)), "no audio there"),
+        (lambda: effects.Background(str(tmp_path)).files, "no audio there"),
+        (lambda: effects.TimeStretch(0.95), "expected in"),
+        (lambda: effects.PitchShift(30), "expected in"),
+        (lambda: effects.Reverb(direct_db=float("nan")), "expected numbers"),
+        (lambda: effects.Noise(min_snr_db=-2000, max_snr_db=-2000), "expected numbers"),
         (lambda: effects.Mp3(4, 48), "within 8 to 160"),
         (lambda: effects.OneOf([]), "name the effects"),
         (lambda: effects.MuLaw(1), "2 to 16"),

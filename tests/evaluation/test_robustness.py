@@ -99,9 +99,22 @@ def test_folds_are_pooled_and_attacks_transfer(tiny_config: Path) -> None:
     assert len(list((run / "fold1" / FOLDER / "predictions").glob("fgsm*"))) == 2
     with pytest.raises(ValueError, match="has no fold9"):
         robustness(run, chosen, folds=[9])
+    with pytest.raises(ValueError, match="the one of another fold was trained on speakers that this one judges"):
+        robustness(run, chosen, checkpoint=str(run / "fold1/checkpoints/last.ckpt"))
 
 
-def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_labels_are_judged_anew(run: Path, tiny_config: Path) -> None:
+    assert robustness(run, [], checkpoint="last", progress=False).table["uar"].iat[0] > 0.5
+    path = Path(yaml.safe_load(tiny_config.read_text())["data"]["manifest"])
+    table = pd.read_csv(path, dtype=str)
+    test = table["split"] == "test"
+    names = sorted(table["emotion"].unique())
+    table.loc[test, "emotion"] = [names[(names.index(name) + 1) % len(names)] for name in table.loc[test, "emotion"]]
+    table.to_csv(path, index=False)
+    assert robustness(run, [], checkpoint="last", progress=False).table["uar"].iat[0] < 0.5
+
+
+def test_mistakes_are_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, message in (
         ([str(tmp_path)], "no run of `mmemo fit` or `mmemo crossval` there"),
         ([str(tmp_path), "--kinds", "[rain]"], "--kinds rain: expected some of white, pink"),
@@ -109,7 +122,10 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ([str(tmp_path), "--attack_db", "[.inf]"], "expected a number of decibels"),
         ([str(tmp_path), "--word_errors", "[1.5]"], "error_rate=1.5"),
         ([str(tmp_path), "--pgd_steps", "0"], "expected 1 or more"),
-        ([str(tmp_path / "none"), "--device", "gpu"], "no run of"),
+        ([str(tmp_path / "none")], "no run of"),
+        ([str(run), "--device", "gpu"], "device 'gpu': expected cpu or cuda"),
+        ([str(run), "--noise_db", "[]"], "--noise_db []: name at least one strength"),
+        ([str(run), "--checkpoint", "worst"], "--checkpoint worst: expected best, last or a file"),
     ):
         assert main(["robustness", *options]) == 1
         assert message in capsys.readouterr().err

@@ -16,7 +16,18 @@ MISTAKES = {
         "there is no option modality_drop, did you mean modality_dropout?",
     ),
     "an option of the data": (["--data.batchsize", "3"], "did you mean data.batch_size?"),
-    "the wrong type": (["--data.batch_size", "many"], "data.batch_size: Expected a <class 'int'>. Got value: many"),
+    "the wrong type": (["--data.batch_size", "many"], "data.batch_size: got many, expected int"),
+    "a list without dashes": (
+        ["--model.init_args.hooks", "{class_path: mmemo.training.FreeLB}"],
+        "hooks is a list: begin each of its entries with a dash",
+    ),
+    "a class without its package": (
+        [
+            "--model.init_args.hooks",
+            "[{class_path: mmemo.training.AdversarialTraining, init_args: {attack: FGSM}}]",
+        ],
+        "attack: got FGSM, expected a class_path in full, such as mmemo.training.FGSM",
+    ),
     "the wrong type of a union": (["--trainer.max_epochs", "many"], "trainer.max_epochs: got many"),
 }
 
