@@ -9,7 +9,7 @@ have the label it needs, 0 when none has. ``reads`` says which labels those are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, cast
+from typing import Literal, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from mmemo.labels import UNLABELLED
 
 __all__ = [
-    "BalancedSoftmax", "CCCLoss", "CrossEntropy", "FocalLoss", "SoftLabels", "SupervisedContrastive",
-    "UncertaintyWeighted", "WeightedSum", "count_classes",
+    "BalancedSoftmax", "CCCLoss", "CrossEntropy", "FeatureHints", "FocalLoss", "RelationalDistances", "SoftLabels",
+    "SoftenedLogits", "SupervisedContrastive", "Taught", "UncertaintyWeighted", "WeightedSum", "count_classes",
 ]  # fmt: skip
 
 
@@ -324,3 +324,125 @@ def _mean_over_labelled(losses: Tensor, target: Tensor) -> Tensor:
 def _weight_of(target: Tensor, weights: Tensor) -> Tensor:
     labelled = target != UNLABELLED
     return torch.where(labelled, weights[target.clamp(min=0)], 0.0)
+
+
+class Taught(NamedTuple):
+    """What a student or its teacher says of a batch.
+
+    Args:
+        logits: ``(batch, num_classes)``.
+        embedding: The fused vector ``(batch, dim)``.
+        hidden: Mean over time of the features that reach the fusion ``(batch, dim)``.
+    """
+
+    logits: Tensor
+    embedding: Tensor
+    hidden: Tensor
+
+
+class SoftenedLogits(nn.Module):
+    """The student gives each class the probability that the teacher gives it, both softened (Hinton et al. 2015,
+    section 2, <https://arxiv.org/abs/1503.02531>): T^2 times the Kullback-Leibler divergence.
+
+    Args:
+        temperature: Divides the logits of both, above 0; the higher, the more the unlikely classes count.
+        weight: Beside the loss on the labels, above 0.
+    """
+
+    takes = "logits"
+
+    def __init__(self, temperature: float = 2.0, weight: float = 1.0) -> None:
+        super().__init__()
+        self.temperature = _above_zero(self, "temperature", temperature)
+        self.weight = _above_zero(self, "weight", weight)
+
+    def forward(self, student: Taught, teacher: Taught) -> Tensor:
+        said = (student.logits.float() / self.temperature).log_softmax(-1)
+        target = (teacher.logits / self.temperature).log_softmax(-1)
+        divergence = nn.functional.kl_div(said, target, reduction="batchmean", log_target=True)
+        return self.weight * self.temperature**2 * divergence
+
+
+class FeatureHints(nn.Module):
+    """The teacher's vector can be read off the student's by a linear map, which is learned along (Romero et al. 2015,
+    eq. 3, <https://arxiv.org/abs/1412.6550>).
+
+    With ``takes: embedding`` and a teacher of voice and words, what the words say passes to a student that hears the
+    voice alone.
+
+    Args:
+        takes: ``embedding``, the fused vector, or ``hidden``, the mean over time of the features before the fusion.
+        weight: Beside the loss on the labels, above 0.
+    """
+
+    def __init__(self, takes: Literal["embedding", "hidden"] = "embedding", weight: float = 1.0) -> None:
+        super().__init__()
+        self.takes = takes
+        self.weight = _above_zero(self, "weight", weight)
+        self.projector: nn.Linear | None = None  # its size is that of student and teacher
+
+    def prepare(self, student_dims: dict[str, int], teacher_dims: dict[str, int]) -> None:
+        """Builds the projector.
+
+        Args:
+            student_dims: Sizes of the student's vectors.
+            teacher_dims: Sizes of the teacher's.
+        """
+        if self.projector is None:
+            self.projector = nn.Linear(student_dims[self.takes], teacher_dims[self.takes])
+
+    def forward(self, student: Taught, teacher: Taught) -> Tensor:
+        assert self.projector is not None
+        wanted = nn.functional.layer_norm(getattr(teacher, self.takes), [self.projector.out_features])  # free of scale
+        return self.weight * nn.functional.mse_loss(self.projector(getattr(student, self.takes).float()), wanted)
+
+
+class RelationalDistances(nn.Module):
+    """Utterances are as far from each other, and at the same angles, for the student as for the teacher (Park et al.
+    2019, eq. 5 to 9, <https://arxiv.org/abs/1904.05068>).
+
+    Args:
+        distance_weight: Of the distances between two, 0 or more.
+        angle_weight: Of the angles between three, 0 or more.
+    """
+
+    takes = "embedding"
+
+    def __init__(self, distance_weight: float = 1.0, angle_weight: float = 2.0) -> None:
+        super().__init__()
+        if not (distance_weight >= 0 and angle_weight >= 0 and 0 < distance_weight + angle_weight < float("inf")):
+            raise ValueError(
+                f"RelationalDistances(distance_weight={distance_weight}, angle_weight={angle_weight}), expected 0 or "
+                "more, and one of them above 0"
+            )
+        self.distance_weight = distance_weight
+        self.angle_weight = angle_weight
+
+    def forward(self, student: Taught, teacher: Taught) -> Tensor:
+        said, wanted = student.embedding.float(), teacher.embedding
+        loss = said.new_zeros(())
+        if self.distance_weight:
+            distances = nn.functional.smooth_l1_loss(_distances(said), _distances(wanted))
+            loss = loss + self.distance_weight * distances
+        if self.angle_weight:
+            loss = loss + self.angle_weight * nn.functional.smooth_l1_loss(_angles(said), _angles(wanted))
+        return loss
+
+
+def _distances(vectors: Tensor) -> Tensor:
+    """Between each two ``(batch, batch)``, in units of their mean."""
+    squared = (vectors[:, None] - vectors[None]).square().sum(-1)
+    distances = torch.where(squared > 0, squared.clamp(min=1e-12).sqrt(), 0.0)  # no slope at 0
+    return distances / distances[distances > 0].mean().clamp(min=1e-12) if bool((distances > 0).any()) else distances
+
+
+def _angles(vectors: Tensor) -> Tensor:
+    """Cosines at each vector between each two others ``(batch, batch, batch)``."""
+    directions = nn.functional.normalize(vectors[None] - vectors[:, None], dim=-1)
+    return directions @ directions.transpose(1, 2)
+
+
+def _above_zero(part: nn.Module, name: str, value: float) -> float:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{type(part).__name__}({name}={value}), expected a number above 0")
+    return value

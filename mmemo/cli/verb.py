@@ -47,6 +47,8 @@ def _parser(function: Callable[..., int], verb: str, as_positional: bool = True,
         """Exits with one sentence, in the place of every type that was tried."""
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            if not self.exit_on_error:  # one of the parsers inside, which only tries
+                super().error(message, ex)
             from mmemo.training.parser import sentence
 
             options = [action.dest for action in self._actions if action.dest not in ("help", "config")]

@@ -24,6 +24,7 @@ class Example(NamedTuple):
         target: Class index, ``labels.UNLABELLED`` where there is no label.
         votes: Share of the raters' votes for each class ``(num_classes,)``; zeros where nobody voted.
         dimensions: Valence, arousal, dominance ``(3,)``, NaN where there is no label.
+        view: Which version of the utterance this is; 0 is the utterance itself.
     """
 
     row: int
@@ -33,6 +34,7 @@ class Example(NamedTuple):
     target: int
     votes: Tensor
     dimensions: Tensor
+    view: int = 0
 
 
 class EmotionBatch(NamedTuple):
@@ -50,6 +52,7 @@ class EmotionBatch(NamedTuple):
         target: Class indices ``(batch,)`` int64, ``labels.UNLABELLED`` where there is no label.
         votes: Share of the raters' votes for each class ``(batch, num_classes)``; zeros where nobody voted.
         dimensions: Valence, arousal, dominance ``(batch, 3)``, NaN where there is no label.
+        view: Which version of each utterance this is ``(batch,)`` int64; 0 is the utterance itself.
     """
 
     row: Tensor
@@ -62,6 +65,7 @@ class EmotionBatch(NamedTuple):
     target: Tensor
     votes: Tensor
     dimensions: Tensor
+    view: Tensor | None = None
 
     def audio_only(self) -> EmotionBatch:
         """The same utterances with their words missing."""
@@ -95,6 +99,7 @@ def collate(examples: Sequence[Example]) -> EmotionBatch:
         target=torch.tensor([example.target for example in examples]),
         votes=torch.stack([example.votes for example in examples]),
         dimensions=torch.stack([example.dimensions for example in examples]),
+        view=torch.tensor([example.view for example in examples]),
     )
 
 

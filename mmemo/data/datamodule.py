@@ -442,6 +442,11 @@ class EmotionDataModule(LightningDataModule):
         self._sources = sources
 
     @property
+    def sources(self) -> Sources:
+        """Where batches take each modality from."""
+        return self._sources
+
+    @property
     def predicted_rows(self) -> np.ndarray:
         """Row numbers that ``predict`` predicts."""
         if self.predict_on != "all":
@@ -462,7 +467,17 @@ class EmotionDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[EmotionBatch]:
         return self._loader(self.predicted_rows, views=self.test_views)
 
-    def _loader(self, rows: np.ndarray, training: bool = False, views: int = 1) -> DataLoader[EmotionBatch]:
+    def views_dataloader(self, rows: np.ndarray) -> DataLoader[EmotionBatch]:
+        """Every version of training rows, those of an utterance one after the other.
+
+        Args:
+            rows: Of the manifest.
+        """
+        return self._loader(rows, views=self.num_views, batch_size=max(1, 64 // self.num_views))
+
+    def _loader(
+        self, rows: np.ndarray, training: bool = False, views: int = 1, batch_size: int | None = None
+    ) -> DataLoader[EmotionBatch]:
         if len(rows) == 0:
             raise ManifestError(f"{self.manifest_path}: the split leaves no rows here; see data.split")
         trainer = self.trainer
@@ -474,11 +489,11 @@ class EmotionDataModule(LightningDataModule):
             weights = np.where(targets == UNLABELLED, 1 / counts.mean(), shares[np.maximum(targets, 0)]).tolist()
         sampler = BucketSampler(
             self._lengths()[rows],
-            self.batch_size,
+            batch_size or self.batch_size,
             training,
             self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            num_processes=trainer.world_size if trainer else 1,
+            rank=trainer.global_rank if trainer and not batch_size else 0,
+            num_processes=trainer.world_size if trainer and not batch_size else 1,
             weights=weights,
         )
         labels = Labels(self.targets, self.votes, self.dimensions)
@@ -562,10 +577,10 @@ class EmotionDataset(Dataset[EmotionBatch]):
         if not (heard and described):  # nothing is learned from audio that is not there
             votes = torch.zeros(self.labels.votes.shape[1])
             dimensions = torch.full((self.labels.dimensions.shape[1],), torch.nan)
-            return Example(row, audio, descriptors, text, UNLABELLED, votes, dimensions)
+            return Example(row, audio, descriptors, text, UNLABELLED, votes, dimensions, view)
         target = int(self.labels.targets[row])
         votes, dimensions = torch.tensor(self.labels.votes[row]), torch.tensor(self.labels.dimensions[row])
-        return Example(row, audio, descriptors, text, target, votes, dimensions)
+        return Example(row, audio, descriptors, text, target, votes, dimensions, view)
 
     @staticmethod
     def _heard(source: Source | None, row: int, view: int) -> tuple[Tensor | None, bool]:

@@ -22,13 +22,14 @@ from mmemo.models.gates import FeatureGate, HardConcreteGate, ModalityGate, NoGa
 from mmemo.models.heads import ClassHead, DimensionHead, NoHead
 from mmemo.models.layer_mix import LayerConcat, LayerMix
 from mmemo.models.pooling import AttentiveStatisticsPooling, StatisticsPooling
+from mmemo.models.student_encoder import ConvNeXtEncoder
 from mmemo.models.text_encoder import HuggingFaceTextEncoder
 
 __all__ = [
     "ASTAudioEncoder", "AcousticDescriptors", "AttentionBottleneck", "AttentiveStatisticsPooling", "ClassHead",
-    "Concatenation", "ConvRecurrentEncoder", "CrossModalAttention", "DimensionHead", "EGeMAPS", "EmotionModel",
-    "EmotionOutput", "FeatureGate", "GatedMultimodalUnit", "HardConcreteGate", "HuggingFaceAudioEncoder",
-    "HuggingFaceTextEncoder", "InceptionEncoder", "LateFusion", "LayerConcat", "LayerMix", "LowRankFusion",
-    "ModalityGate", "NoGate", "NoHead", "ResNetEncoder", "StatisticsPooling", "VGGEncoder", "VGGishEncoder",
-    "VariableSelection", "WhisperAudioEncoder",
+    "Concatenation", "ConvNeXtEncoder", "ConvRecurrentEncoder", "CrossModalAttention", "DimensionHead", "EGeMAPS",
+    "EmotionModel", "EmotionOutput", "FeatureGate", "GatedMultimodalUnit", "HardConcreteGate",
+    "HuggingFaceAudioEncoder", "HuggingFaceTextEncoder", "InceptionEncoder", "LateFusion", "LayerConcat",
+    "LayerMix", "LowRankFusion", "ModalityGate", "NoGate", "NoHead", "ResNetEncoder", "StatisticsPooling",
+    "VGGEncoder", "VGGishEncoder", "VariableSelection", "WhisperAudioEncoder",
 ]  # fmt: skip

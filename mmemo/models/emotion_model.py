@@ -28,6 +28,7 @@ class EmotionOutput(NamedTuple):
             not weigh them.
         attention: The fusion's attention maps.
         penalty: What the gates ask to be minimised beside the loss; a scalar.
+        heard: Each modality as it reached the fusion.
     """
 
     embedding: Tensor
@@ -37,6 +38,7 @@ class EmotionOutput(NamedTuple):
     modality_weights: Tensor | None
     attention: tuple[AttentionMap, ...]
     penalty: Tensor
+    heard: tuple[Heard, ...] = ()
 
 
 class EmotionModel(nn.Module):
@@ -149,6 +151,7 @@ class EmotionModel(nn.Module):
             modality_weights=fused.weights,
             attention=fused.attention,
             penalty=torch.stack(penalties).sum() if penalties else fused.vector.new_zeros(()),
+            heard=tuple(heard),
         )
 
 

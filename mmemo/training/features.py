@@ -225,7 +225,11 @@ class Clip(NamedTuple):
 
 
 def attach_sources(
-    datamodule: EmotionDataModule, model: EmotionModel, trainer: Trainer, cached: Collection[str] = MODALITIES
+    datamodule: EmotionDataModule,
+    model: EmotionModel,
+    trainer: Trainer,
+    cached: Collection[str] = MODALITIES,
+    redraw: bool | None = None,
 ) -> None:
     """Gives the data module what the model's encoders start from: cached features, or raw input.
 
@@ -238,14 +242,15 @@ def attach_sources(
         trainer: Knows device and processes.
         cached: Modalities for which the frozen half of the encoder is read from the cache; for the others it runs in
             every step.
+        redraw: Whether views that are not cached are new ones each time; in training when not given.
     """
-
+    redraw = trainer.state.fn == "fit" if redraw is None else redraw
     with isolate_rng():  # a run must not depend on whether its features were cached already
-        _attach_sources(datamodule, model, trainer, cached)
+        _attach_sources(datamodule, model, trainer, cached, redraw)
 
 
 def _attach_sources(
-    datamodule: EmotionDataModule, model: EmotionModel, trainer: Trainer, cached: Collection[str]
+    datamodule: EmotionDataModule, model: EmotionModel, trainer: Trainer, cached: Collection[str], redraw: bool
 ) -> None:
     def precompute_cache(encoder: Any) -> FeatureCache:
         exact = str(trainer.precision) in ("32-true", "32")
@@ -270,7 +275,7 @@ def _attach_sources(
         views = _views(contents, datamodule.augmentation, num_views, set(rows.tolist()))
         for name, encoder in listeners.items():
             if name not in cached or not encoder.caches:
-                sources[name] = Waveforms(utterances, contents, datamodule.augmentation, trainer.state.fn == "fit")
+                sources[name] = Waveforms(utterances, contents, datamodule.augmentation, redraw)
                 continue
             cache = precompute_cache(encoder)
             jobs = {
@@ -289,7 +294,7 @@ def _attach_sources(
         fitting = trainer.state.stage in (RunningStage.TRAINING, RunningStage.SANITY_CHECKING)
         words = words_of(datamodule, changed=fitting)
         if "text" not in cached or not reader.caches:
-            sources["text"] = TokenIds(reader.tokenize, words, redraw=trainer.state.fn == "fit")
+            sources["text"] = TokenIds(reader.tokenize, words, redraw)
         else:
             cache = precompute_cache(reader)
             texts = [[words(row, 0) for row in range(len(datamodule.manifest))]]

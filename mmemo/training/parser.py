@@ -22,6 +22,8 @@ class SentenceParser(LightningArgumentParser):
             message: All that jsonargparse has to say.
             ex: Where it comes from.
         """
+        if not self.exit_on_error:  # one of the parsers inside, which only tries
+            super().error(message, ex)
         options = [action.dest for action in self._actions if action.dest not in ("help", "config")]
         program = self.prog.replace(" [options]", "") if self.prog.startswith("mmemo") else "mmemo"
         print(f"{program}: {sentence(message, options)}; `mmemo fit --help` lists all options", file=sys.stderr)

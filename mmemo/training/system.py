@@ -179,7 +179,7 @@ class EmotionSystem(LightningModule):
             datamodule.use_labels(
                 cast("tuple[str, ...]", self.loss.reads),
                 fitting=stage == "fit",
-                unlabelled=any(cast(bool, hook.unlabelled) for hook in self.hooks),
+                unlabelled=self.learns_unlabelled,
             )
             listens = bool({"audio", "descriptors"} & set(self.model.modalities))
             datamodule.refuse_empty(listens, "text" in self.model.modalities, predicting=stage == "predict")
@@ -247,8 +247,8 @@ class EmotionSystem(LightningModule):
             )
         own = self.state_dict()
         given = checkpoint["state_dict"]
-        for name in [name for name in given if name.startswith("hooks.") and name not in own]:
-            del given[name]  # a hook's own weights are of use to training alone
+        for name in [name for name in given if name.startswith(("hooks.", "distillation.")) and name not in own]:
+            del given[name]  # of use to training alone
         for name, there in checkpoint.get("encoders", {}).items():
             kind, weights, options = _described(self._fingerprints().get(name, ""))
             other_kind, other_weights, other_options = _described(there)
@@ -263,7 +263,7 @@ class EmotionSystem(LightningModule):
                     name,
                 )
         other = [name for name in given if name not in own or own[name].shape != given[name].shape]
-        tuned = ("hooks.", *(f"model.modalities.{name}.encoder.trained." for name in self.finetuning))
+        tuned = ("hooks.", "distillation.", *(f"model.modalities.{name}.encoder.trained." for name in self.finetuning))
         missing = [name for name in own if name not in given and not name.startswith(tuned)]
         if other or missing:
             raise ValueError(
@@ -295,6 +295,15 @@ class EmotionSystem(LightningModule):
             batch.audio, batch.audio_mask, batch.text, batch.text_mask, batch.descriptors, batch.descriptors_mask
         )
 
+    def criterion(self, output: EmotionOutput, batch: EmotionBatch) -> Tensor:
+        """What training minimises, besides what gates and hooks ask for."""
+        return self.loss(output, batch)
+
+    @property
+    def learns_unlabelled(self) -> bool:
+        """Whether training learns from utterances without a label too."""
+        return any(cast(bool, hook.unlabelled) for hook in self.hooks)
+
     def training_step(self, batch: EmotionBatch, batch_idx: int) -> Tensor:
         batch = self._drop_modalities(batch)
         if self.mixup:
@@ -303,9 +312,9 @@ class EmotionSystem(LightningModule):
             mixed = _mixed(batch, other, share)
 
             def plain(output: EmotionOutput) -> Tensor:
-                return share * self.loss(output, batch) + (1 - share) * self.loss(output, other)
+                return share * self.criterion(output, batch) + (1 - share) * self.criterion(output, other)
         else:
-            mixed, plain = batch, partial(self.loss, batch=batch)
+            mixed, plain = batch, partial(self.criterion, batch=batch)
         output = self(mixed)
         loss = plain(output) + output.penalty
         if self.hooks:
@@ -408,6 +417,7 @@ class EmotionSystem(LightningModule):
             gates=tuple(mean(gate) for gate in output.gates),
             modality_weights=None if output.modality_weights is None else mean(output.modality_weights),
             attention=(),  # maps of views differ in length
+            heard=(),
         )
 
     def configure_optimizers(self) -> Any:

@@ -1,0 +1,271 @@
+"""A frozen teacher, a student that learns what the teacher hears: large to small, voice and words to voice alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from pytorch_lightning.cli import OptimizerCallable
+from pytorch_lightning.utilities import move_data_to_device
+from pytorch_lightning.utilities.seed import isolate_rng
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from mmemo.data.batch import EmotionBatch
+from mmemo.data.datamodule import EmotionDataModule
+from mmemo.losses import CrossEntropy, SoftenedLogits, Taught
+from mmemo.models.emotion_model import EmotionModel, EmotionOutput
+from mmemo.training.features import MODALITIES, FeatureCache, attach_sources, text_content
+from mmemo.training.finetuning import Finetuning
+from mmemo.training.system import EmotionSystem, load_model
+
+TEACHING_VERSION = 1
+"""Part of the cache's name; raise it when a teacher's outputs come to be other numbers."""
+
+
+class DistillationSystem(EmotionSystem):
+    """An :class:`EmotionSystem` whose model, the student, also learns from a teacher (Hinton et al. 2015,
+    <https://arxiv.org/abs/1503.02531>).
+
+    The teacher hears every view of every training utterance once, before training, and what it said is kept on disk by
+    content: it costs an epoch nothing. Utterances without a label take part. A checkpoint holds the student, and the
+    projectors of its hints if it has any; never the teacher.
+
+    Args:
+        classes: Emotion classes in the order of the model's outputs; on the command line, those of the data.
+        model: The student's parts.
+        teacher: Checkpoint of ``mmemo fit``, or several whose probabilities are averaged; with the student's classes.
+            ``{fold}`` in its path stands for the fold of ``data.split``: in a cross-validation each fold's student
+            learns from that fold's teacher, which has not heard the test speakers either.
+        distillation: What the student takes over, added to the loss on the labels: ``mmemo.losses.SoftenedLogits``,
+            ``FeatureHints``, ``RelationalDistances``; softened logits when not given.
+        audio_only: Refuse a student that reads words: it is meant to be used without a transcript.
+        loss: On the labels.
+        optimizer: As for ``EmotionSystem``, and so the rest.
+        audio_finetuning: See there.
+        text_finetuning: See there.
+        one_cycle: See there.
+        cache_features: See there; the student must read the views that the teacher heard.
+        by_modality: See there.
+        modality_dropout: See there.
+        mixup: See there; what the teacher said is mixed alike.
+        hooks: See there.
+    """
+
+    def __init__(
+        self,
+        classes: list[str],
+        model: Callable[[list[str]], EmotionModel],
+        teacher: str | list[str],
+        distillation: list[nn.Module] | None = None,
+        audio_only: bool = True,
+        loss: nn.Module = CrossEntropy(),  # noqa: B008 - as in EmotionSystem
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        audio_finetuning: Finetuning | None = None,
+        text_finetuning: Finetuning | None = None,
+        one_cycle: bool = True,
+        cache_features: bool = True,
+        by_modality: bool = False,
+        modality_dropout: float = 0.0,
+        mixup: float = 0.0,
+        hooks: list[nn.Module] | None = None,
+    ) -> None:
+        super().__init__(
+            classes, model, loss, optimizer, audio_finetuning, text_finetuning, one_cycle, cache_features, by_modality,
+            modality_dropout, mixup, hooks,
+        )  # fmt: skip
+        self.teacher = [Path(teacher)] if isinstance(teacher, str) else [Path(path) for path in teacher]
+        if not self.teacher:
+            raise ValueError("DistillationSystem(teacher=[]): name a checkpoint of `mmemo fit`")
+        if not self.model.classes:
+            raise ValueError("DistillationSystem passes classes on, but data.classes is empty")
+        if audio_only and "text" in self.model.modalities:
+            raise ValueError(
+                "the student reads words, but is to be used without a transcript (audio_only: true); take its "
+                "text_encoder out, or set audio_only: false"
+            )
+        self.distillation = nn.ModuleList([SoftenedLogits()] if distillation is None else distillation)
+        for part in self.distillation:
+            if not hasattr(part, "takes"):
+                raise ValueError(
+                    f"{type(part).__name__} is nothing to distil; expected some of mmemo.losses: SoftenedLogits, "
+                    "FeatureHints, RelationalDistances"
+                )
+        self._lessons: Lessons | None = None
+
+    @property
+    def learns_unlabelled(self) -> bool:
+        return True
+
+    def setup(self, stage: str) -> None:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and isinstance(datamodule, EmotionDataModule):
+            for name in self.model.modalities:
+                if not (self._caches(name, fitting=True) and self.model.encoder(name).caches):
+                    raise ValueError(
+                        f"the teacher hears fixed views of each utterance, and this student hears new ones in every "
+                        f"step, since its {name} encoder does not read the cache; set cache_features: true, and "
+                        "audio_finetuning to one that trains above the cache"
+                    )
+        super().setup(stage)
+        if stage == "fit" and isinstance(datamodule, EmotionDataModule):
+            students = datamodule.sources
+            fold = str(datamodule.splitter.fold)
+            teachers = [Path(str(path).replace("{fold}", fold)) for path in self.teacher]
+            self._lessons = lessons(teachers, self.model.classes, datamodule, self.trainer)
+            datamodule.attach(students)
+            with isolate_rng():  # a projector must not shift the draws of what comes after it
+                for part in self.distillation:
+                    if hasattr(part, "prepare"):
+                        cast(Any, part).prepare(self._student_dims(), self._lessons.dims)
+                        part.to(self.device)
+
+    def _student_dims(self) -> dict[str, int]:
+        heard = sum(cast(Any, part).dim for part in self.model.modalities.values())
+        return {"embedding": self.model.fusion.dim, "hidden": heard}
+
+    def criterion(self, output: EmotionOutput, batch: EmotionBatch) -> Tensor:
+        loss = super().criterion(output, batch)
+        assert self._lessons is not None
+        student = Taught(cast(Tensor, output.logits), output.embedding, hidden(output))
+        taught = self._lessons.of(batch)
+        for part in self.distillation:
+            loss = loss + part(student, taught)
+        return loss
+
+
+def hidden(output: EmotionOutput) -> Tensor:
+    """Mean over time of the features that reach the fusion, all modalities side by side ``(batch, dim)``."""
+    means = []
+    for one in output.heard:
+        share = one.mask / one.mask.sum(1, keepdim=True).clamp(min=1)
+        means.append((one.features.float() * share[..., None]).sum(1))
+    return torch.cat(means, dim=-1)
+
+
+class Lessons(NamedTuple):
+    """What the teacher said of every view of the training rows.
+
+    Args:
+        position: Row of the manifest -> row of the tables; -1 for one that is not trained on.
+        logits: ``(row, view, num_classes)``.
+        embedding: ``(row, view, dim)``.
+        hidden: ``(row, view, dim)``.
+    """
+
+    position: Tensor
+    logits: Tensor
+    embedding: Tensor
+    hidden: Tensor
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Sizes of its vectors."""
+        return {"embedding": self.embedding.shape[-1], "hidden": self.hidden.shape[-1]}
+
+    def of(self, batch: EmotionBatch) -> Taught:
+        """What was said of the views that a batch holds."""
+        assert batch.view is not None
+        rows, views = self.position[batch.row.cpu()], batch.view.cpu() % self.logits.shape[1]
+        tables = (self.logits, self.embedding, self.hidden)
+        return Taught(*(table[rows, views].to(batch.row.device).float() for table in tables))
+
+
+def lessons(
+    checkpoints: Sequence[Path], classes: Sequence[str], datamodule: EmotionDataModule, trainer: Any
+) -> Lessons:
+    """Lets teachers hear every view of the training rows; what was heard before is read from the cache.
+
+    Args:
+        checkpoints: Of the teachers; their probabilities are averaged, their vectors put side by side.
+        classes: Of the student, which must be the teachers'.
+        datamodule: After its ``setup``.
+        trainer: Knows device, precision and processes.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ValueError: A teacher tells other classes apart.
+    """
+    rows = datamodule.split.train
+    position = torch.full((len(datamodule.manifest),), -1)
+    position[torch.from_numpy(rows)] = torch.arange(len(rows))
+    said = [_said_by(path, classes, datamodule, trainer) for path in checkpoints]
+    probs = torch.stack([logits.float().softmax(-1) for logits, _, _ in said]).mean(0)
+    side_by_side = [torch.cat([each[number] for each in said], dim=-1) for number in (1, 2)]
+    return Lessons(position, probs.clamp(min=1e-8).log(), *side_by_side)
+
+
+def _said_by(
+    path: Path, classes: Sequence[str], datamodule: EmotionDataModule, trainer: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, embedding and hidden features of one teacher, each ``(row, view, ...)``, in half precision."""
+    model = load_model(path)
+    if tuple(model.classes) != tuple(classes):
+        raise ValueError(
+            f"{path}: the teacher tells {list(model.classes)} apart, the student {list(classes)}; they must agree, "
+            "order included"
+        )
+    attach_sources(datamodule, model, trainer, MODALITIES, redraw=False)
+    augmentation = datamodule.augmentation.fingerprint() if datamodule.augmentation and datamodule.num_views > 1 else ""
+    words = vars(datamodule.word_augmentation) if datamodule.word_augmentation else ""
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    seen = f"{datamodule.num_views}:{augmentation}:{words}:{trainer.precision}"
+    cache = FeatureCache(f"teacher-{TEACHING_VERSION}:{checksum}:{seen}")
+    keys = _keys(model, datamodule)
+    rows = datamodule.split.train
+    missing = np.array([row for row in rows if keys[row] not in cache], dtype=int)
+    share = missing[trainer.global_rank :: trainer.world_size]
+    if len(share):
+        _listen(model, cache, keys, datamodule, share, trainer)
+    trainer.strategy.barrier("the teacher has heard all")
+    dim = model.fusion.dim
+    table = torch.from_numpy(np.stack([cache.read(keys[row])[:, 0] for row in rows]).astype(np.float16))
+    logits, embedding, heard = table.split([len(classes), dim, table.shape[-1] - len(classes) - dim], dim=-1)
+    return logits, embedding.clone(), heard.clone()
+
+
+def _keys(model: EmotionModel, datamodule: EmotionDataModule) -> list[str]:
+    """For each row, a name of all that the teacher hears and reads of it."""
+    frame = datamodule.manifest.frame
+    listens = bool({"audio", "descriptors"} & set(model.modalities))
+    contents = datamodule.inspect_audio(progress=False) if listens else [""] * len(frame)
+    texts = frame["text"].fillna("") if "text" in model.modalities else [""] * len(frame)
+    named = zip(frame["id"], contents, texts, strict=True)
+    return [text_content("\n".join(map(str, parts))) for parts in named]
+
+
+@torch.no_grad()
+def _listen(
+    model: EmotionModel,
+    cache: FeatureCache,
+    keys: Sequence[str],
+    datamodule: EmotionDataModule,
+    rows: Any,
+    trainer: Any,
+) -> None:
+    device = trainer.strategy.root_device
+    model.eval().to(device)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not trainer.is_global_zero) as bar:
+        task = bar.add_task("The teacher hears", total=len(rows))
+        for batch in datamodule.views_dataloader(rows):
+            batch = cast(EmotionBatch, move_data_to_device(batch, device))
+            with trainer.precision_plugin.forward_context():
+                output = model(
+                    batch.audio, batch.audio_mask, batch.text, batch.text_mask, batch.descriptors,
+                    batch.descriptors_mask,
+                )  # fmt: skip
+            parts = [output.logits.float(), output.embedding.float(), hidden(output)]
+            table = (
+                torch.cat(parts, dim=-1)
+                .cpu()
+                .numpy()
+                .reshape(-1, datamodule.num_views, 1, sum(p.shape[-1] for p in parts))
+            )
+            for row, values in zip(batch.row[:: datamodule.num_views].tolist(), table, strict=True):
+                cache.write(keys[row], values)
+            bar.advance(task, len(table))
