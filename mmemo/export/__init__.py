@@ -1,0 +1,1 @@
+"""Checkpoint -> ONNX, and ONNX -> emotions without PyTorch."""

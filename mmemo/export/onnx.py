@@ -1,0 +1,413 @@
+"""Checkpoint -> a folder with one ONNX file from waveform to probabilities, in fp32 and int8, checked against PyTorch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmemo.export.runtime import (
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    INT8_FILE,
+    MODEL_FILE,
+    WEIGHTS_FILE,
+    Recognizer,
+)
+from mmemo.files import replacing
+from mmemo.labels import DIMENSIONS
+from mmemo.models.emotion_model import EmotionModel
+from mmemo.models.log_mel import HOP_SAMPLES, WINDOW_SAMPLES, LogMel
+from mmemo.pretrained import SAMPLE_RATE
+
+TOLERANCE = 1e-4
+"""How far a probability of the fp32 file may be from PyTorch's."""
+AGREEMENT = 0.98
+"""Share of clips for which the int8 file must choose the same class."""
+EXAMPLE_FILE = "example.py"
+CARD_FILE = "README.md"
+
+_FAST, _SLOW = 16, 25  # 16 * 25 = 400 samples of a window
+assert _FAST * _SLOW == WINDOW_SAMPLES
+
+
+class PlainLogMel(nn.Module):
+    """:class:`LogMel` in additions and multiplications alone, which every ONNX runtime has and computes alike.
+
+    The Fourier transform of 400 samples is done as 25 of 16 and then 16 of 25 (Cooley and Tukey 1965): a third of the
+    work of one product with a matrix, and a few kilobytes of constants in the place of 1.3 megabytes.
+
+    Args:
+        log_mel: What is replaced.
+
+    Shape:
+        as of :class:`LogMel`
+    """
+
+    def __init__(self, log_mel: LogMel) -> None:
+        super().__init__()
+        self.range_db = log_mel.range_db
+        n = torch.arange(WINDOW_SAMPLES, dtype=torch.float64)
+        window = (0.5 - 0.5 * torch.cos(2 * math.pi * n / WINDOW_SAMPLES)).view(_FAST, _SLOW)
+        inner = 2 * math.pi * torch.outer(torch.arange(_FAST), torch.arange(_FAST)) / _FAST
+        twist = 2 * math.pi * torch.outer(torch.arange(_FAST), torch.arange(_SLOW)) / WINDOW_SAMPLES
+        outer = 2 * math.pi * torch.outer(torch.arange(_SLOW), torch.arange(_SLOW)) / _SLOW
+        for name, values in {
+            "window": window, "inner_cos": inner.cos(), "inner_sin": -inner.sin(), "twist_cos": twist.cos(),
+            "twist_sin": -twist.sin(), "outer_cos": outer.cos(), "outer_sin": -outer.sin(),
+            "filters": log_mel.filters.double().T,
+        }.items():  # fmt: skip
+            self.register_buffer(name, values.float(), persistent=False)
+
+    def forward(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        half, unit = WINDOW_SAMPLES // 2, HOP_SAMPLES // 2
+        batch, num_samples = waveform.shape
+        num_frames = (num_samples + HOP_SAMPLES - 1) // HOP_SAMPLES
+        waveform = waveform * mask
+        padded = nn.functional.pad(waveform, (0, WINDOW_SAMPLES + 2 * HOP_SAMPLES))
+        samples = torch.cat([padded[:, 1 : half + 1].flip(1), padded], dim=1)
+        # A window of 400 samples is five units of 80, and begins two units after the one before.
+        units = samples[:, : (num_frames * 2 + 3) * unit].reshape(batch, num_frames * 2 + 3, unit)
+        frames = torch.cat([units[:, place : place + 2 * num_frames : 2] for place in range(5)], dim=-1)
+        frames = frames.reshape(batch, num_frames, _FAST, _SLOW) * self.window  # sample 25 a + b at (a, b)
+        real, imaginary = self.inner_cos @ frames, self.inner_sin @ frames  # (batch, frame, c, b)
+        real, imaginary = (
+            real * self.twist_cos - imaginary * self.twist_sin, real * self.twist_sin + imaginary * self.twist_cos
+        )  # fmt: skip
+        real, imaginary = real.transpose(2, 3), imaginary.transpose(2, 3)  # (batch, frame, b, c)
+        spectrum_real = self.outer_cos @ real - self.outer_sin @ imaginary  # (batch, frame, d, c): bin 16 d + c
+        spectrum_imaginary = self.outer_cos @ imaginary + self.outer_sin @ real
+        power = (spectrum_real.square() + spectrum_imaginary.square()).reshape(batch, num_frames, WINDOW_SAMPLES)
+        mel = (self.filters @ power[:, :, : half + 1].transpose(1, 2)).transpose(1, 2)
+        log_mel = mel.clamp(min=1e-10).log() / math.log(10)
+        frame_mask = torch.arange(num_frames, device=mask.device) < (
+            (mask.sum(1, keepdim=True) + HOP_SAMPLES - 1) // HOP_SAMPLES
+        )
+        loudest = torch.where(frame_mask[..., None], log_mel, -10.0).amax((1, 2), keepdim=True)
+        log_mel = (torch.maximum(log_mel, loudest - self.range_db / 10) + 4.0) / 4.0
+        return torch.where(frame_mask[..., None], log_mel, 0.0), frame_mask
+
+
+class WaveformModel(nn.Module):
+    """A model from waveforms, and token numbers where it reads, to a tuple of named tensors.
+
+    Args:
+        model: Trained.
+
+    Shape:
+        waveform ``(batch, samples)`` at 16 kHz, lengths ``(batch,)`` in samples, and for a model that reads token_ids
+        ``(batch, token)``, token_lengths ``(batch,)`` -> tensors named ``output_names``
+    """
+
+    def __init__(self, model: EmotionModel) -> None:
+        super().__init__()
+        self.model = model
+        for part in model.modules():
+            for name, child in list(part.named_children()):
+                if isinstance(child, LogMel):
+                    setattr(part, name, PlainLogMel(child))
+        self.listens = bool({"audio", "descriptors"} & set(model.modalities))
+        self.reads = "text" in model.modalities
+        self.input_names = [*(["waveform", "lengths"] if self.listens else [])]
+        self.input_names += ["token_ids", "token_lengths"] if self.reads else []
+        self.output_names = ["probabilities", "logits"] if model.head is not None else []
+        self.output_names += ["dimensions"] if model.dimension_head is not None else []
+        self.output_names += ["embedding"]
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip(self.input_names, inputs, strict=True))
+        audio = audio_mask = text = text_mask = None
+        if self.listens:
+            audio = given["waveform"]
+            audio_mask = torch.arange(audio.shape[1], device=audio.device) < given["lengths"][:, None]
+        if self.reads:
+            text = given["token_ids"]
+            text_mask = torch.arange(text.shape[1], device=text.device) < given["token_lengths"][:, None]
+        has = self.model.modalities
+        output = self.model(
+            audio if "audio" in has else None, audio_mask, text, text_mask,
+            audio if "descriptors" in has else None, audio_mask,
+        )  # fmt: skip
+        found = [] if output.logits is None else [output.logits.softmax(-1), output.logits]
+        found += [] if output.dimensions is None else [output.dimensions]
+        return (*found, output.embedding)
+
+
+class Parity(NamedTuple):
+    """How the exported files agree with PyTorch on real clips.
+
+    Args:
+        num_clips: How many.
+        largest_difference: Of any probability between the fp32 file and PyTorch.
+        int8_agreement: Share of clips for which the int8 file chooses the same class.
+        int8_largest_difference: Of any probability between the int8 file and PyTorch.
+    """
+
+    num_clips: int
+    largest_difference: float
+    int8_agreement: float
+    int8_largest_difference: float
+
+
+class Exported(NamedTuple):
+    """What an export wrote.
+
+    Args:
+        folder: Where.
+        parity: How it agrees with PyTorch.
+        num_parameters: Of the model.
+        num_bytes: File name -> bytes.
+    """
+
+    folder: Path
+    parity: Parity
+    num_parameters: int
+    num_bytes: dict[str, int]
+
+
+def export_onnx(
+    model: EmotionModel,
+    folder: Path,
+    waveforms: Sequence[np.ndarray],
+    texts: Sequence[str] = (),
+    card: dict[str, Any] | None = None,
+) -> Exported:
+    """Writes the folder of a model: ONNX in fp32 and int8, weights, labels, model card, example.
+
+    Args:
+        model: In eval mode, as from ``mmemo.load_model``.
+        folder: To be made; files in it are replaced.
+        waveforms: Real clips ``(samples,)`` at 16 kHz, of odd lengths, on which the files are checked.
+        texts: Their transcripts, for a model that reads.
+        card: What the model card says besides: ``license``, ``training_data``, ``metrics``, ``limits``.
+
+    Raises:
+        ValueError: Without clips, or where a file does not agree with PyTorch.
+    """
+    if not waveforms:
+        raise ValueError("export checks its files on real clips; give it some")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).unlink(missing_ok=True)  # a folder that is half written has none
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    _save_weights(model, folder / WEIGHTS_FILE)
+    inputs = [_inputs(model, waveform, text) for waveform, text in _paired(waveforms, texts)]
+    wrapped = WaveformModel(model.eval())
+    with torch.no_grad():
+        wanted = [wrapped(*one)[0].numpy() for one in inputs]
+    _trace(wrapped, inputs, folder / MODEL_FILE)
+    _quantize(folder / MODEL_FILE, folder / INT8_FILE)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "classes": list(model.classes),
+        "dimensions": list(DIMENSIONS) if model.dimension_head is not None else [],
+        "sample_rate": SAMPLE_RATE,
+        "inputs": wrapped.input_names,
+        "outputs": wrapped.output_names,
+        "num_parameters": num_parameters,
+        **{name: (card or {}).get(name, "") for name in ("license", "training_data", "limits")},
+        "metrics": (card or {}).get("metrics", {}),
+        "sha256": {name: _checksum(folder / name) for name in (MODEL_FILE, INT8_FILE, WEIGHTS_FILE)},
+    }
+    _write(folder / CONFIG_FILE, json.dumps(config, indent=1))
+    parity = _parity(folder, inputs, wanted, has_classes=bool(model.classes))
+    config["parity"] = parity._asdict()
+    _write(folder / CONFIG_FILE, json.dumps(config, indent=1))
+    _write(folder / EXAMPLE_FILE, _EXAMPLE)
+    _write(folder / CARD_FILE, model_card(config, folder))
+    files = (MODEL_FILE, INT8_FILE, WEIGHTS_FILE)
+    return Exported(folder, parity, num_parameters, {name: (folder / name).stat().st_size for name in files})
+
+
+def _paired(waveforms: Sequence[np.ndarray], texts: Sequence[str]) -> list[tuple[np.ndarray, str]]:
+    return list(zip(waveforms, [*texts, *[""] * (len(waveforms) - len(texts))], strict=True))
+
+
+def _inputs(model: EmotionModel, waveform: np.ndarray, text: str) -> tuple[Tensor, ...]:
+    found: list[Tensor] = []
+    if {"audio", "descriptors"} & set(model.modalities):
+        found += [torch.from_numpy(waveform)[None], torch.tensor([len(waveform)])]
+    if "text" in model.modalities:
+        token_ids = model.encoder("text").tokenize(text)
+        length = len(token_ids)
+        found += [(token_ids if length else torch.zeros(1, dtype=torch.long))[None], torch.tensor([length])]
+    return tuple(found)
+
+
+def _trace(wrapped: WaveformModel, inputs: Sequence[tuple[Tensor, ...]], path: Path) -> None:
+    """Writes the fp32 file; batch and lengths stay open."""
+    longest = max(inputs, key=lambda one: one[0].shape[1])
+    other = [torch.cat([part, part]) for part in longest]  # a batch of 2: of 1, the tracer would make a constant
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    axes: list[dict[int, Any]] = []
+    for name in wrapped.input_names:
+        long = torch.export.Dim.AUTO if name in ("waveform", "token_ids") else None
+        axes.append({0: batch} if long is None else {0: batch, 1: long})
+    with replacing(path) as partial, _quiet(), torch.no_grad():
+        torch.onnx.export(
+            wrapped,
+            tuple(other),
+            str(partial),
+            input_names=wrapped.input_names,
+            output_names=wrapped.output_names,
+            dynamic_shapes=(tuple(axes),),
+            dynamo=True,
+            external_data=False,
+            optimize=True,
+        )
+        _strip(partial)
+
+
+def _strip(path: Path) -> None:
+    """Takes out what the exporter notes of where each node comes from: half the file, and paths of this machine."""
+    import onnx
+
+    graph = onnx.load(path)
+    for node in graph.graph.node:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    graph.graph.ClearField("value_info")
+    graph.graph.ClearField("metadata_props")
+    graph.ClearField("metadata_props")
+    onnx.checker.check_model(graph)
+    onnx.save(graph, path)
+
+
+def _quantize(source: Path, target: Path) -> None:
+    """Weights of matrix products in 8 bits; what surrounds them is quantised as it comes."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with replacing(target) as partial, _quiet():
+        quantize_dynamic(
+            source, partial, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True},
+        )  # fmt: skip
+
+
+def _parity(
+    folder: Path, inputs: Sequence[tuple[Tensor, ...]], wanted: Sequence[np.ndarray], has_classes: bool
+) -> Parity:
+    found = {}
+    for name, int8 in (("fp32", False), ("int8", True)):
+        recognizer = Recognizer(folder, int8=int8, threads=1)
+        found[name] = [recognizer.run(*(part.numpy() for part in one))[recognizer.outputs[0]] for one in inputs]
+    apart = max(float(np.abs(one - two).max()) for one, two in zip(found["fp32"], wanted, strict=True))
+    int8_apart = max(float(np.abs(one - two).max()) for one, two in zip(found["int8"], wanted, strict=True))
+    same = [one.argmax() == two.argmax() for one, two in zip(found["int8"], wanted, strict=True)]
+    agreement = float(np.mean(same)) if has_classes else 1.0
+    if not apart <= TOLERANCE:
+        raise ValueError(f"{folder / MODEL_FILE}: differs from PyTorch by {apart:.2g}, expected at most {TOLERANCE:g}")
+    if agreement < AGREEMENT:
+        raise ValueError(
+            f"{folder / INT8_FILE}: chooses another class than PyTorch on {1 - agreement:.1%} of {len(same)} clips, "
+            f"expected at most {1 - AGREEMENT:.0%}"
+        )
+    return Parity(len(inputs), apart, agreement, int8_apart)
+
+
+def _save_weights(model: EmotionModel, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    with replacing(path) as partial:
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, partial)
+        partial.chmod(0o644)
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as partial:
+        partial.write_text(text)
+
+
+@contextmanager
+def _quiet() -> Any:
+    """Exporters talk a lot; what goes wrong is raised."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def model_card(config: dict[str, Any], folder: Path) -> str:
+    """The folder's README, from what its ``config.json`` knows.
+
+    Args:
+        config: The content of ``config.json``.
+        folder: Where it is.
+    """
+    parity = config["parity"]
+    sizes = "\n".join(
+        f"| `{name}` | {(folder / name).stat().st_size / 1000:.0f} kB |" for name in (MODEL_FILE, INT8_FILE)
+    )
+    metrics = "\n".join(f"| {name} | {value} |" for name, value in config["metrics"].items())
+    measured = f"| figure | value |\n|---|---|\n{metrics}" if metrics else "None were given at export."
+    reads = "token numbers of the transcript beside the waveform" if "token_ids" in config["inputs"] else "audio alone"
+    return f"""# {folder.name}
+
+Recognises {", ".join(config["classes"] or config["dimensions"])} in speech, from {reads}. Made by mmemo.
+
+| file | size |
+|---|---|
+{sizes}
+
+{config["num_parameters"]:,} parameters. Input: mono, {config["sample_rate"]} Hz, float32, any length; log-mel and all is
+inside. `python {EXAMPLE_FILE} clip.wav` needs numpy, soundfile and onnxruntime alone.
+
+## Measured
+
+{measured}
+
+Parity at export, on {parity["num_clips"]} real clips: fp32 within {parity["largest_difference"]:.1e} of PyTorch; int8
+chooses the same class on {100 * parity["int8_agreement"]:.1f} %.
+
+## Training data
+
+{config["training_data"] or "Not stated."}
+
+## Licence
+
+{config["license"] or "Not stated: that of the training data applies."}
+
+## Limits
+
+{config["limits"] or "Not stated."}
+"""
+
+
+_EXAMPLE = '''"""Emotion of a clip: python example.py clip.wav (mono, 16 kHz; other rates must be resampled first)."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import soundfile
+
+here = Path(__file__).parent
+config = json.loads((here / "config.json").read_text())
+session = onnxruntime.InferenceSession(here / "model.int8.onnx")
+waveform, sample_rate = soundfile.read(sys.argv[1], dtype="float32", always_2d=True)
+assert sample_rate == config["sample_rate"], f"{sample_rate} Hz, expected {config['sample_rate']}"
+waveform = waveform.mean(axis=1)[None]
+(probabilities,) = session.run(["probabilities"], {"waveform": waveform, "lengths": np.array([waveform.shape[1]])})
+for label, probability in zip(config["classes"], probabilities[0]):
+    print(f"{label:<12}{probability:.3f}")
+'''

@@ -1,0 +1,241 @@
+"""An exported folder -> emotions of recordings, by onnxruntime; no PyTorch is imported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmemo.data.audio import read_audio
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+MODEL_FILE = "model.onnx"
+INT8_FILE = "model.int8.onnx"
+WEIGHTS_FILE = "model.safetensors"
+SAMPLE_RATE = 16_000
+
+
+class Emotion(NamedTuple):
+    """What a model says of one recording.
+
+    Args:
+        probabilities: Class -> probability; empty for a model of dimensions alone.
+        embedding: The fused vector ``(dim,)``.
+        dimensions: Valence, arousal, dominance -> value in (-1, 1), where the model was trained on them.
+    """
+
+    probabilities: dict[str, float]
+    embedding: np.ndarray
+    dimensions: dict[str, float]
+
+    @property
+    def label(self) -> str:
+        """The likeliest class."""
+        return max(self.probabilities, key=lambda name: self.probabilities[name])
+
+    @property
+    def confidence(self) -> float:
+        """Its probability."""
+        return max(self.probabilities.values())
+
+
+class ModelFolderError(ValueError):
+    """A model folder that cannot be used; the message says what is wrong with it and what to do."""
+
+
+class Recognizer:
+    """Runs an exported student on audio.
+
+    Args:
+        folder: Of ``mmemo export``.
+        int8: Run the small file; else the one in full precision.
+        threads: Of onnxruntime; it decides when 0.
+
+    Raises:
+        ModelFolderError: A file is missing, was changed on disk, or is of another version; or the model needs words.
+
+    Example:
+        >>> recognizer = Recognizer("checkpoints/mmemo-student")
+        >>> recognizer.predict("clip.wav").label
+        'happiness'
+    """
+
+    def __init__(self, folder: str | Path, int8: bool = True, threads: int = 0) -> None:
+        import onnxruntime
+
+        self.folder = Path(folder)
+        self.config = _config(self.folder)
+        name = INT8_FILE if int8 else MODEL_FILE
+        content = (self.folder / name).read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.config["sha256"][name]:
+            raise ModelFolderError(
+                f"{self.folder / name}: was changed since it was exported (its checksum is not that of {CONFIG_FILE}); "
+                "copy the folder again, or export anew"
+            )
+        self.classes: list[str] = self.config["classes"]
+        self.inputs: list[str] = self.config["inputs"]
+        self.outputs: list[str] = self.config["outputs"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    @property
+    def audio_only(self) -> bool:
+        """Whether the model needs no words."""
+        return "token_ids" not in self.inputs
+
+    def run(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """The graph as it is: inputs in the order of ``inputs`` -> output name -> array."""
+        found = self._session.run(self.outputs, dict(zip(self.inputs, inputs, strict=True)))
+        return dict(zip(self.outputs, found, strict=True))
+
+    def predict(self, audio: str | Path | np.ndarray) -> Emotion:
+        """Emotion of one recording.
+
+        Args:
+            audio: File, or waveform ``(samples,)`` float32 at 16 kHz.
+
+        Raises:
+            AudioError: The file cannot be read.
+            ValueError: The array is no waveform, or the model needs words.
+        """
+        return self.predict_batch([audio])[0]
+
+    def predict_batch(self, recordings: Sequence[str | Path | np.ndarray]) -> list[Emotion]:
+        """Emotions of several recordings, computed together.
+
+        Args:
+            recordings: Files, or waveforms ``(samples,)`` float32 at 16 kHz.
+        """
+        if not self.audio_only:
+            raise ModelFolderError(
+                f"{self.folder}: this model reads words too; use `Recognizer.run` with token numbers, or a student "
+                "that hears audio alone"
+            )
+        waveforms = [_waveform(one) for one in recordings]
+        longest = max(len(one) for one in waveforms)
+        padded = np.zeros((len(waveforms), longest), dtype=np.float32)
+        for row, waveform in zip(padded, waveforms, strict=True):
+            row[: len(waveform)] = waveform
+        return self._emotions(self.run(padded, np.array([len(one) for one in waveforms], dtype=np.int64)))
+
+    def predict_files(self, paths: Iterable[str | Path], batch_size: int = 16) -> Iterator[tuple[Path, Emotion]]:
+        """Emotions of files, a batch at a time.
+
+        Args:
+            paths: Files.
+            batch_size: How many are computed together.
+        """
+        batch: list[Path] = []
+        for path in paths:
+            batch.append(Path(path))
+            if len(batch) == batch_size:
+                yield from zip(batch, self.predict_batch(batch), strict=True)
+                batch = []
+        if batch:
+            yield from zip(batch, self.predict_batch(batch), strict=True)
+
+    def stream(self, window_seconds: float = 3.0, hop_seconds: float = 0.5) -> Stream:
+        """Takes samples as they come and gives a probability for each hop.
+
+        Args:
+            window_seconds: How much of the latest sound is heard each time.
+            hop_seconds: How often.
+        """
+        return Stream(self, window_seconds, hop_seconds)
+
+    def _emotions(self, found: dict[str, np.ndarray]) -> list[Emotion]:
+        emotions = []
+        for row in range(len(found["embedding"])):
+            probabilities, dimensions = {}, {}
+            if self.classes:
+                probabilities = dict(zip(self.classes, map(float, found["probabilities"][row]), strict=True))
+            if "dimensions" in found:
+                names = self.config["dimensions"]
+                dimensions = dict(zip(names, map(float, found["dimensions"][row]), strict=True))
+            emotions.append(Emotion(probabilities, found["embedding"][row], dimensions))
+        return emotions
+
+
+class Moment(NamedTuple):
+    """What is heard at a moment of a stream.
+
+    Args:
+        seconds: Since its beginning, where the window ends.
+        emotion: Of the window.
+    """
+
+    seconds: float
+    emotion: Emotion
+
+
+class Stream:
+    """Samples come in pieces of any size; memory holds one window.
+
+    Args:
+        recognizer: Hears each window.
+        window_seconds: How much of the latest sound is heard each time, above 0.
+        hop_seconds: How often, above 0.
+    """
+
+    def __init__(self, recognizer: Recognizer, window_seconds: float = 3.0, hop_seconds: float = 0.5) -> None:
+        if not (0 < window_seconds < float("inf") and 0 < hop_seconds < float("inf")):
+            raise ValueError(f"window_seconds={window_seconds}, hop_seconds={hop_seconds}: expected seconds above 0")
+        self.recognizer = recognizer
+        self.window = round(window_seconds * SAMPLE_RATE)
+        self.hop = round(hop_seconds * SAMPLE_RATE)
+        self._latest = np.zeros(0, dtype=np.float32)
+        self._heard = 0
+
+    def push(self, samples: np.ndarray) -> list[Moment]:
+        """Takes samples in and says what was heard at each hop that they complete.
+
+        Args:
+            samples: ``(samples,)`` float32 at 16 kHz, in any number.
+        """
+        samples = _waveform(samples, may_be_empty=True)
+        moments = []
+        while len(samples):
+            missing = self.hop - self._heard % self.hop
+            piece, samples = samples[:missing], samples[missing:]
+            self._latest = np.concatenate([self._latest, piece])[-self.window :]
+            self._heard += len(piece)
+            if self._heard % self.hop == 0:
+                moments.append(Moment(self._heard / SAMPLE_RATE, self.recognizer.predict(self._latest)))
+        return moments
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise ModelFolderError(f"{folder}: no such folder, expected one of `mmemo export`")
+    missing = [name for name in (CONFIG_FILE, MODEL_FILE, INT8_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise ModelFolderError(f"{folder}: lacks {', '.join(missing)}; copy the whole folder, or export anew")
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+        version = config["format_version"]
+    except (ValueError, KeyError, TypeError):
+        raise ModelFolderError(f"{folder / CONFIG_FILE}: not the config.json of `mmemo export`") from None
+    if version != FORMAT_VERSION:
+        raise ModelFolderError(
+            f"{folder}: has format version {version}, this mmemo reads {FORMAT_VERSION}; export it anew, or install "
+            "the mmemo that made it"
+        )
+    return config
+
+
+def _waveform(audio: str | Path | np.ndarray, may_be_empty: bool = False) -> np.ndarray:
+    if isinstance(audio, str | Path):
+        return read_audio(audio)
+    if not isinstance(audio, np.ndarray) or audio.ndim != 1 or audio.dtype.kind not in "f":
+        shape = f"{getattr(audio, 'dtype', type(audio).__name__)} {getattr(audio, 'shape', '')}".strip()
+        raise ValueError(f"got {shape}, expected a waveform: a float array (samples,) at 16 kHz, mono")
+    if not (may_be_empty or len(audio)) or not np.isfinite(audio).all():
+        raise ValueError("the waveform is empty or holds NaN or infinite samples")
+    return np.ascontiguousarray(audio, dtype=np.float32)
