@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmemo.data.datamodule import EmotionDataModule
+    from mmemo.export.analysis import analyze
+    from mmemo.export.onnx import export_onnx
     from mmemo.models.emotion_model import EmotionModel
     from mmemo.training.system import EmotionSystem, load_model
 
@@ -17,8 +19,10 @@ _ROOMS = {
     "EmotionSystem": "mmemo.training.system",
     "EmotionDataModule": "mmemo.data.datamodule",
     "load_model": "mmemo.training.system",
+    "export_onnx": "mmemo.export.onnx",
+    "analyze": "mmemo.export.analysis",
 }
-__all__ = ["EmotionDataModule", "EmotionModel", "EmotionSystem", "load_model"]
+__all__ = ["EmotionDataModule", "EmotionModel", "EmotionSystem", "analyze", "export_onnx", "load_model"]
 
 
 def __getattr__(name: str) -> Any:

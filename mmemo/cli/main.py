@@ -18,6 +18,8 @@ VERBS = {
     "crossval": "fit, test and predict every fold of a YAML's split, resumable",
     "robustness": "what a trained model keeps in noise, on the telephone, with wrong words, under attack",
     "probe": "how much of the speaker, or of any column, is left in the fused vectors",
+    "export": "a checkpoint -> one ONNX file from waveform to probabilities, with model card and example",
+    "analyze": "which emotions are heard in clips, long recordings and folders",
     "backbone": "a fine-tuned encoder -> a model folder for other experiments",
     "cache": "size of the feature caches; clear them",
 }

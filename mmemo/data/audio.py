@@ -99,6 +99,25 @@ def voiced_span(waveform: np.ndarray, trim_db: float, margin_seconds: float = 0.
     return max(first / SAMPLE_RATE - margin_seconds, 0.0), min(last / SAMPLE_RATE + margin_seconds, seconds)
 
 
+def checked_file(path: Path) -> None:
+    """Refuses what is no file, or an empty or half-copied one.
+
+    Args:
+        path: Audio file.
+
+    Raises:
+        AudioError: Saying which.
+    """
+    if path.is_dir():
+        raise AudioError(f"{path}: a folder, expected an audio file")
+    if not path.exists():
+        raise AudioError(f"{path}: no such file")
+    if path.is_file() and path.stat().st_size == 0:
+        raise AudioError(f"{path}: empty, 0 bytes")
+    if path.is_file() and path.suffix.lower() == ".wav" and (missing := _missing_bytes(path)):
+        raise AudioError(f"{path}: truncated, {missing} bytes of audio are missing")
+
+
 def _read(path: Path, start: float | None, end: float | None) -> tuple[np.ndarray, int, int]:
     try:
         if path.is_dir():
@@ -125,7 +144,7 @@ def _read(path: Path, start: float | None, end: float | None) -> tuple[np.ndarra
     except PermissionError:
         raise AudioError(f"{path}: no permission to read it") from None
     except (soundfile.LibsndfileError, OSError, RuntimeError, TypeError) as error:
-        raise AudioError(f"{path}: not readable audio ({_reason(error)})") from None
+        raise AudioError(f"{path}: not readable audio ({reason(error)})") from None
     if truncated and end is None:
         raise AudioError(f"{path}: truncated, {truncated} bytes of audio are missing")
     if len(samples) < expected:
@@ -158,6 +177,7 @@ def _missing_bytes(path: Path) -> int:
     return 0
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What libsndfile has against a file, without the path it repeats."""
     text = str(error).split(": ")[-1].strip().rstrip(".")
     return text or type(error).__name__

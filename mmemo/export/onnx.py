@@ -1,4 +1,4 @@
-"""Checkpoint -> a folder with one ONNX file from waveform to probabilities, in fp32 and int8, checked against PyTorch."""
+"""Checkpoint -> a folder with one ONNX file from waveform to probabilities; fp32 and int8, checked against PyTorch."""
 
 from __future__ import annotations
 
@@ -58,6 +58,14 @@ class PlainLogMel(nn.Module):
     def __init__(self, log_mel: LogMel) -> None:
         super().__init__()
         self.range_db = log_mel.range_db
+        self.window: Tensor
+        self.inner_cos: Tensor
+        self.inner_sin: Tensor
+        self.twist_cos: Tensor
+        self.twist_sin: Tensor
+        self.outer_cos: Tensor
+        self.outer_sin: Tensor
+        self.filters: Tensor
         n = torch.arange(WINDOW_SAMPLES, dtype=torch.float64)
         window = (0.5 - 0.5 * torch.cos(2 * math.pi * n / WINDOW_SAMPLES)).view(_FAST, _SLOW)
         inner = 2 * math.pi * torch.outer(torch.arange(_FAST), torch.arange(_FAST)) / _FAST
@@ -367,8 +375,8 @@ Recognises {", ".join(config["classes"] or config["dimensions"])} in speech, fro
 |---|---|
 {sizes}
 
-{config["num_parameters"]:,} parameters. Input: mono, {config["sample_rate"]} Hz, float32, any length; log-mel and all is
-inside. `python {EXAMPLE_FILE} clip.wav` needs numpy, soundfile and onnxruntime alone.
+{config["num_parameters"]:,} parameters. Input: mono, {config["sample_rate"]} Hz, float32, of any length.
+`python {EXAMPLE_FILE} clip.wav` needs numpy, soundfile and onnxruntime alone.
 
 ## Measured
 

@@ -1,0 +1,231 @@
+"""`mmemo analyze`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mmemo.cli.verb import call
+
+if TYPE_CHECKING:
+    from mmemo.export.analysis import Analysis
+
+
+def run(argv: list[str]) -> int:
+    """Runs the verb.
+
+    Args:
+        argv: Options, without the verb.
+    """
+    first = next((number for number, word in enumerate(argv) if word.startswith("--")), len(argv))
+    paths = argv[:first]
+    if not paths and not {"--help", "-h"} & set(argv):
+        print("mmemo analyze: name audio files, folders, or - for standard input", file=sys.stderr)
+        return 2
+    return call(analyze, [json.dumps(paths), *argv[first:]] if paths else argv, "analyze")
+
+
+def analyze(
+    audio: list[str],
+    model: Path | None = None,
+    out: Path | None = None,
+    format: Literal["table", "jsonl", "csv"] = "table",
+    picture: bool = True,
+    min_confidence: float = 0.4,
+    separate_channels: bool = False,
+    transcript: bool = False,
+    language: str | None = None,
+    int8: bool = True,
+    threads: int = 0,
+) -> int:
+    """Says which emotions are heard in clips, long recordings and folders, segment by segment.
+
+    Speech is found first; each stretch of at most 15 s is judged, and marked unsure where no emotion is likely enough.
+    With --out, each recording also gets a JSON file of its own: summary, segments and timeline; and a picture.
+
+    Args:
+        audio: Files, folders, or - for standard input.
+        model: Folder of `mmemo export`; the student that ships with mmemo when not given.
+        out: Folder for segments.csv, segments.jsonl, and a JSON file and a picture of each recording.
+        format: What is printed: a table to be read, or one line per segment as JSON or CSV.
+        picture: Whether --out gets pictures too.
+        min_confidence: Probability below which a segment is marked unsure, in [0, 1].
+        separate_channels: Take each channel for a speaker of its own; else they are averaged.
+        transcript: Also write down what is said, by Whisper.
+        language: Of the words, such as en; detected when not given.
+        int8: Run the small file of the model; else the one in full precision.
+        threads: Of the processor; onnxruntime decides when 0.
+    """
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    from mmemo.data.audio import AudioError
+    from mmemo.export.analysis import analyze as listen
+    from mmemo.export.analysis import audio_files, student_folder
+    from mmemo.export.runtime import Recognizer
+
+    if language is not None and not transcript:
+        raise ValueError("--language is of the words; add --transcript true")
+    recognizer = Recognizer(model or student_folder(), int8, threads)
+    words = _words(language) if transcript else None
+    found: list[Analysis] = []
+    failed = 0
+    told = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), TextColumn("{task.completed:.0f} s heard"), TimeElapsedColumn())
+    paths: list[Path] = []
+    for given in audio:
+        try:
+            paths += audio_files([given])
+        except AudioError as error:
+            print(f"mmemo analyze: {error}", file=sys.stderr)
+            failed += 1
+    rows = _Rows(format, recognizer.classes)
+    with Progress(*columns, console=told, transient=True, disable=not sys.stderr.isatty()) as bar:
+        for path in paths:
+            task = bar.add_task(path.name, total=None)
+            try:
+                heard = listen(
+                    path, recognizer, min_confidence, separate_channels, words,
+                    partial(_tell, bar, task),
+                )  # fmt: skip
+            except AudioError as error:
+                print(f"mmemo analyze: {error}", file=sys.stderr)
+                failed += 1
+                continue
+            finally:
+                bar.remove_task(task)
+            found += heard
+            for one in heard:
+                rows.add(one)
+    rows.close()
+    if out is not None and found:
+        _write(found, out, recognizer.classes, picture)
+        told.print(f"Written: {out}")
+    if failed:
+        print(f"mmemo analyze: {failed} of {len(paths) or len(audio)} could not be analysed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _tell(bar: Any, task: Any, seconds: float) -> None:
+    bar.update(task, completed=seconds)
+
+
+class _Rows:
+    """Prints what was found, in the format that was asked for."""
+
+    def __init__(self, format: str, classes: list[str]) -> None:
+        self.format = format
+        self.classes = classes
+        if format == "csv":
+            print(",".join(_columns(classes)))
+
+    def add(self, analysis: Analysis) -> None:
+        if self.format == "table":
+            self._table(analysis)
+            return
+        for row in _rows(analysis):
+            print(json.dumps(row, ensure_ascii=False) if self.format == "jsonl" else _csv_line(row, self.classes))
+
+    def close(self) -> None:
+        sys.stdout.flush()
+
+    @staticmethod
+    def _table(analysis: Analysis) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=f"{analysis.name}: {analysis.speech_seconds:.1f} s of speech in {analysis.seconds:.1f} s")
+        table.add_column("from", justify="right")
+        table.add_column("to", justify="right")
+        table.add_column("emotion")
+        table.add_column("probability", justify="right")
+        words = any(one.text is not None for one in analysis.segments)
+        if words:
+            table.add_column("words")
+        for one in analysis.segments:
+            cells = [_clock(one.start), _clock(one.end), one.emotion, f"{one.confidence:.2f}"]
+            table.add_row(*cells, *([one.text or ""] if words else []))
+        console = Console()
+        console.print(table)
+        shares = sorted(analysis.shares.items(), key=lambda item: -item[1])
+        listed = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares if share >= 0.005)
+        console.print(f"Of the speech: {listed}; unsure in {100 * analysis.unsure:.0f} %")
+
+
+def _words(language: str | None) -> Any:
+    from mmemo.data.transcript import OpenAIWhisper, check_language
+
+    if language is not None:
+        check_language(language)
+    whisper = OpenAIWhisper(language=language)
+    return lambda waveforms: [heard.text for heard in whisper(waveforms)]
+
+
+def _columns(classes: list[str]) -> list[str]:
+    return ["recording", "start", "end", "emotion", "confidence", *(f"prob_{name}" for name in classes), "text"]
+
+
+def _rows(analysis: Analysis) -> list[dict[str, Any]]:
+    return [
+        {
+            "recording": analysis.name, "start": one.start, "end": one.end, "emotion": one.emotion,
+            "confidence": round(one.confidence, 4),
+            **{f"prob_{name}": round(value, 4) for name, value in one.probabilities.items()},
+            **({} if one.text is None else {"text": one.text}),
+        }
+        for one in analysis.segments
+    ]  # fmt: skip
+
+
+def _csv_line(row: dict[str, Any], classes: list[str]) -> str:
+    import csv
+    import io
+
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow([row.get(name, "") for name in _columns(classes)])
+    return line.getvalue()
+
+
+def _write(found: list[Analysis], out: Path, classes: list[str], picture: bool) -> None:
+    from mmemo.export.analysis import STDIN, draw
+    from mmemo.files import replacing
+
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [row for one in found for row in _rows(one)]
+    lines = [",".join(_columns(classes)), *(_csv_line(row, classes) for row in rows)]
+    texts = {
+        "segments.csv": "\n".join(lines) + "\n",
+        "segments.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
+    }
+    used: set[str] = set()
+    for one in found:
+        stem = Path(one.name.replace(STDIN, "stdin", 1) if one.name.startswith(STDIN) else one.name).name.replace(
+            " ", "_"
+        )
+        name = stem if stem not in used else f"{stem}_{len(used)}"
+        used.add(name)
+        timeline = [
+            {"seconds": float(time), **dict(zip(classes, [round(float(p), 4) for p in probs], strict=True))}
+            for time, probs in zip(one.times, one.timeline, strict=True)
+            if probs[0] == probs[0]
+        ]
+        content = {
+            "recording": one.name, "seconds": round(one.seconds, 3), "speech_seconds": round(one.speech_seconds, 3),
+            "emotion": one.emotion, "shares": one.shares, "unsure": one.unsure, "segments": _rows(one),
+            "timeline": timeline,
+        }  # fmt: skip
+        texts[f"{name}.json"] = json.dumps(content, ensure_ascii=False, indent=1)
+        if picture:
+            draw(one, out / f"{name}.png")
+    for name, text in texts.items():
+        with replacing(out / name) as partial:
+            partial.write_text(text)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours}:{minutes:02d}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"

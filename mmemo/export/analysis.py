@@ -1,0 +1,303 @@
+"""Recordings of any length -> emotions over time; no PyTorch, unless words are asked for."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mmemo.data.audio import AudioError
+from mmemo.data.effects import AUDIO_SUFFIXES
+from mmemo.data.speech import Speech, audio_blocks, num_channels, speech
+from mmemo.export.runtime import ModelFolderError, Recognizer
+from mmemo.files import replacing
+from mmemo.pretrained import SAMPLE_RATE
+
+STUDENT = "mmemo-student"
+UNSURE = "unsure"
+STDIN = "-"
+TIMELINE_SECONDS = 1.0  # between two points
+SMOOTHING_SECONDS = 5.0  # standard deviation of the Gaussian that weighs segments around a point
+ENVELOPE_SECONDS = 0.1
+SEGMENTS_AT_ONCE = 8
+
+
+class Segment(NamedTuple):
+    """One stretch of speech.
+
+    Args:
+        start: In seconds.
+        end: In seconds.
+        emotion: The likeliest class, or ``unsure``.
+        confidence: Its probability.
+        probabilities: Of every class.
+        text: Its words; None where they were not asked for.
+    """
+
+    start: float
+    end: float
+    emotion: str
+    confidence: float
+    probabilities: dict[str, float]
+    text: str | None = None
+
+
+class Analysis(NamedTuple):
+    """Emotions of one recording, or of one channel of it.
+
+    Args:
+        name: The file, and the channel where channels are speakers.
+        seconds: Its length.
+        speech_seconds: How much of that is speech.
+        segments: In order.
+        shares: Class -> share of the speech, each segment by its probabilities.
+        unsure: Share of the speech in segments that are not labelled.
+        times: Points of the timeline, in seconds ``(point,)``.
+        timeline: Smoothed probabilities ``(point, num_classes)``; NaN far from any speech.
+        envelope: Loudest sample in each tenth of a second.
+    """
+
+    name: str
+    seconds: float
+    speech_seconds: float
+    segments: list[Segment]
+    shares: dict[str, float]
+    unsure: float
+    times: np.ndarray
+    timeline: np.ndarray
+    envelope: np.ndarray
+
+    @property
+    def emotion(self) -> str:
+        """The class with the largest share."""
+        return max(self.shares, key=lambda name: self.shares[name])
+
+
+Words = Callable[[Sequence[np.ndarray]], list[str]]
+"""Waveforms -> what is said in them."""
+
+
+def student_folder() -> Path:
+    """The student that ships with mmemo, from a checkout or an installed wheel.
+
+    Raises:
+        ModelFolderError: It is not there.
+    """
+    beside = Path(__file__).resolve().parents[2] / "checkpoints" / STUDENT
+    if beside.is_dir():
+        return beside
+    try:
+        files = metadata.files("mmemo") or []
+    except metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.parent.name == STUDENT:
+            return Path(str(file.locate())).resolve().parent
+    raise ModelFolderError(
+        f"the student that ships with mmemo ({STUDENT}) is not here; install it again, or give --model"
+    )
+
+
+def audio_files(paths: Iterable[str | Path]) -> list[Path]:
+    """Files, and what is in folders, in order.
+
+    Args:
+        paths: Files, folders, or ``-`` for standard input.
+
+    Raises:
+        AudioError: A folder holds no audio.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in AUDIO_SUFFIXES]
+            if not inside:
+                raise AudioError(f"{path}: a folder without audio ({', '.join(AUDIO_SUFFIXES)})")
+            found += inside
+        else:
+            found.append(path)
+    return found
+
+
+def analyze(
+    audio: str | Path,
+    model: str | Path | Recognizer | None = None,
+    min_confidence: float = 0.4,
+    separate_channels: bool = False,
+    words: Words | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> list[Analysis]:
+    """Emotions of a recording of any length, in memory that does not grow with it.
+
+    Args:
+        audio: Audio file, or ``-`` for standard input.
+        model: Folder of ``mmemo export``; the student that ships with mmemo when not given.
+        min_confidence: A segment whose likeliest class is less likely is marked ``unsure``, in [0, 1].
+        separate_channels: Whether each channel is a speaker of its own; else they are averaged.
+        words: Hears what is said in each segment; nothing is transcribed when not given.
+        progress: Told how many seconds have been heard.
+
+    Returns:
+        One analysis, or one for each channel.
+
+    Raises:
+        AudioError: The file cannot be read, or nobody speaks in it.
+        ModelFolderError: The model cannot be used.
+    """
+    if not 0 <= min_confidence <= 1:
+        raise ValueError(f"min_confidence={min_confidence}: expected a probability, 0 to 1")
+    recognizer = model if isinstance(model, Recognizer) else Recognizer(model or student_folder())
+    if not recognizer.classes or not recognizer.audio_only:
+        raise ModelFolderError(f"{recognizer.folder}: analysis needs a model of classes that hears audio alone")
+    with _file(audio) as path:
+        channels: list[int | None] = [None]
+        if separate_channels and num_channels(path) > 1:
+            channels = list(range(num_channels(path)))
+        found = []
+        for channel in channels:
+            name = str(audio) if channel is None else f"{audio} channel {channel + 1}"
+            found.append(_analysis(name, path, channel, recognizer, min_confidence, words, progress))
+    heard = [one for one in found if one.segments]
+    if not heard:
+        raise AudioError(f"{audio}: nobody speaks in its {found[0].seconds:.1f} s")
+    return heard
+
+
+@contextmanager
+def _file(audio: str | Path) -> Iterator[Path]:
+    """A path that can be read twice; standard input goes through a file."""
+    if str(audio) != STDIN:
+        yield Path(audio)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stdin"
+        with path.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        try:
+            yield path
+        except AudioError as error:
+            raise AudioError(str(error).replace(str(path), "standard input")) from None
+
+
+def _analysis(
+    name: str,
+    path: Path,
+    channel: int | None,
+    recognizer: Recognizer,
+    min_confidence: float,
+    words: Words | None,
+    progress: Callable[[float], None] | None,
+) -> Analysis:
+    envelope: list[float] = []
+    num_samples = 0
+
+    def heard() -> Iterator[np.ndarray]:
+        nonlocal num_samples
+        rest, step = np.zeros(0, dtype=np.float32), round(ENVELOPE_SECONDS * SAMPLE_RATE)
+        for block in audio_blocks(path, channel):
+            num_samples += len(block)
+            loudness = np.concatenate([rest, np.abs(block)])
+            whole = len(loudness) // step * step
+            envelope.extend(loudness[:whole].reshape(-1, step).max(1).tolist())
+            rest = loudness[whole:]
+            if progress is not None:
+                progress(num_samples / SAMPLE_RATE)
+            yield block
+
+    segments: list[Segment] = []
+    waiting: list[Speech] = []
+    for stretch in chain(speech(heard()), [None]):
+        if stretch is not None:
+            waiting.append(stretch)
+        if waiting and (stretch is None or len(waiting) == SEGMENTS_AT_ONCE):
+            segments += _segments(waiting, recognizer, min_confidence, words)
+            waiting = []
+    seconds = num_samples / SAMPLE_RATE
+    return summary(name, seconds, segments, recognizer.classes, np.array(envelope, dtype=np.float32))
+
+
+def _segments(
+    stretches: Sequence[Speech], recognizer: Recognizer, min_confidence: float, words: Words | None
+) -> list[Segment]:
+    emotions = recognizer.predict_batch([one.waveform for one in stretches])
+    texts: Sequence[str | None] = [None] * len(stretches)
+    if words is not None:
+        texts = words([one.waveform for one in stretches])
+    segments = []
+    for stretch, emotion, text in zip(stretches, emotions, texts, strict=True):
+        label = emotion.label if emotion.confidence >= min_confidence else UNSURE
+        start, end = round(stretch.start, 3), round(stretch.end, 3)
+        segments.append(Segment(start, end, label, emotion.confidence, emotion.probabilities, text))
+    return segments
+
+
+def summary(
+    name: str, seconds: float, segments: list[Segment], classes: Sequence[str], envelope: np.ndarray
+) -> Analysis:
+    """Puts segments together: shares of the whole, and a smoothed timeline.
+
+    Args:
+        name: Of the recording.
+        seconds: Its length.
+        segments: In order.
+        classes: In order.
+        envelope: Loudest sample in each tenth of a second.
+    """
+    lengths = np.array([one.end - one.start for one in segments])
+    total = float(lengths.sum())
+    probabilities = np.array([[one.probabilities[name] for name in classes] for one in segments])
+    times = np.arange(0.0, max(seconds, TIMELINE_SECONDS), TIMELINE_SECONDS)
+    timeline = np.full((len(times), len(classes)), np.nan)
+    shares = dict.fromkeys(classes, 0.0)
+    unsure = 0.0
+    if segments:
+        shares = dict(zip(classes, map(float, lengths @ probabilities / total), strict=True))
+        unsure = float(lengths[[one.emotion == UNSURE for one in segments]].sum() / total)
+        starts, ends = np.array([one.start for one in segments]), np.array([one.end for one in segments])
+        for number, time in enumerate(times):
+            near = slice(
+                int(np.searchsorted(ends, time - 3 * SMOOTHING_SECONDS)),
+                int(np.searchsorted(starts, time + 3 * SMOOTHING_SECONDS)),
+            )
+            away = np.maximum(np.maximum(starts[near] - time, time - ends[near]), 0.0)  # 0 inside a segment
+            weights = lengths[near] * np.exp(-0.5 * (away / SMOOTHING_SECONDS) ** 2)
+            if weights.sum() > 0:
+                timeline[number] = weights @ probabilities[near] / weights.sum()
+    return Analysis(name, seconds, total, segments, shares, unsure, times, timeline, envelope)
+
+
+def draw(analysis: Analysis, path: Path) -> None:
+    """Probabilities over time under the waveform.
+
+    Args:
+        analysis: Of a recording.
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2])
+    times = np.arange(len(analysis.envelope)) * ENVELOPE_SECONDS
+    above.fill_between(times, -analysis.envelope, analysis.envelope, color="0.6", linewidth=0)
+    for segment in analysis.segments:
+        shade = "#fff0c0" if segment.emotion == UNSURE else "#dcebff"
+        above.axvspan(segment.start, segment.end, color=shade, zorder=0)
+    above.set_yticks([])
+    above.set_title(f"{Path(analysis.name).name}: speech is shaded, yellow where the model is unsure")
+    classes = list(analysis.shares)
+    below.stackplot(analysis.times, np.nan_to_num(analysis.timeline).T, labels=classes, alpha=0.85)
+    below.set_ylim(0, 1)
+    below.set_xlim(0, analysis.seconds)
+    below.set_ylabel("probability")
+    below.set_xlabel("seconds")
+    below.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
