@@ -12,9 +12,13 @@ from mmemo.losses import (
     BalancedSoftmax,
     CCCLoss,
     CrossEntropy,
+    FeatureHints,
     FocalLoss,
+    RelationalDistances,
+    SoftenedLogits,
     SoftLabels,
     SupervisedContrastive,
+    Taught,
     UncertaintyWeighted,
     WeightedSum,
     count_classes,
@@ -169,3 +173,48 @@ def test_losses_join_by_fixed_and_by_learned_weights() -> None:
     torch.testing.assert_close(learned.log_variances.exp().detach(), expected, rtol=1e-2, atol=1e-2)
     with pytest.raises(ValueError, match="one of 0 or more for each"):
         WeightedSum(parts, [1.0])
+
+
+def taught(seed: int, dim: int = 5) -> Taught:
+    torch.manual_seed(seed)
+    return Taught(torch.randn(4, 3), torch.randn(4, dim), torch.randn(4, dim + 1))
+
+
+def test_distillation_is_zero_when_the_student_says_what_the_teacher_says() -> None:
+    one, other = taught(0), taught(1)
+    for part in (SoftenedLogits(3.0), RelationalDistances()):
+        assert part(one, one).item() == pytest.approx(0.0, abs=1e-6)
+        assert part(other, one).item() > 0.01
+    hints = FeatureHints()
+    hints.prepare({"embedding": 5}, {"embedding": 5})
+    wanted = torch.nn.functional.layer_norm(one.embedding, [5])
+    assert hints.projector is not None
+    torch.nn.init.eye_(hints.projector.weight)
+    torch.nn.init.zeros_(hints.projector.bias)
+    assert hints(one._replace(embedding=wanted), one).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_softened_logits_are_the_divergence_of_scipy() -> None:
+    from scipy.special import rel_entr
+
+    student, teacher = taught(0), taught(1)
+    p = (teacher.logits / 2).softmax(-1).numpy()
+    q = (student.logits / 2).softmax(-1).numpy()
+    assert SoftenedLogits(2.0)(student, teacher).item() == pytest.approx(4 * rel_entr(p, q).sum(1).mean(), rel=1e-5)
+
+
+def test_relations_do_not_see_scale_or_rotation() -> None:
+    teacher = taught(0)
+    rotation, _ = torch.linalg.qr(torch.randn(5, 5))
+    turned = teacher._replace(embedding=3 * teacher.embedding @ rotation)
+    assert RelationalDistances()(turned, teacher).item() == pytest.approx(0.0, abs=1e-5)
+    student = teacher._replace(embedding=torch.zeros(4, 5, requires_grad=True))
+    RelationalDistances()(student, teacher).backward()
+    assert student.embedding.grad is not None
+    assert student.embedding.grad.isfinite().all(), "vectors that coincide have no direction"
+
+
+def test_strengths_that_are_none_are_told() -> None:
+    for build in (lambda: SoftenedLogits(0), lambda: FeatureHints(weight=-1), lambda: RelationalDistances(0, 0)):
+        with pytest.raises(ValueError, match="expected"):
+            build()

@@ -18,6 +18,7 @@ def run(argv: list[str]) -> int:
 
 def export(
     checkpoint: Path,
+    *,
     out: Path,
     manifest: Path | None = None,
     clips: int = 100,

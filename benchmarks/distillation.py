@@ -1,0 +1,149 @@
+"""RAVDESS, six published folds: students of three sizes, each fold's taught by that fold's own teacher.
+
+    python benchmarks/distillation.py                      # resumable fold by fold; several may work on one folder
+    python benchmarks/distillation.py --only small nano    # trains these and records nothing
+
+Teachers are those of `benchmarks/ravdess_finetuned.py`. `labels` is the small student with the same views, mixup and
+epochs, taught by nobody. Each fold's small student is exported, and the int8 file judged on the fold's test clips by
+onnxruntime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from ravdess_finetuned import CONFIG as TEACHER
+from ravdess_finetuned import RUN as TEACHERS
+from ravdess_finetuned import manifest
+from record import HERE, corpus, record
+
+from mmemo import load_model
+from mmemo.evaluation.crossval import CrossValidation, crossval
+from mmemo.export.checkpoint import export_checkpoint
+from mmemo.export.runtime import Recognizer
+
+CONFIGS = HERE.parent / "configs"
+RUN = HERE.parent / "runs" / "bench_distillation"
+STUDENTS = ("small", "nano", "labels", "base")
+
+
+def settings() -> list[str]:
+    return [
+        "--data.manifest", str(manifest()),
+        "--data.split.init_args.path", str(corpus("ravdess") / "emobox_folds.csv"),
+    ]  # fmt: skip
+
+
+def teacher() -> CrossValidation:
+    """The teachers of all folds, trained where they are not there yet."""
+    return crossval(TEACHER, TEACHERS / "audio", settings())
+
+
+def student(name: str) -> CrossValidation:
+    """A student of each fold."""
+    path = CONFIGS / f"ravdess_student_{'small' if name == 'labels' else name}.yaml"
+    options = settings()
+    config = yaml.safe_load(path.read_text())
+    if name == "labels":
+        config["model"]["class_path"] = "mmemo.EmotionSystem"
+        for setting in ("teacher", "distillation"):
+            del config["model"]["init_args"][setting]
+        path = RUN / "labels.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+    else:
+        options += ["--model.init_args.teacher", str(TEACHERS / "audio/fold{fold}/checkpoints/last.ckpt")]
+    return crossval(path, RUN / name, options)
+
+
+def accuracy(predictions: pd.DataFrame) -> float:
+    """Mean over folds of unweighted accuracy, in per cent."""
+    right = predictions["emotion"] == predictions["predicted"]
+    by_class = right.groupby([predictions["fold"], predictions["emotion"]]).mean()
+    return 100 * float(by_class.groupby(level=0).mean().mean())
+
+
+def as_files(found: CrossValidation, int8: bool) -> tuple[float, int]:
+    """The same accuracy by onnxruntime, from exported files; and their size in bytes."""
+    table = pd.read_csv(manifest(), dtype=str).set_index("id")
+    parts, size = [], 0
+    for fold, rows in found.predictions.groupby("fold"):
+        member = found.run / f"fold{fold}"
+        folder = member / "exported"
+        if not (folder / "README.md").exists():
+            export_checkpoint(member / "checkpoints" / "last.ckpt", folder)
+        recognizer = Recognizer(folder, int8)
+        size = (folder / ("model.int8.onnx" if int8 else "model.onnx")).stat().st_size
+        paths = [manifest().parent / table.loc[name, "path"] for name in rows["id"]]
+        said = [emotion.label for _, emotion in recognizer.predict_files(paths, batch_size=1)]
+        parts.append(rows.assign(predicted=said))
+    return accuracy(pd.concat(parts)), size
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=STUDENTS)
+    options = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    taught = teacher()
+    found = {name: student(name) for name in options.only or STUDENTS}
+    if options.only:
+        print({name: round(accuracy(one.predictions), 2) for name, one in found.items()})
+        return
+    uar = {name: accuracy(one.predictions) for name, one in found.items()}
+    ua_teacher = accuracy(taught.predictions)
+    table: list[dict[str, Any]] = []
+    by_file: dict[tuple[str, bool], tuple[float, int]] = {}
+    for name in ("base", "small", "nano"):
+        model = load_model(found[name].run / "fold1" / "checkpoints" / "last.ckpt")
+        for int8 in (False, True):
+            by_file[name, int8] = as_files(found[name], int8)
+            ua, size = by_file[name, int8]
+            table.append(
+                {
+                    "model": f"{name}, {'int8' if int8 else 'fp32'}",
+                    "parameters": sum(part.numel() for part in model.parameters()),
+                    "kilobytes": round(size / 1000),
+                    "ms_for_3_s": round(milliseconds(found[name].run / "fold1" / "exported", int8), 2),
+                    "ua": round(ua, 2),
+                }
+            )
+    record(
+        "distillation",
+        {
+            "ua_teacher": round(ua_teacher, 2),
+            **{f"ua_{name}": round(value, 2) for name, value in uar.items()},
+            **{f"ua_{name}_folds": [round(100 * v, 2) for v in one.metrics["test/uar"]] for name, one in found.items()},
+            "base_share_of_teacher": round(100 * uar["base"] / ua_teacher, 2),
+            "gain_points_small": round(uar["small"] - uar["labels"], 2),
+            "int8_cost_points": round(by_file["small", False][0] - by_file["small", True][0], 2),
+            "int8_kilobytes_small": round(by_file["small", True][1] / 1000, 1),
+            "table": table,
+        },
+    )
+
+
+def milliseconds(folder: Path, int8: bool) -> float:
+    """Median time of a clip of 3 s on one core."""
+    import time
+
+    recognizer = Recognizer(folder, int8, threads=1)
+    clip = np.random.default_rng(0).standard_normal(48_000).astype(np.float32) * 0.1
+    seconds = []
+    for _ in range(30):
+        started = time.perf_counter()
+        recognizer.predict(clip)
+        seconds.append(time.perf_counter() - started)
+    return 1000 * statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    main()

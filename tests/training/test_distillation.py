@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from mmemo import load_model
+from mmemo.cli.main import main
+from mmemo.training.distillation import DistillationSystem
+from mmemo.training.experiment import Experiment
+from mmemo.training.features import features_root
+from tests.conftest import CORPORA, ROOT
+
+EFFECTS = [{"class_path": "mmemo.data.effects.Gain"}, {"class_path": "mmemo.data.effects.Noise"}]
+
+
+@pytest.fixture
+def teacher(tiny_config: Path) -> Path:
+    """A teacher of voice and words."""
+    Experiment(["fit", "--config", str(tiny_config), "--trainer.max_epochs", "3"])
+    return tiny_config.parent / "run" / "checkpoints" / "last.ckpt"
+
+
+def student(config: Path, teacher: str, parts: list[str] | None = None, **settings: Any) -> Path:
+    """An experiment that distils it, on three views of each clip."""
+    written = yaml.safe_load(config.read_text())
+    options = written["model"]["init_args"]
+    model = options["model"]["init_args"]
+    for name in ("text_encoder", "fusion"):
+        model.pop(name, None)
+    encoder = {"stem_channels": [2, 4], "hidden_dim": 8, "num_blocks": 1, "num_mels": 16}
+    model |= {
+        "audio_encoder": {"class_path": "mmemo.models.ConvNeXtEncoder", "init_args": encoder},
+        "gate": "mmemo.models.NoGate",
+        "fusion": "mmemo.models.Concatenation",
+    }
+    if parts is not None:
+        options["distillation"] = [{"class_path": f"mmemo.losses.{name}"} for name in parts]
+    options |= {"teacher": teacher, "by_modality": False, **settings}
+    written["model"]["class_path"] = "mmemo.training.DistillationSystem"
+    written["data"] |= {
+        "augmentation": {"class_path": "mmemo.data.WaveformAugmentation", "init_args": {"effects": EFFECTS}},
+        "num_views": 3,
+    }
+    written["trainer"]["default_root_dir"] = str(config.parent / "student")
+    path = config.parent / "student.yaml"
+    path.write_text(yaml.safe_dump(written, sort_keys=False))
+    return path
+
+
+def fitted(config: Path, *options: str) -> DistillationSystem:
+    system = Experiment(["fit", "--config", str(config), "--overwrite", "true", *options]).model
+    assert isinstance(system, DistillationSystem)
+    return system
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [None, ["FeatureHints"], ["RelationalDistances"], ["SoftenedLogits", "FeatureHints", "RelationalDistances"]],
+)
+def test_a_student_learns_and_its_checkpoint_is_an_ordinary_one(
+    tiny_config: Path, teacher: Path, parts: list[str] | None
+) -> None:
+    config = student(tiny_config, str(teacher), parts)
+    system = fitted(config)
+    path = config.parent / "student" / "checkpoints" / "last.ckpt"
+    saved = torch.load(path, weights_only=True)["state_dict"]
+    hinted = parts is not None and "FeatureHints" in parts
+    assert any(name.startswith("distillation.") for name in saved) == hinted
+    assert not any("whisper" in name or "modalities.text" in name for name in saved)
+    model = load_model(path)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, system.model.state_dict()[name])
+    Experiment(["test", "--config", str(config), "--ckpt_path", str(path)])
+
+
+def test_the_teacher_hears_each_view_once_and_says_what_it_would_say_now(tiny_config: Path, teacher: Path) -> None:
+    config = student(tiny_config, str(teacher))
+    system = fitted(config)
+    lessons = system._lessons
+    assert lessons is not None
+    assert lessons.logits.shape == (18, 3, 3)
+    assert not torch.equal(lessons.logits[:, 0], lessons.logits[:, 1]), "views differ"
+    caches = [note.parent for note in features_root().glob("*/fingerprint.txt") if "teacher-" in note.read_text()]
+    stamps = {file: file.stat().st_mtime_ns for cache in caches for file in cache.glob("*/*.npy")}
+    again = fitted(config)
+    assert {file: file.stat().st_mtime_ns for file in stamps} == stamps, "read from the cache"
+    assert again._lessons is not None
+    torch.testing.assert_close(again._lessons.logits, lessons.logits)
+    predicted = Experiment(
+        ["predict", "--config", str(tiny_config), "--ckpt_path", str(teacher), "--data.predict_on", "train",
+         "--predictions", str(config.parent / "teacher.csv")]
+    )  # fmt: skip
+    table = pd.read_csv(config.parent / "teacher.csv")
+    said = table[[f"prob_{name}" for name in predicted.datamodule.classes]].to_numpy()
+    heard = lessons.logits[:, 0].softmax(-1).numpy()
+    assert abs(said - heard).max() < 5e-3  # kept in half precision
+
+
+def test_the_batch_gets_what_was_said_of_its_own_view(tiny_config: Path, teacher: Path) -> None:
+    system = fitted(student(tiny_config, str(teacher)))
+    lessons = system._lessons
+    assert lessons is not None
+    batch = next(iter(system.trainer.datamodule.train_dataloader()))  # type: ignore[attr-defined]
+    taught = lessons.of(batch)
+    for number, (row, view) in enumerate(zip(batch.row.tolist(), batch.view.tolist(), strict=True)):
+        torch.testing.assert_close(taught.logits[number], lessons.logits[lessons.position[row], view].float())
+    assert len(set(batch.view.tolist())) > 1
+
+
+def test_several_teachers_are_averaged_and_fold_is_filled_in(tiny_config: Path, teacher: Path) -> None:
+    there = teacher.rename(teacher.with_name("fold1.ckpt"))
+    Experiment(["fit", "--config", str(tiny_config), "--overwrite", "true", "--seed_everything", "7"])
+    one = fitted(student(tiny_config, str(there.with_name("fold{fold}.ckpt"))))._lessons
+    other = fitted(student(tiny_config, str(teacher)))._lessons
+    both = fitted(student(tiny_config, [str(there), str(teacher)]))._lessons  # type: ignore[arg-type]
+    assert one is not None
+    assert other is not None
+    assert both is not None
+    mean = (one.logits.softmax(-1) + other.logits.softmax(-1)) / 2
+    torch.testing.assert_close(both.logits.softmax(-1), mean, atol=1e-5, rtol=1e-4)
+    assert both.dims["embedding"] == one.dims["embedding"] + other.dims["embedding"]
+
+
+def test_unlabelled_clips_take_part_and_mixup_mixes_the_lessons(
+    tiny_config: Path, tiny_corpus: Path, teacher: Path
+) -> None:
+    table = pd.read_csv(tiny_corpus, dtype=str)
+    table.loc[table["speaker"] == "s0", "emotion"] = None
+    path = tiny_corpus.parent / "partly.csv"
+    table.to_csv(path, index=False)
+    config = student(tiny_config, str(teacher), mixup=0.4)
+    system = fitted(config, "--data.manifest", str(path))
+    assert system.learns_unlabelled
+    rows = torch.cat([batch.row for batch in system.trainer.datamodule.train_dataloader()])  # type: ignore[attr-defined]
+    assert len(rows) == 18
+
+
+def test_a_killed_distillation_goes_on(tiny_config: Path, teacher: Path) -> None:
+    config = student(tiny_config, str(teacher), ["FeatureHints"])
+    fitted(config)
+    last = config.parent / "student" / "checkpoints" / "last.ckpt"
+    Experiment(["fit", "--config", str(config), "--ckpt_path", str(last)])
+
+
+def test_mistakes_are_told(tiny_config: Path, teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        fitted(student(tiny_config, str(tmp_path / "none.ckpt")))
+    with pytest.raises(ValueError, match="hears new ones in every step"):
+        fitted(student(tiny_config, str(teacher), cache_features=False))
+    with pytest.raises(ValueError, match="CrossEntropy is nothing to distil"):
+        fitted(student(tiny_config, str(teacher), ["CrossEntropy"]))
+    config = student(tiny_config, str(teacher))
+    written = yaml.safe_load(config.read_text())
+    written["data"] |= {"classes": ["anger", "sadness"], "label_map": {"neutral": None}}
+    config.write_text(yaml.safe_dump(written))
+    with pytest.raises(ValueError, match="they must agree, order included"):
+        fitted(config)
+    written = yaml.safe_load(student(tiny_config, str(teacher)).read_text())
+    model = yaml.safe_load(tiny_config.read_text())["model"]["init_args"]["model"]
+    written["model"]["init_args"]["model"] = model
+    config.write_text(yaml.safe_dump(written))
+    with pytest.raises(ValueError, match="to be used without a transcript"):
+        fitted(config)
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.corpora
+def test_a_student_of_whisper_on_real_speech(tmp_path: Path) -> None:
+    """A frozen Whisper teaches a small network on 120 clips of real actors."""
+    manifest = tmp_path / "ravdess.csv"
+    assert main(["corpus", "ravdess", str(CORPORA / "ravdess"), "--out", str(manifest)]) == 0
+    table = pd.read_csv(manifest, dtype=str)
+    table = table[table["speaker"].isin(["01", "02", "03", "04"]) & table["emotion"].isin(["anger", "sadness"])]
+    table["split"] = table["speaker"].map({"01": "train", "02": "train", "03": "val", "04": "test"})
+    table.to_csv(manifest, index=False)
+    data = [
+        "--data.manifest", str(manifest), "--data.classes", "[anger, sadness]",
+        "--data.split", "mmemo.data.OfficialSplit",
+    ]  # fmt: skip
+    run = tmp_path / "teacher"
+    frozen = ROOT / "configs" / "ravdess_whisper_base.yaml"
+    Experiment(["fit", "--config", str(frozen), *data, "--trainer.default_root_dir", str(run)])
+    options = ["--model.init_args.teacher", str(run / "checkpoints/last.ckpt"), "--data.num_views", "2"]
+    options += ["--trainer.default_root_dir", str(tmp_path / "student"), "--trainer.max_epochs", "25"]
+    config = ["--config", str(ROOT / "configs" / "ravdess_student_small.yaml")]
+    system = Experiment(["fit", *config, *data, *options]).model
+    assert system._lessons.logits.softmax(-1).max(-1).values.mean() > 0.8
+    Experiment(["test", *config, *data, *options])
+    assert json.loads((tmp_path / "student" / "test_metrics.json").read_text())["metrics"]["test/uar"] > 0.7
