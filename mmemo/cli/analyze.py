@@ -137,7 +137,8 @@ class _Rows:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(title=f"{analysis.name}: {analysis.speech_seconds:.1f} s of speech in {analysis.seconds:.1f} s")
+        print(f"{analysis.name}: {analysis.speech_seconds:.1f} s of speech in {analysis.seconds:.1f} s")
+        table = Table()
         table.add_column("from", justify="right")
         table.add_column("to", justify="right")
         table.add_column("emotion")

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from mmemo.cli.main import main
+from mmemo.data.audio import AudioError, read_audio
+from mmemo.data.speech import audio_blocks, speech
+from mmemo.export.analysis import UNSURE, Segment, analyze, summary
+from mmemo.export.onnx import export_onnx
+from tests.conftest import CLASSES, ROOT
+from tests.export.test_onnx import SECONDS, clips, student
+
+SPOKEN = sorted((ROOT / "demo" / "clips").glob("*.flac")) or sorted((ROOT / "demo" / "clips").glob("*"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("exported") / "student"
+    export_onnx(student(), found, clips(*SECONDS))
+    return found
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four spoken sentences with two seconds of silence around each."""
+    pause = np.zeros(32_000, dtype=np.float32)
+    parts = [part for path in SPOKEN[:4] for part in (pause, read_audio(path))]
+    path = tmp_path_factory.mktemp("recording") / "talk.wav"
+    soundfile.write(path, np.concatenate([*parts, pause]), 16_000)
+    return path
+
+
+def test_speech_is_found_where_it_is(recording: Path) -> None:
+    waveform = read_audio(recording)
+    found = list(speech([waveform]))
+    expected, position = [], 0.0
+    for path in SPOKEN[:4]:
+        length = len(read_audio(path)) / 16_000
+        expected.append((position + 2.0, position + 2.0 + length))
+        position += 2.0 + length
+    assert len(found) == 4
+    for stretch, (start, end) in zip(found, expected, strict=True):
+        assert start - 0.3 < stretch.start < stretch.end < end + 0.3
+        first = round(stretch.start * 16_000)
+        np.testing.assert_array_equal(stretch.waveform, waveform[first : first + len(stretch.waveform)])
+    pieces = list(speech(np.array_split(waveform, 57)))
+    assert [one.start for one in pieces] == [one.start for one in found]
+
+
+def test_a_long_stretch_is_cut_and_nothing_of_it_is_lost() -> None:
+    waveform = np.concatenate([read_audio(path) for path in SPOKEN[:12]])
+    stretches = list(speech([waveform], max_seconds=2.0, min_silence_seconds=3.0))
+    assert max(len(one.waveform) for one in stretches) <= 2.1 * 16_000
+    for before, after in itertools.pairwise(stretches):
+        assert after.start >= before.end - 1e-6
+
+
+def test_blocks_are_the_file_at_any_rate(tmp_path: Path) -> None:
+    waveform = clips(25.0)[0]
+    soundfile.write(tmp_path / "a.flac", np.stack([waveform, 0 * waveform], 1), 16_000, subtype="PCM_24")
+    blocks = list(audio_blocks(tmp_path / "a.flac", channel=0))
+    assert len(blocks) == 3
+    np.testing.assert_allclose(np.concatenate(blocks), waveform, atol=1e-5)
+    for rate in (8_000, 48_000):
+        import soxr
+
+        path = tmp_path / f"{rate}.wav"
+        soundfile.write(path, soxr.resample(waveform, 16_000, rate), rate)
+        assert sum(map(len, audio_blocks(path))) == pytest.approx(len(waveform), abs=20)
+    with pytest.raises(AudioError, match="has 2 channels, and channel 3"):
+        list(audio_blocks(tmp_path / "a.flac", channel=2))
+
+
+def test_shares_and_timeline_are_what_the_segments_say() -> None:
+    sure = dict(zip(CLASSES, (0.8, 0.1, 0.1), strict=True))
+    unsure = dict(zip(CLASSES, (0.34, 0.33, 0.33), strict=True))
+    segments = [Segment(0, 3, "anger", 0.8, sure), Segment(10, 11, UNSURE, 0.34, unsure)]
+    found = summary("talk", 60.0, segments, CLASSES, np.zeros(600, dtype=np.float32))
+    assert found.speech_seconds == 4
+    assert found.shares["anger"] == pytest.approx((3 * 0.8 + 0.34) / 4)
+    assert found.unsure == 0.25
+    assert found.emotion == "anger"
+    assert found.timeline.shape == (60, 3)
+    assert found.timeline[1, 0] > found.timeline[8, 0] > 0.34, "smooth in between"
+    assert np.isnan(found.timeline[50]).all(), "nothing is said of what is far from any speech"
+    rows = found.timeline[~np.isnan(found.timeline[:, 0])]
+    np.testing.assert_allclose(rows.sum(1), 1)
+
+
+def test_channels_are_speakers_when_asked(folder: Path, recording: Path, tmp_path: Path) -> None:
+    waveform = read_audio(recording)
+    path = tmp_path / "call.wav"
+    soundfile.write(path, np.stack([waveform, np.roll(waveform, 8000)], 1), 16_000)
+    left, right = analyze(path, folder, separate_channels=True)
+    assert left.name.endswith("channel 1")
+    assert right.segments[0].start == pytest.approx(left.segments[0].start + 0.5, abs=0.1)
+    assert len(analyze(path, folder)) == 1
+
+
+def test_the_verb_writes_all_and_says_what_failed(
+    folder: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    silent, text = tmp_path / "silent.wav", tmp_path / "text.wav"
+    soundfile.write(silent, np.zeros(48_000), 16_000)
+    text.write_text("no audio")
+    out = tmp_path / "out"
+    arguments = [str(silent), str(recording), str(text), str(tmp_path / "none.wav")]
+    options = ["--model", str(folder), "--out", str(out), "--min_confidence", "0", "--threads", "1"]
+    assert main(["analyze", *arguments, *options]) == 1
+    told = capsys.readouterr()
+    assert f"{silent}: nobody speaks in its 3.0 s" in told.err
+    assert f"{text}: not readable audio" in told.err
+    assert "none.wav: no such file" in told.err
+    assert "3 of 4 could not be analysed" in told.err
+    assert "talk.wav" in told.out
+    table = pd.read_csv(out / "segments.csv")
+    assert len(table) == 4
+    assert set(table["emotion"]) <= set(CLASSES)
+    lines = [json.loads(line) for line in (out / "segments.jsonl").read_text().splitlines()]
+    assert [line["start"] for line in lines] == table["start"].tolist()
+    content = json.loads((out / "talk.wav.json").read_text())
+    assert sum(content["shares"].values()) == pytest.approx(1)
+    assert len(content["timeline"]) > 5
+    assert (out / "talk.wav.png").stat().st_size > 10_000
+
+
+def test_low_confidence_is_marked_and_formats_can_be_read(
+    folder: Path, recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model", str(folder), "--min_confidence", "1", "--format"]
+    assert main(["analyze", str(recording), *options, "csv"]) == 0
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert set(table["emotion"]) == {UNSURE}
+    assert main(["analyze", str(recording), *options, "jsonl"]) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert first["start"] == table["start"].iat[0]
+
+
+def test_standard_input_is_a_recording(
+    folder: Path, recording: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(recording.read_bytes())))
+    assert main(["analyze", "-", "--model", str(folder), "--format", "jsonl"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["recording"] == "-"
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"")))
+    assert main(["analyze", "-", "--model", str(folder)]) == 1
+    assert "standard input: empty" in capsys.readouterr().err
+
+
+def test_a_folder_is_all_that_is_in_it(folder: Path, recording: Path, tmp_path: Path) -> None:
+    from mmemo.export.analysis import audio_files
+
+    assert audio_files([recording.parent, "-"]) == [recording, Path("-")]
+    with pytest.raises(AudioError, match="a folder without audio"):
+        audio_files([tmp_path])
+
+
+def test_mistakes_are_told(folder: Path, recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, code, message in (
+        ([], 2, "name audio files, folders"),
+        ([str(recording), "--model", str(recording.parent)], 1, "lacks config.json"),
+        ([str(recording), "--model", str(folder), "--min_confidence", "2"], 1, "expected a probability"),
+        ([str(recording), "--model", str(folder), "--language", "en"], 1, "add --transcript true"),
+    ):
+        assert main(["analyze", *options]) == code
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+def test_words_are_written_down_when_asked(folder: Path, recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model", str(folder), "--transcript", "true", "--language", "en", "--format", "jsonl"]
+    assert main(["analyze", str(recording), *options]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert sum(len(line["text"].split()) for line in lines) >= 8

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+
+from mmemo import EmotionModel, export_onnx
+from mmemo.cli.main import main
+from mmemo.export import onnx as exporter
+from mmemo.export.onnx import PlainLogMel, WaveformModel
+from mmemo.export.runtime import ModelFolderError, Recognizer
+from mmemo.models import (
+    AttentiveStatisticsPooling,
+    Concatenation,
+    ConvNeXtEncoder,
+    DimensionHead,
+    HuggingFaceTextEncoder,
+    NoGate,
+    WhisperAudioEncoder,
+)
+from mmemo.models.log_mel import LogMel
+from mmemo.training.experiment import Experiment
+from tests.conftest import CLASSES, CORPORA, ROOT
+
+SECONDS = (0.31, 0.77, 1.234, 0.5001)
+
+
+def clips(*seconds: float) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    found = []
+    for number, length in enumerate(seconds):
+        time = np.arange(round(16_000 * length)) / 16_000
+        tone = 0.3 * np.sin(2 * np.pi * (200 + 150 * number) * time) * (1 + np.sin(9 * time)) / 2
+        found.append((tone + 0.02 * random.standard_normal(len(time))).astype(np.float32))
+    return found
+
+
+def student(dimensions: bool = False) -> EmotionModel:
+    torch.manual_seed(0)
+    return EmotionModel(
+        CLASSES,
+        audio_encoder=ConvNeXtEncoder((4, 8), 16, 2, num_mels=32),
+        gate=NoGate,
+        fusion=partial(Concatenation, pooling=partial(AttentiveStatisticsPooling, hidden_dim=8)),
+        dimension_head=DimensionHead if dimensions else None,
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("exported") / "student"
+    export_onnx(student(), found, clips(*SECONDS), card={"license": "CC0", "metrics": {"test/uar": "0.7000"}})
+    return found
+
+
+@pytest.mark.parametrize("range_db", [80.0, 50.0])
+def test_the_plain_spectrogram_is_the_other_one(range_db: float) -> None:
+    log_mel = LogMel(40, range_db)
+    waveforms = clips(1.2345, 0.4, 0.02)
+    waveform = torch.zeros(4, len(waveforms[0]))
+    for row, one in zip(waveform, waveforms, strict=False):
+        row[: len(one)] = torch.from_numpy(one)
+    mask = torch.arange(waveform.shape[1]) < torch.tensor([*map(len, waveforms), 0])[:, None]
+    wanted, frames = log_mel(waveform, mask)
+    found, found_frames = PlainLogMel(log_mel)(waveform, mask)
+    torch.testing.assert_close(found, wanted, atol=2e-4, rtol=0)
+    assert torch.equal(found_frames, frames)
+
+
+def test_onnx_matches_pytorch_at_a_batch_and_lengths_not_exported_with(folder: Path) -> None:
+    model = WaveformModel(student())
+    recognizer = Recognizer(folder, int8=False)
+    waveforms = clips(2.0371, 0.1009, 0.66)
+    together = recognizer.predict_batch(waveforms)
+    for waveform, emotion in zip(waveforms, together, strict=True):
+        with torch.no_grad():
+            probabilities, _, embedding = model(torch.from_numpy(waveform)[None], torch.tensor([len(waveform)]))
+        found = np.array(list(emotion.probabilities.values()))
+        np.testing.assert_allclose(found, probabilities[0].numpy(), atol=1e-4)
+        np.testing.assert_allclose(emotion.embedding, embedding[0].numpy(), atol=1e-3)
+        alone = recognizer.predict(waveform)
+        np.testing.assert_allclose(found, list(alone.probabilities.values()), atol=1e-5, err_msg="padding counts")
+    assert list(together[0].probabilities) == CLASSES
+
+
+def test_the_folder_says_what_it_is(folder: Path) -> None:
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"README.md", "config.json", "example.py", "model.int8.onnx", "model.onnx", "model.safetensors"}
+    config = json.loads((folder / "config.json").read_text())
+    assert config["classes"] == CLASSES
+    assert config["sample_rate"] == 16_000
+    assert config["parity"]["largest_difference"] <= 1e-4
+    card = (folder / "README.md").read_text()
+    assert "CC0" in card
+    assert "| test/uar | 0.7000 |" in card
+    assert (folder / "model.int8.onnx").stat().st_size < (folder / "model.onnx").stat().st_size
+    assert str(ROOT).encode() not in (folder / "model.onnx").read_bytes(), "paths of this machine stay here"
+    from safetensors.torch import load_file
+
+    torch.testing.assert_close(load_file(folder / "model.safetensors"), dict(student().state_dict()))
+
+
+def test_the_example_needs_three_packages(folder: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "clip.wav", clips(0.8)[0], 16_000)
+    code = (folder / "example.py").read_text()
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+    ran = subprocess.run(
+        [sys.executable, str(folder / "example.py"), str(tmp_path / "clip.wav")], capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    said = {line.split()[0]: float(line.split()[1]) for line in ran.stdout.splitlines()}
+    wanted = Recognizer(folder).predict(tmp_path / "clip.wav").probabilities
+    assert said == pytest.approx(wanted, abs=6e-4)
+
+
+def test_dimensions_come_out_too(tmp_path: Path) -> None:
+    export_onnx(student(dimensions=True), tmp_path / "both", clips(*SECONDS))
+    emotion = Recognizer(tmp_path / "both").predict(clips(0.6)[0])
+    assert list(emotion.dimensions) == ["valence", "arousal", "dominance"]
+    assert all(-1 < value < 1 for value in emotion.dimensions.values())
+
+
+def test_a_file_that_does_not_agree_is_not_handed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter, "TOLERANCE", 1e-12)
+    with pytest.raises(ValueError, match="differs from PyTorch by"):
+        export_onnx(student(), tmp_path / "bad", clips(*SECONDS))
+
+
+@pytest.mark.slow
+def test_a_teacher_of_voice_and_words_exports_too(tiny_whisper: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = EmotionModel(
+        CLASSES, WhisperAudioEncoder(str(tiny_whisper)), text_encoder=HuggingFaceTextEncoder(str(tiny_bert))
+    ).eval()  # fmt: skip
+    texts = ["go away now", "the shop is open", "", "i miss you so"]
+    export_onnx(model, tmp_path / "teacher", clips(*SECONDS), texts)
+    recognizer = Recognizer(tmp_path / "teacher", int8=False)
+    assert recognizer.inputs == ["waveform", "lengths", "token_ids", "token_lengths"]
+    token_ids = model.encoder("text").tokenize("go away so")
+    waveform = clips(0.9137)[0]
+    inputs = (
+        torch.from_numpy(waveform)[None],
+        torch.tensor([len(waveform)]),
+        token_ids[None],
+        torch.tensor([len(token_ids)]),
+    )
+    with torch.no_grad():
+        wanted = WaveformModel(model)(*inputs)[0]
+    found = recognizer.run(*(one.numpy() for one in inputs))["probabilities"]
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
+    with pytest.raises(ModelFolderError, match="reads words too"):
+        recognizer.predict(waveform)
+
+
+def test_the_verb_exports_a_run(tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = yaml.safe_load(tiny_config.read_text())
+    both = tmp_path / "both.yaml"
+    both.write_text(yaml.safe_dump(written))
+    Experiment(["fit", "--config", str(both)])
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    assert main(["export", str(checkpoint), "--out", str(tmp_path / "out"), "--audio_only", "true"]) == 1
+    assert "the model reads words too, and audio alone was asked for" in capsys.readouterr().err
+    model = written["model"]["init_args"]["model"]["init_args"]
+    del model["text_encoder"], model["fusion"]
+    model["audio_encoder"] = {
+        "class_path": "mmemo.models.ConvNeXtEncoder",
+        "init_args": {"hidden_dim": 16, "num_mels": 32},
+    }
+    written["model"]["init_args"]["by_modality"] = False
+    tiny_config.write_text(yaml.safe_dump(written))
+    Experiment(["fit", "--config", str(tiny_config), "--overwrite", "true", "--trainer.max_epochs", "40"])
+    Experiment(["test", "--config", str(tiny_config)])
+    capsys.readouterr()
+    assert main(["export", str(checkpoint), "--out", str(tmp_path / "out"), "--license", "CC0"]) == 0
+    assert "same class on 100.0 %" in capsys.readouterr().out
+    assert "test/uar" in (tmp_path / "out" / "README.md").read_text()
+    assert main(["export", str(tmp_path / "none.ckpt"), "--out", str(tmp_path / "out")]) == 1
+    assert "no such checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.corpora
+def test_whisper_and_minilm_export_on_real_speech(tmp_path: Path) -> None:
+    """The whole teacher: Whisper base's blocks, MiniLM and the fusion, in one file."""
+    torch.manual_seed(0)
+    model = EmotionModel(
+        CLASSES, WhisperAudioEncoder(layers=[2, 3, 4]), text_encoder=HuggingFaceTextEncoder(layers=[6])
+    ).eval()  # fmt: skip
+    paths = sorted((CORPORA / "ravdess" / "Actor_05").glob("*.flac"))[::20]
+    waveforms = [soundfile.read(path, dtype="float32")[0][: -37 * (number + 1)] for number, path in enumerate(paths)]
+    found = export_onnx(model, tmp_path / "teacher", waveforms, ["kids are talking by the door"] * len(waveforms))
+    assert found.parity.largest_difference <= 1e-4
