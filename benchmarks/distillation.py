@@ -3,7 +3,8 @@
     python benchmarks/distillation.py                      # resumable fold by fold; several may work on one folder
     python benchmarks/distillation.py --only small nano    # trains these and records nothing
 
-Teachers are those of `benchmarks/ravdess_finetuned.py`. `labels` is the small student with the same views, mixup and
+A fold's teacher is the mean of two, both of `benchmarks/ravdess_finetuned.py`: Whisper base with its last blocks
+trained, and frozen. `labels` is the small student with the same views, mixup and
 epochs, taught by nobody. Each fold's small student is exported, and the int8 file judged on the fold's test clips by
 onnxruntime.
 """
@@ -20,9 +21,8 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from ravdess_finetuned import CONFIG as TEACHER
+from ravdess_finetuned import CONFIG, FROZEN, manifest
 from ravdess_finetuned import RUN as TEACHERS
-from ravdess_finetuned import manifest
 from record import HERE, corpus, record
 
 from mmemo import load_model
@@ -42,9 +42,16 @@ def settings() -> list[str]:
     ]  # fmt: skip
 
 
-def teacher() -> CrossValidation:
-    """The teachers of all folds, trained where they are not there yet."""
-    return crossval(TEACHER, TEACHERS / "audio", settings())
+def teacher() -> pd.DataFrame:
+    """What the teachers of all folds say of the test clips; trained where they are not there yet."""
+    tables = [
+        crossval(config, TEACHERS / name, settings()).predictions.sort_values("id", ignore_index=True)
+        for config, name in ((CONFIG, "audio"), (FROZEN, "frozen"))
+    ]
+    names = [name for name in tables[0] if str(name).startswith("prob_")]
+    mean = sum(table[names] for table in tables) / len(tables)
+    predicted = mean.idxmax(axis=1).str.removeprefix("prob_")
+    return tables[0].assign(predicted=predicted)
 
 
 def student(name: str) -> CrossValidation:
@@ -60,7 +67,8 @@ def student(name: str) -> CrossValidation:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(config, sort_keys=False))
     else:
-        options += ["--model.init_args.teacher", str(TEACHERS / "audio/fold{fold}/checkpoints/last.ckpt")]
+        paths = [str(TEACHERS / kind / "fold{fold}/checkpoints/last.ckpt") for kind in ("audio", "frozen")]
+        options += ["--model.init_args.teacher", str(paths)]
     return crossval(path, RUN / name, options)
 
 
@@ -99,7 +107,7 @@ def main() -> None:
         print({name: round(accuracy(one.predictions), 2) for name, one in found.items()})
         return
     uar = {name: accuracy(one.predictions) for name, one in found.items()}
-    ua_teacher = accuracy(taught.predictions)
+    ua_teacher = accuracy(taught)
     table: list[dict[str, Any]] = []
     by_file: dict[tuple[str, bool], tuple[float, int]] = {}
     for name in ("base", "small", "nano"):

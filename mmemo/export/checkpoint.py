@@ -31,7 +31,8 @@ def export_checkpoint(
         manifest: Whose clips the files are checked on; the run's own when not given.
         num_clips: How many of them.
         audio_only: Whether to refuse a model that reads words.
-        card: What the model card says besides the run's test figures.
+        card: What the model card says: ``license``, ``training_data``, ``limits``, and ``metrics`` in the place of the
+            run's test figures.
 
     Raises:
         FileNotFoundError: There is no such checkpoint, or no manifest beside it.
@@ -60,7 +61,7 @@ def export_checkpoint(
         texts.append(utterance.text or "")
     if not waveforms:
         raise ValueError(f"{manifest or run}: no clip there can be read; give --manifest one with audio")
-    return export_onnx(model, folder, waveforms, texts, {**(card or {}), "metrics": _figures(run)})
+    return export_onnx(model, folder, waveforms, texts, {"metrics": _figures(run), **(card or {})})
 
 
 def _utterances(run: Path, manifest: Path | None) -> list[Utterance]:
