@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -37,6 +38,9 @@ AGREEMENT = 0.98
 """Share of clips for which the int8 file must choose the same class."""
 EXAMPLE_FILE = "example.py"
 CARD_FILE = "README.md"
+
+_OUTER = "outer_"
+"""What outputs are called until no value inside has their names."""
 
 _FAST, _SLOW = 16, 25  # 16 * 25 = 400 samples of a window
 assert _FAST * _SLOW == WINDOW_SAMPLES
@@ -110,6 +114,8 @@ class PlainLogMel(nn.Module):
 class WaveformModel(nn.Module):
     """A model from waveforms, and token numbers where it reads, to a tuple of named tensors.
 
+    Encoders of the Whisper family hear up to 30 s so; the others any length.
+
     Args:
         model: Trained.
 
@@ -121,10 +127,7 @@ class WaveformModel(nn.Module):
     def __init__(self, model: EmotionModel) -> None:
         super().__init__()
         self.model = model
-        for part in model.modules():
-            for name, child in list(part.named_children()):
-                if isinstance(child, LogMel):
-                    setattr(part, name, PlainLogMel(child))
+        self.frozen = nn.ModuleList(frozen_parts(model))
         self.listens = bool({"audio", "descriptors"} & set(model.modalities))
         self.reads = "text" in model.modalities
         self.input_names = [*(["waveform", "lengths"] if self.listens else [])]
@@ -152,6 +155,34 @@ class WaveformModel(nn.Module):
         return (*found, output.embedding)
 
 
+def frozen_parts(model: EmotionModel) -> list[nn.Module]:
+    """Pretrained weights that a model uses without counting them as its own.
+
+    Args:
+        model: Whose encoders are meant.
+    """
+    backbones: list[Any] = [getattr(part, "_backbone", None) for part in model.modules()]
+    return [one.on(torch.device("cpu")) for one in backbones if one is not None]
+
+
+def simplified(model: EmotionModel) -> EmotionModel:
+    """A copy in operations that ONNX has: the spectrogram without complex numbers, attention without fused kernels.
+
+    Args:
+        model: Trained; it stays as it is.
+    """
+    model = copy.deepcopy(model)
+    for root in (model, *frozen_parts(model)):
+        for part in root.modules():
+            settings: Any = getattr(part, "config", None)
+            if hasattr(settings, "_attn_implementation"):
+                settings._attn_implementation = "eager"
+            for name, child in list(part.named_children()):
+                if isinstance(child, LogMel):
+                    setattr(part, name, PlainLogMel(child))
+    return model
+
+
 class Parity(NamedTuple):
     """How the exported files agree with PyTorch on real clips.
 
@@ -174,7 +205,7 @@ class Exported(NamedTuple):
     Args:
         folder: Where.
         parity: How it agrees with PyTorch.
-        num_parameters: Of the model.
+        num_parameters: Of the model, frozen ones included.
         num_bytes: File name -> bytes.
     """
 
@@ -207,13 +238,13 @@ def export_onnx(
         raise ValueError("export checks its files on real clips; give it some")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).unlink(missing_ok=True)  # a folder that is half written has none
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     _save_weights(model, folder / WEIGHTS_FILE)
     inputs = [_inputs(model, waveform, text) for waveform, text in _paired(waveforms, texts)]
     wrapped = WaveformModel(model.eval())
+    num_parameters = sum(parameter.numel() for parameter in wrapped.parameters())
     with torch.no_grad():
         wanted = [wrapped(*one)[0].numpy() for one in inputs]
-    _trace(wrapped, inputs, folder / MODEL_FILE)
+    _trace(WaveformModel(simplified(model)), inputs, folder / MODEL_FILE)
     _quantize(folder / MODEL_FILE, folder / INT8_FILE)
     config = {
         "format_version": FORMAT_VERSION,
@@ -267,7 +298,7 @@ def _trace(wrapped: WaveformModel, inputs: Sequence[tuple[Tensor, ...]], path: P
             tuple(other),
             str(partial),
             input_names=wrapped.input_names,
-            output_names=wrapped.output_names,
+            output_names=[_OUTER + name for name in wrapped.output_names],
             dynamic_shapes=(tuple(axes),),
             dynamo=True,
             external_data=False,
@@ -277,13 +308,21 @@ def _trace(wrapped: WaveformModel, inputs: Sequence[tuple[Tensor, ...]], path: P
 
 
 def _strip(path: Path) -> None:
-    """Takes out what the exporter notes of where each node comes from: half the file, and paths of this machine."""
+    """Takes out what the exporter notes of where each node comes from: half the file, and paths of this machine; and
+    gives the outputs their names, which values inside may have by chance.
+    """
     import onnx
 
     graph = onnx.load(path)
+    outputs = [output.name.removeprefix(_OUTER) for output in graph.graph.output]
+    renamed = {name: f"inner_{name}" for name in outputs} | {_OUTER + name: name for name in outputs}
     for node in graph.graph.node:
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    for output in graph.graph.output:
+        output.name = renamed[output.name]
     graph.graph.ClearField("value_info")
     graph.graph.ClearField("metadata_props")
     graph.ClearField("metadata_props")

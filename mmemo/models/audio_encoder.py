@@ -175,8 +175,11 @@ class WhisperAudioEncoder(nn.Module):
         self, sequence: Tensor, mask: Tensor, window: int, encoder: Any, first_block: int, states: list[int]
     ) -> tuple[Tensor, Tensor]:
         """Runs an encoder's blocks on each 30 s of log-mel (``first_block`` 0) or of a hidden state."""
+        windows = [(sequence, mask)]  # an exported graph hears one: how many there are cannot stay open
+        if not torch.compiler.is_compiling():
+            windows = list(zip(sequence.split(window, 1), mask.split(window, 1), strict=True))
         parts = []
-        for part, part_mask in zip(sequence.split(window, 1), mask.split(window, 1), strict=True):
+        for part, part_mask in windows:
             if first_block == 0:
                 part, part_mask = self._stem(encoder, part, part_mask)
             parts.append((self._blocks(encoder, part, part_mask, first_block, states), part_mask))
@@ -205,11 +208,14 @@ class WhisperAudioEncoder(nn.Module):
 
 def _attention_mask(mask: Tensor) -> Tensor | None:
     """``(batch, 1, query, key)`` for scaled dot-product attention; None where nothing is padded."""
-    if mask.all():
+    if not torch.compiler.is_compiling() and mask.all():  # an exported graph has no such shortcut
         return None
     attend = mask.clone()
     attend[:, 0] |= ~mask.any(1)  # an utterance without audio attends to one zero frame, not to nothing
-    return repeat(attend, "batch key -> batch 1 query key", query=mask.shape[1])
+    attend = repeat(attend, "batch key -> batch 1 query key", query=mask.shape[1])
+    if torch.compiler.is_compiling():  # exporters know attention as a product and a sum
+        return torch.where(attend, 0.0, torch.finfo(torch.float32).min)
+    return attend
 
 
 def _averaged(features: Tensor, mask: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,8 @@ class FrozenBackbone:
         """The module in eval mode, without parameter gradients, on ``device``."""
         if self._module is None:
             self._module = self._load().eval().requires_grad_(False)
-        return self._module.to(device)
+        there = next(self._module.parameters()).device
+        return self._module if there == device else self._module.to(device)  # an exporter cannot move it
 
 
 def chosen_layers(layers: Sequence[int] | None, num_blocks: int, model_id: str) -> list[int]:
