@@ -285,8 +285,11 @@ def _inputs(model: EmotionModel, waveform: np.ndarray, text: str) -> tuple[Tenso
 
 def _trace(wrapped: WaveformModel, inputs: Sequence[tuple[Tensor, ...]], path: Path) -> None:
     """Writes the fp32 file; batch and lengths stay open."""
-    longest = max(inputs, key=lambda one: one[0].shape[1])
-    other = [torch.cat([part, part]) for part in longest]  # a batch of 2: of 1, the tracer would make a constant
+    # A batch of 2 of the longest: of an axis of 1 the tracer would make a constant.
+    other: list[Tensor] = []
+    for place in range(0, len(wrapped.input_names), 2):
+        longest = max(inputs, key=lambda one: one[place].shape[1])
+        other += [torch.cat([part, part]) for part in longest[place : place + 2]]
     batch = torch.export.Dim("batch", min=1, max=4096)
     axes: list[dict[int, Any]] = []
     for name in wrapped.input_names:
