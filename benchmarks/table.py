@@ -102,9 +102,9 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
         "RAVDESS, published folds 1 and 2, Whisper base, plain and defended: correct answers kept, UAR lost",
         {
             "kept_fgsm45_plain": ("plain, one-step attack on the waveform at 45 dB, correct answers kept, %", ""),
-            "kept_fgsm45": ("defended, the same, %", "at least 60"),
+            "kept_fgsm45": ("defended, one-step attack at 45 dB, correct answers kept, %", "at least 60"),
             "kept_pgd45_plain": ("plain, 20-step attack (PGD) at 45 dB, %", ""),
-            "kept_pgd45": ("defended, the same, %", "at least 50"),
+            "kept_pgd45": ("defended, 20-step attack at 45 dB, correct answers kept, %", "at least 50"),
             "kept_pgd45_from_opened": ("defended, attack found against itself without clipping, %", ""),
             "clean_plain": ("plain, clean UAR, %", ""),
             "clean": ("defended, clean UAR, %", ""),
