@@ -1,0 +1,96 @@
+"""The student in ``checkpoints/`` is whole, small, says its licence, and is found from a wheel too."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmemo.cli.main import main
+from mmemo.export.analysis import STUDENT, student_folder
+from mmemo.export.runtime import Recognizer
+from mmemo.labels import EMOTIONS
+from tests.conftest import CORPORA, ROOT
+
+CLASSES = ["anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"]
+
+
+def test_it_is_whole_and_small_and_says_what_it_may_be_used_for() -> None:
+    folder = student_folder()
+    assert folder == ROOT / "checkpoints" / STUDENT
+    recognizer = Recognizer(folder)
+    assert recognizer.classes == CLASSES
+    assert set(CLASSES) <= set(EMOTIONS)
+    assert recognizer.audio_only
+    Recognizer(folder, int8=False)
+    assert (folder / "model.int8.onnx").stat().st_size <= 500_000
+    card = (folder / "README.md").read_text()
+    for wanted in ("CC BY-NC-SA 4.0", "commercial", "EMO-DB", "recall of surprise", "Acted", "languages"):
+        assert wanted in card
+    result = json.loads((ROOT / "benchmarks" / "results" / "shipped_student.json").read_text())["figures"]
+    shown = json.loads((folder / "config.json").read_text())["metrics"]
+    assert shown["RAVDESS, 8 other actors: UAR, %"] == result["uar_ravdess"]
+
+
+def test_analyze_works_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    clip = ROOT / "demo" / "clips" / "finn_anger_2.flac"
+    assert main(["analyze", str(clip), "--format", "jsonl"]) == 0
+    row = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert sum(row[f"prob_{name}"] for name in CLASSES) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.corpora
+def test_it_hears_what_actors_mean() -> None:
+    """Two actors of the test side: far above one in seven, in fp32 and int8 alike."""
+    names = {
+        "05": "anger",
+        "07": "disgust",
+        "06": "fear",
+        "03": "happiness",
+        "01": "neutral",
+        "04": "sadness",
+        "08": "surprise",
+    }
+    folds = (CORPORA / "ravdess" / "emobox_folds.csv").read_text().splitlines()
+    actors = folds[1].split(",")[1].split()[:2]
+    from mmemo.data.audio import read_audio, voiced_span
+
+    recognizer, full = Recognizer(student_folder()), Recognizer(student_folder(), int8=False)
+    right = same = total = 0
+    for actor in actors:
+        for path in sorted((CORPORA / "ravdess" / f"Actor_{actor}").glob("*.flac"))[::3]:
+            emotion = path.stem.split("-")[2]
+            if emotion not in names:
+                continue
+            waveform = read_audio(path)
+            first, last = voiced_span(waveform, 35.0)
+            waveform = waveform[round(16_000 * first) : round(16_000 * last)]
+            said = recognizer.predict(waveform).label
+            right += said == names[emotion]
+            same += said == full.predict(waveform).label
+            total += 1
+    assert right / total > 0.4
+    assert same / total > 0.9
+
+
+@pytest.mark.slow
+def test_a_wheel_brings_it_along(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
+    built = subprocess.run([*build, str(tmp_path), str(ROOT)], capture_output=True, text=True)
+    if built.returncode and "setuptools" in built.stderr:
+        pytest.skip("no setuptools here to build a wheel with")
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("mmemo-*.whl")
+    place = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(place), str(wheel)]
+    assert subprocess.run(install, capture_output=True).returncode == 0
+    code = "from mmemo.export.analysis import student_folder; print(student_folder())"
+    environment = {**os.environ, "PYTHONPATH": str(place)}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    assert str(place) in ran.stdout
+    assert STUDENT in ran.stdout
