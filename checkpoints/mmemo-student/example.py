@@ -15,5 +15,5 @@ waveform, sample_rate = soundfile.read(sys.argv[1], dtype="float32", always_2d=T
 assert sample_rate == config["sample_rate"], f"{sample_rate} Hz, expected {config['sample_rate']}"
 waveform = waveform.mean(axis=1)[None]
 (probabilities,) = session.run(["probabilities"], {"waveform": waveform, "lengths": np.array([waveform.shape[1]])})
-for label, probability in zip(config["classes"], probabilities[0]):
+for label, probability in zip(config["classes"], probabilities[0], strict=True):
     print(f"{label:<12}{probability:.3f}")

@@ -91,16 +91,17 @@ def student_folder() -> Path:
     Raises:
         ModelFolderError: It is not there.
     """
-    beside = Path(__file__).resolve().parents[2] / "checkpoints" / STUDENT
-    if beside.is_dir():
-        return beside
+    package = Path(__file__).resolve().parents[1]
+    # A checkout; a wheel's data files; and those of `pip install --target`, which says they are elsewhere.
+    places = [package.parent / "checkpoints" / STUDENT, package.parent / "share" / "mmemo" / "checkpoints" / STUDENT]
     try:
         files = metadata.files("mmemo") or []
     except metadata.PackageNotFoundError:
         files = []
-    for file in files:
-        if file.parent.name == STUDENT:
-            return Path(str(file.locate())).resolve().parent
+    places += [Path(str(file.locate())).resolve().parent for file in files if file.parent.name == STUDENT]
+    for place in places:
+        if place.is_dir():
+            return place
     raise ModelFolderError(
         f"the student that ships with mmemo ({STUDENT}) is not here; install it again, or give --model"
     )

@@ -78,7 +78,8 @@ def test_it_hears_what_actors_mean() -> None:
 
 
 @pytest.mark.slow
-def test_a_wheel_brings_it_along(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--target", "--prefix"])
+def test_a_wheel_brings_it_along(tmp_path: Path, option: str) -> None:
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
     built = subprocess.run([*build, str(tmp_path), str(ROOT)], capture_output=True, text=True)
     if built.returncode and "setuptools" in built.stderr:
@@ -86,10 +87,11 @@ def test_a_wheel_brings_it_along(tmp_path: Path) -> None:
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("mmemo-*.whl")
     place = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(place), str(wheel)]
-    assert subprocess.run(install, capture_output=True).returncode == 0
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--ignore-installed", option, str(place)]
+    assert subprocess.run([*install, str(wheel)], capture_output=True).returncode == 0
+    (package,) = place.rglob("mmemo/export")
     code = "from mmemo.export.analysis import student_folder; print(student_folder())"
-    environment = {**os.environ, "PYTHONPATH": str(place)}
+    environment = {**os.environ, "PYTHONPATH": str(package.parents[1])}
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert ran.returncode == 0, ran.stderr
     assert str(place) in ran.stdout
