@@ -10,7 +10,7 @@ clips joined with pauses.
 
 from __future__ import annotations
 
-import os
+import re
 import statistics
 import subprocess
 import sys
@@ -95,9 +95,17 @@ def analysed(path: Path, out: Path) -> tuple[float, float]:
     command = [sys.executable, "-m", "mmemo.cli.main", "analyze", str(path), "--model", str(STUDENT), "--out", str(out)]
     started = time.perf_counter()
     process = subprocess.Popen([*command, "--format", "jsonl"], stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    assert status == 0
-    return time.perf_counter() - started, used.ru_maxrss / 1000
+    peak = 0.0
+    while process.poll() is None:  # not wait4's ru_maxrss, which begins at this process's own peak
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+        except OSError:
+            break
+        if found := re.search(r"VmHWM:\s+(\d+) kB", status):
+            peak = max(peak, int(found[1]) / 1000)
+        time.sleep(0.1)
+    assert process.wait() == 0
+    return time.perf_counter() - started, peak
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ LIMITS = (
 )
 SPEAKERS = {
     "ravdess": "RAVDESS, 8 other actors",
-    "emodb": "EMO-DB, 5 other speakers",
+    "emodb": "EMO-DB (four of the classes), 5 other speakers",
     "spoken": "spoken words, unheard",
 }
 

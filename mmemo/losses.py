@@ -438,7 +438,10 @@ def _distances(vectors: Tensor) -> Tensor:
 
 def _angles(vectors: Tensor) -> Tensor:
     """Cosines at each vector between each two others ``(batch, batch, batch)``."""
-    directions = nn.functional.normalize(vectors[None] - vectors[:, None], dim=-1)
+    apart = vectors[None] - vectors[:, None]
+    squared = apart.square().sum(-1, keepdim=True)
+    # Two that coincide have no direction, and no slope.
+    directions = torch.where(squared > 1e-12, apart * squared.clamp(min=1e-12).rsqrt(), 0.0)
     return directions @ directions.transpose(1, 2)
 
 

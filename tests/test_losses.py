@@ -212,6 +212,35 @@ def test_relations_do_not_see_scale_or_rotation() -> None:
     RelationalDistances()(student, teacher).backward()
     assert student.embedding.grad is not None
     assert student.embedding.grad.isfinite().all(), "vectors that coincide have no direction"
+    twins = teacher.embedding.clone()
+    twins[1] = twins[0]
+    twins.requires_grad_()
+    RelationalDistances()(teacher._replace(embedding=twins), taught(2)).backward()
+    assert twins.grad is not None
+    assert twins.grad.abs().max() < 10
+
+
+def test_relations_are_those_of_scipy() -> None:
+    from scipy.spatial.distance import cdist
+
+    student, teacher = taught(0), taught(1)
+
+    def relations(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values = vectors.numpy()
+        distances = torch.from_numpy(cdist(values, values))
+        angles = torch.zeros(4, 4, 4)
+        for at in range(4):
+            for one in range(4):
+                for other in range(4):
+                    a, b = vectors[one] - vectors[at], vectors[other] - vectors[at]
+                    if one != at and other != at:
+                        angles[at, one, other] = a @ b / (a.norm() * b.norm())
+        return distances / distances[distances > 0].mean(), angles
+
+    said, wanted = relations(student.embedding), relations(teacher.embedding)
+    huber = torch.nn.functional.smooth_l1_loss
+    expected = huber(said[0], wanted[0]) + 2 * huber(said[1], wanted[1])
+    assert RelationalDistances()(student, teacher).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_strengths_that_are_none_are_told() -> None:

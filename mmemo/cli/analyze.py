@@ -22,6 +22,11 @@ def run(argv: list[str]) -> int:
     """
     first = next((number for number, word in enumerate(argv) if word.startswith("--")), len(argv))
     paths = argv[:first]
+    if not paths and any(Path(word).exists() for word in argv[2:]):
+        print(
+            "mmemo analyze: name the audio before the options: mmemo analyze clip.wav --format jsonl", file=sys.stderr
+        )
+        return 2
     if not paths and not {"--help", "-h"} & set(argv):
         print("mmemo analyze: name audio files, folders, or - for standard input", file=sys.stderr)
         return 2
@@ -72,16 +77,17 @@ def analyze(
     recognizer = Recognizer(model or student_folder(), int8, threads)
     words = _words(language) if transcript else None
     found: list[Analysis] = []
-    failed = 0
+    failed = given_up = 0
     told = Console(stderr=True)
     columns = (TextColumn("{task.description}"), TextColumn("{task.completed:.0f} s heard"), TimeElapsedColumn())
     paths: list[Path] = []
     for given in audio:
         try:
             paths += audio_files([given])
-        except AudioError as error:
+        except (AudioError, OSError) as error:
             print(f"mmemo analyze: {error}", file=sys.stderr)
             failed += 1
+            given_up += 1
     rows = _Rows(format, recognizer.classes)
     with Progress(*columns, console=told, transient=True, disable=not sys.stderr.isatty()) as bar:
         for path in paths:
@@ -91,7 +97,7 @@ def analyze(
                     path, recognizer, min_confidence, separate_channels, words,
                     partial(_tell, bar, task),
                 )  # fmt: skip
-            except AudioError as error:
+            except (AudioError, OSError) as error:
                 print(f"mmemo analyze: {error}", file=sys.stderr)
                 failed += 1
                 continue
@@ -105,7 +111,7 @@ def analyze(
         _write(found, out, recognizer.classes, picture)
         told.print(f"Written: {out}")
     if failed:
-        print(f"mmemo analyze: {failed} of {len(paths) or len(audio)} could not be analysed", file=sys.stderr)
+        print(f"mmemo analyze: {failed} of {len(paths) + given_up} could not be analysed", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -227,6 +233,6 @@ def _write(found: list[Analysis], out: Path, classes: list[str], picture: bool) 
 
 
 def _clock(seconds: float) -> str:
-    minutes, rest = divmod(seconds, 60)
+    minutes, rest = divmod(round(seconds, 1), 60)
     hours, minutes = divmod(int(minutes), 60)
     return f"{hours}:{minutes:02d}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"

@@ -58,7 +58,9 @@ def export(
         table.add_column(name, justify="right" if name == "kB" else "left")
     said = {
         "model.onnx": f"largest difference {parity.largest_difference:.1e}",
-        "model.int8.onnx": f"same class on {100 * parity.int8_agreement:.1f} % of {parity.num_clips} clips",
+        "model.int8.onnx": f"largest difference {parity.int8_largest_difference:.1e}"
+        if parity.int8_agreement is None
+        else f"same class on {100 * parity.int8_agreement:.1f} % of {parity.num_clips} clips",
     }
     for name, size in found.num_bytes.items():
         table.add_row(name, f"{size / 1000:.0f}", said.get(name, ""))

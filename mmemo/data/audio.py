@@ -114,7 +114,11 @@ def checked_file(path: Path) -> None:
         raise AudioError(f"{path}: no such file")
     if path.is_file() and path.stat().st_size == 0:
         raise AudioError(f"{path}: empty, 0 bytes")
-    if path.is_file() and path.suffix.lower() == ".wav" and (missing := _missing_bytes(path)):
+    try:
+        missing = _missing_bytes(path) if path.is_file() else 0
+    except PermissionError:
+        raise AudioError(f"{path}: no permission to read it") from None
+    if missing:
         raise AudioError(f"{path}: truncated, {missing} bytes of audio are missing")
 
 

@@ -45,10 +45,12 @@ def num_channels(path: str | Path) -> int:
     Raises:
         AudioError: It cannot be read.
     """
-    checked_file(Path(path))
     try:
+        checked_file(Path(path))
         return soundfile.info(str(path)).channels
-    except (soundfile.LibsndfileError, RuntimeError) as error:
+    except AudioError:
+        raise
+    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
         raise AudioError(f"{path}: not readable audio ({reason(error)})") from None
 
 
@@ -66,8 +68,8 @@ def audio_blocks(path: str | Path, channel: int | None = None) -> Iterator[np.nd
         AudioError: The file is missing, empty, unreadable, truncated, or holds NaN.
     """
     path = Path(path)
-    checked_file(path)
     try:
+        checked_file(path)
         with soundfile.SoundFile(path) as file:
             if file.frames == 0:
                 raise AudioError(f"{path}: holds no samples")
@@ -86,6 +88,8 @@ def audio_blocks(path: str | Path, channel: int | None = None) -> Iterator[np.nd
                 yield samples if resampler is None else resampler.resample_chunk(samples, last=last)
             if read < file.frames:
                 raise AudioError(f"{path}: truncated, {read} of {file.frames} samples could be decoded")
+    except AudioError:
+        raise
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
         raise AudioError(f"{path}: not readable audio ({reason(error)})") from None
 

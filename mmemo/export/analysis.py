@@ -77,7 +77,9 @@ class Analysis(NamedTuple):
 
     @property
     def emotion(self) -> str:
-        """The class with the largest share."""
+        """The class with the largest share; ``unsure`` where most of the speech is."""
+        if self.unsure > 0.5:
+            return UNSURE
         return max(self.shares, key=lambda name: self.shares[name])
 
 
@@ -168,7 +170,8 @@ def analyze(
             found.append(_analysis(name, path, channel, recognizer, min_confidence, words, progress))
     heard = [one for one in found if one.segments]
     if not heard:
-        raise AudioError(f"{audio}: nobody speaks in its {found[0].seconds:.1f} s")
+        name = "standard input" if str(audio) == STDIN else str(audio)
+        raise AudioError(f"{name}: nobody speaks in its {found[0].seconds:.1f} s")
     return heard
 
 

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -34,6 +34,8 @@ from mmemo.pretrained import SAMPLE_RATE
 
 TOLERANCE = 1e-4
 """How far a probability of the fp32 file may be from PyTorch's."""
+INT8_TOLERANCE = 0.1
+"""How far a dimension of the int8 file may be, in [-1, 1]."""
 AGREEMENT = 0.98
 """Share of clips for which the int8 file must choose the same class."""
 EXAMPLE_FILE = "example.py"
@@ -189,13 +191,13 @@ class Parity(NamedTuple):
     Args:
         num_clips: How many.
         largest_difference: Of any probability between the fp32 file and PyTorch.
-        int8_agreement: Share of clips for which the int8 file chooses the same class.
+        int8_agreement: Share of clips for which the int8 file chooses the same class; None without classes.
         int8_largest_difference: Of any probability between the int8 file and PyTorch.
     """
 
     num_clips: int
     largest_difference: float
-    int8_agreement: float
+    int8_agreement: float | None
     int8_largest_difference: float
 
 
@@ -243,7 +245,7 @@ def export_onnx(
     wrapped = WaveformModel(model.eval())
     num_parameters = sum(parameter.numel() for parameter in wrapped.parameters())
     with torch.no_grad():
-        wanted = [wrapped(*one)[0].numpy() for one in inputs]
+        wanted = [[part.numpy() for part in wrapped(*one)] for one in inputs]
     _trace(WaveformModel(simplified(model)), inputs, folder / MODEL_FILE)
     _quantize(folder / MODEL_FILE, folder / INT8_FILE)
     config = {
@@ -254,15 +256,22 @@ def export_onnx(
         "inputs": wrapped.input_names,
         "outputs": wrapped.output_names,
         "num_parameters": num_parameters,
+        "tokenizer": getattr(model.encoder("text"), "model_id", ""),
         **{name: (card or {}).get(name, "") for name in ("license", "training_data", "limits")},
         "metrics": (card or {}).get("metrics", {}),
         "sha256": {name: _checksum(folder / name) for name in (MODEL_FILE, INT8_FILE, WEIGHTS_FILE)},
     }
     _write(folder / CONFIG_FILE, json.dumps(config, indent=1))
-    parity = _parity(folder, inputs, wanted, has_classes=bool(model.classes))
+    try:
+        parity = _parity(folder, inputs, wanted, wrapped.output_names)
+    except ValueError:
+        (folder / CONFIG_FILE).unlink()  # nobody shall use it
+        raise
     config["parity"] = parity._asdict()
     _write(folder / CONFIG_FILE, json.dumps(config, indent=1))
-    _write(folder / EXAMPLE_FILE, _EXAMPLE)
+    (folder / EXAMPLE_FILE).unlink(missing_ok=True)
+    if _has_example(config):
+        _write(folder / EXAMPLE_FILE, _EXAMPLE)
     _write(folder / CARD_FILE, model_card(config, folder))
     files = (MODEL_FILE, INT8_FILE, WEIGHTS_FILE)
     return Exported(folder, parity, num_parameters, {name: (folder / name).stat().st_size for name in files})
@@ -345,24 +354,52 @@ def _quantize(source: Path, target: Path) -> None:
 
 
 def _parity(
-    folder: Path, inputs: Sequence[tuple[Tensor, ...]], wanted: Sequence[np.ndarray], has_classes: bool
+    folder: Path, inputs: Sequence[tuple[Tensor, ...]], wanted: Sequence[Sequence[np.ndarray]], names: Sequence[str]
 ) -> Parity:
+    """Compares every output; those without bounds (logits, embedding) relative to their size."""
     found = {}
-    for name, int8 in (("fp32", False), ("int8", True)):
+    for int8 in (False, True):
         recognizer = Recognizer(folder, int8=int8, threads=1)
-        found[name] = [recognizer.run(*(part.numpy() for part in one))[recognizer.outputs[0]] for one in inputs]
-    apart = max(float(np.abs(one - two).max()) for one, two in zip(found["fp32"], wanted, strict=True))
-    int8_apart = max(float(np.abs(one - two).max()) for one, two in zip(found["int8"], wanted, strict=True))
-    same = [one.argmax() == two.argmax() for one, two in zip(found["int8"], wanted, strict=True)]
-    agreement = float(np.mean(same)) if has_classes else 1.0
-    if not apart <= TOLERANCE:
-        raise ValueError(f"{folder / MODEL_FILE}: differs from PyTorch by {apart:.2g}, expected at most {TOLERANCE:g}")
+        found[int8] = [recognizer.run(*(part.numpy() for part in one)) for one in inputs]
+    for number, name in enumerate(names):
+        size = 1.0 if name in ("probabilities", "dimensions") else max(1.0, _largest(one[number] for one in wanted))
+        apart = _largest(one[name] - two[number] for one, two in zip(found[False], wanted, strict=True)) / size
+        if not apart <= TOLERANCE:  # a NaN is not
+            raise ValueError(
+                f"{folder / MODEL_FILE}: {name} differ from PyTorch by {apart:.2g}, expected at most {TOLERANCE:g}"
+            )
+    bounded = [(number, name) for number, name in enumerate(names) if name in ("probabilities", "dimensions")]
+    apart, int8_apart = (
+        max(
+            _largest(one[name] - two[number] for one, two in zip(found[int8], wanted, strict=True))
+            for number, name in bounded
+        )
+        for int8 in (False, True)
+    )
+    if "probabilities" not in names:
+        if not int8_apart <= INT8_TOLERANCE:
+            raise ValueError(
+                f"{folder / INT8_FILE}: dimensions differ from PyTorch by {int8_apart:.2g}, expected at most "
+                f"{INT8_TOLERANCE:g}"
+            )
+        return Parity(len(inputs), apart, None, int8_apart)
+    same = [one[names[0]].argmax() == two[0].argmax() for one, two in zip(found[True], wanted, strict=True)]
+    agreement = float(np.mean(same))
     if agreement < AGREEMENT:
         raise ValueError(
             f"{folder / INT8_FILE}: chooses another class than PyTorch on {1 - agreement:.1%} of {len(same)} clips, "
             f"expected at most {1 - AGREEMENT:.0%}"
         )
     return Parity(len(inputs), apart, agreement, int8_apart)
+
+
+def _largest(arrays: Iterable[np.ndarray]) -> float:
+    """Of all values, without their signs; NaN if one is."""
+    return float(np.max([np.abs(array).max() for array in arrays]))
+
+
+def _has_example(config: dict[str, Any]) -> bool:
+    return "token_ids" not in config["inputs"] and "probabilities" in config["outputs"]
 
 
 def _save_weights(model: EmotionModel, path: Path) -> None:
@@ -408,6 +445,15 @@ def model_card(config: dict[str, Any], folder: Path) -> str:
     )
     metrics = "\n".join(f"| {name} | {value} |" for name, value in config["metrics"].items())
     measured = f"| figure | value |\n|---|---|\n{metrics}" if metrics else "None were given at export."
+    agreement = parity["int8_agreement"]
+    int8_said = f"dimensions within {parity['int8_largest_difference']:.2g}"
+    if agreement is not None:
+        int8_said = f"the same class on {100 * agreement:.1f} %"
+    example = f"`python {EXAMPLE_FILE} clip.wav` needs numpy, soundfile and onnxruntime alone."
+    if not _has_example(config):
+        example = f"Inputs: {', '.join(config['inputs'])}; outputs: {', '.join(config['outputs'])}."
+    if config["tokenizer"]:
+        example += f" Token numbers are those of {config['tokenizer']}; the weights file lacks what is frozen."
     reads = "token numbers of the transcript beside the waveform" if "token_ids" in config["inputs"] else "audio alone"
     return f"""# {folder.name}
 
@@ -418,14 +464,14 @@ Recognises {", ".join(config["classes"] or config["dimensions"])} in speech, fro
 {sizes}
 
 {config["num_parameters"]:,} parameters. Input: mono, {config["sample_rate"]} Hz, float32, of any length.
-`python {EXAMPLE_FILE} clip.wav` needs numpy, soundfile and onnxruntime alone.
+{example}
 
 ## Measured
 
 {measured}
 
-Parity at export, on {parity["num_clips"]} real clips: fp32 within {parity["largest_difference"]:.1e} of PyTorch; int8
-chooses the same class on {100 * parity["int8_agreement"]:.1f} %.
+Parity at export, on {parity["num_clips"]} real clips: fp32 within {parity["largest_difference"]:.1e} of PyTorch; int8:
+{int8_said}.
 
 ## Training data
 

@@ -18,6 +18,7 @@ MODEL_FILE = "model.onnx"
 INT8_FILE = "model.int8.onnx"
 WEIGHTS_FILE = "model.safetensors"
 SAMPLE_RATE = 16_000
+MAX_SECONDS = 300.0  # heard at once; memory grows with it
 
 
 class Emotion(NamedTuple):
@@ -70,6 +71,7 @@ class Recognizer:
 
         self.folder = Path(folder)
         self.config = _config(self.folder)
+        self.int8 = int8
         name = INT8_FILE if int8 else MODEL_FILE
         content = (self.folder / name).read_bytes()
         if hashlib.sha256(content).hexdigest() != self.config["sha256"][name]:
@@ -108,7 +110,7 @@ class Recognizer:
         return self.predict_batch([audio])[0]
 
     def predict_batch(self, recordings: Sequence[str | Path | np.ndarray]) -> list[Emotion]:
-        """Emotions of several recordings, computed together.
+        """Emotions of several recordings; in full precision they are computed together.
 
         Args:
             recordings: Files, or waveforms ``(samples,)`` float32 at 16 kHz.
@@ -119,6 +121,17 @@ class Recognizer:
                 "that hears audio alone"
             )
         waveforms = [_waveform(one) for one in recordings]
+        for waveform in waveforms:
+            if len(waveform) > MAX_SECONDS * SAMPLE_RATE:
+                raise ValueError(
+                    f"a recording of {len(waveform) / SAMPLE_RATE:.0f} s is too long to be heard at once (at most "
+                    f"{MAX_SECONDS:.0f} s); use mmemo.analyze, or `stream`"
+                )
+        if self.int8 or not waveforms:  # quantisation takes its scale from all that is in a batch: one at a time
+            return [emotion for waveform in waveforms for emotion in self._together([waveform])]
+        return self._together(waveforms)
+
+    def _together(self, waveforms: Sequence[np.ndarray]) -> list[Emotion]:
         longest = max(len(one) for one in waveforms)
         padded = np.zeros((len(waveforms), longest), dtype=np.float32)
         for row, waveform in zip(padded, waveforms, strict=True):
@@ -188,8 +201,8 @@ class Stream:
         if not (0 < window_seconds < float("inf") and 0 < hop_seconds < float("inf")):
             raise ValueError(f"window_seconds={window_seconds}, hop_seconds={hop_seconds}: expected seconds above 0")
         self.recognizer = recognizer
-        self.window = round(window_seconds * SAMPLE_RATE)
-        self.hop = round(hop_seconds * SAMPLE_RATE)
+        self.window = max(1, round(window_seconds * SAMPLE_RATE))
+        self.hop = max(1, round(hop_seconds * SAMPLE_RATE))
         self._latest = np.zeros(0, dtype=np.float32)
         self._heard = 0
 
@@ -220,6 +233,9 @@ def _config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
         version = config["format_version"]
+        if version == FORMAT_VERSION:
+            _ = [config[name] for name in ("classes", "inputs", "outputs", "dimensions", "sha256")]
+            _ = [config["sha256"][name] for name in (MODEL_FILE, INT8_FILE)]
     except (ValueError, KeyError, TypeError):
         raise ModelFolderError(f"{folder / CONFIG_FILE}: not the config.json of `mmemo export`") from None
     if version != FORMAT_VERSION:

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from mmemo.data.batch import EmotionBatch
 from mmemo.data.datamodule import EmotionDataModule
+from mmemo.data.manifest import ManifestError
 from mmemo.losses import CrossEntropy, SoftenedLogits, Taught
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
-from mmemo.training.features import MODALITIES, FeatureCache, attach_sources, text_content
+from mmemo.training.features import MODALITIES, FeatureCache, attach_sources, text_content, words_of
 from mmemo.training.finetuning import Finetuning
-from mmemo.training.system import EmotionSystem, load_model
+from mmemo.training.system import EmotionSystem, load_model, speaker_mark
 
-TEACHING_VERSION = 1
+TEACHING_VERSION = 2
 """Part of the cache's name; raise it when a teacher's outputs come to be other numbers."""
 
 
@@ -116,7 +117,8 @@ class DistillationSystem(EmotionSystem):
             students = datamodule.sources
             fold = str(datamodule.splitter.fold)
             teachers = [Path(str(path).replace("{fold}", fold)) for path in self.teacher]
-            self._lessons = lessons(teachers, self.model.classes, datamodule, self.trainer)
+            with isolate_rng():  # a run must not depend on whether the teacher was heard already
+                self._lessons = lessons(teachers, self.model.classes, datamodule, self.trainer)
             datamodule.attach(students)
             with isolate_rng():  # a projector must not shift the draws of what comes after it
                 for part in self.distillation:
@@ -131,8 +133,13 @@ class DistillationSystem(EmotionSystem):
     def criterion(self, output: EmotionOutput, batch: EmotionBatch) -> Tensor:
         loss = super().criterion(output, batch)
         assert self._lessons is not None
+        masks = [mask for mask in (batch.audio_mask, batch.descriptors_mask, batch.text_mask) if mask is not None]
+        heard = torch.stack([mask.any(1) for mask in masks]).any(0)  # nothing is learned from what is not there
+        if not heard.any():
+            return loss
         student = Taught(cast(Tensor, output.logits), output.embedding, hidden(output))
-        taught = self._lessons.of(batch)
+        student = Taught(*(values[heard] for values in student))
+        taught = Taught(*(values[heard] for values in self._lessons.of(batch)))
         for part in self.distillation:
             loss = loss + part(student, taught)
         return loss
@@ -189,11 +196,12 @@ def lessons(
     Raises:
         FileNotFoundError: There is no such checkpoint.
         ValueError: A teacher tells other classes apart.
+        ManifestError: A teacher was trained on speakers of the validation or test side.
     """
-    rows = datamodule.split.train
+    said = [_said_by(path, classes, datamodule, trainer) for path in checkpoints]
+    rows = datamodule.split.train  # now without those whose audio is broken
     position = torch.full((len(datamodule.manifest),), -1)
     position[torch.from_numpy(rows)] = torch.arange(len(rows))
-    said = [_said_by(path, classes, datamodule, trainer) for path in checkpoints]
     probs = torch.stack([logits.float().softmax(-1) for logits, _, _ in said]).mean(0)
     side_by_side = [torch.cat([each[number] for each in said], dim=-1) for number in (1, 2)]
     return Lessons(position, probs.clamp(min=1e-8).log(), *side_by_side)
@@ -204,16 +212,14 @@ def _said_by(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, embedding and hidden features of one teacher, each ``(row, view, ...)``, in half precision."""
     model = load_model(path)
-    if tuple(model.classes) != tuple(classes):
-        raise ValueError(
-            f"{path}: the teacher tells {list(model.classes)} apart, the student {list(classes)}; they must agree, "
-            "order included"
-        )
+    if set(model.classes) != set(classes):
+        raise ValueError(f"{path}: the teacher tells {list(model.classes)} apart, the student {list(classes)}")
+    _refuse_leak(path, datamodule)
     attach_sources(datamodule, model, trainer, MODALITIES, redraw=False)
     augmentation = datamodule.augmentation.fingerprint() if datamodule.augmentation and datamodule.num_views > 1 else ""
-    words = vars(datamodule.word_augmentation) if datamodule.word_augmentation else ""
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    seen = f"{datamodule.num_views}:{augmentation}:{words}:{trainer.precision}"
+    frozen = [model.encoder(name).fingerprint() for name in model.modalities]  # is not in the checkpoint
+    seen = f"{datamodule.num_views}:{augmentation}:{trainer.precision}:{frozen}"
     cache = FeatureCache(f"teacher-{TEACHING_VERSION}:{checksum}:{seen}")
     keys = _keys(model, datamodule)
     rows = datamodule.split.train
@@ -223,9 +229,22 @@ def _said_by(
         _listen(model, cache, keys, datamodule, share, trainer)
     trainer.strategy.barrier("the teacher has heard all")
     dim = model.fusion.dim
-    table = torch.from_numpy(np.stack([cache.read(keys[row])[:, 0] for row in rows]).astype(np.float16))
+    table = torch.from_numpy(np.stack([cache.read(keys[row])[:, 0] for row in datamodule.split.train]))
     logits, embedding, heard = table.split([len(classes), dim, table.shape[-1] - len(classes) - dim], dim=-1)
-    return logits, embedding.clone(), heard.clone()
+    return logits[..., [model.classes.index(name) for name in classes]], embedding.clone(), heard.clone()
+
+
+def _refuse_leak(path: Path, datamodule: EmotionDataModule) -> None:
+    """A teacher that has heard a speaker who is to judge its student would pass on what it knows of them."""
+    heard = set(torch.load(path, map_location="cpu", weights_only=True).get("heard_speakers", ()))
+    judges = np.concatenate([np.asarray(datamodule.split.val, int), np.asarray(datamodule.split.test, int)])
+    names = datamodule.manifest.frame["speaker"].iloc[judges].dropna().unique().tolist()
+    shared = sorted(name for name in names if speaker_mark(name) in heard)
+    if shared and not datamodule.allow_speaker_overlap:
+        raise ManifestError(
+            f"{path}: this teacher was trained on speakers who judge the student ({', '.join(map(str, shared[:5]))}); "
+            "use the teacher of the same fold ({fold} in the path), or set data.allow_speaker_overlap: true"
+        )
 
 
 def _keys(model: EmotionModel, datamodule: EmotionDataModule) -> list[str]:
@@ -233,7 +252,10 @@ def _keys(model: EmotionModel, datamodule: EmotionDataModule) -> list[str]:
     frame = datamodule.manifest.frame
     listens = bool({"audio", "descriptors"} & set(model.modalities))
     contents = datamodule.inspect_audio(progress=False) if listens else [""] * len(frame)
-    texts = frame["text"].fillna("") if "text" in model.modalities else [""] * len(frame)
+    texts = [""] * len(frame)
+    if "text" in model.modalities:
+        words = words_of(datamodule, changed=True)
+        texts = ["\n".join(words(row, view) for view in range(datamodule.num_views)) for row in range(len(frame))]
     named = zip(frame["id"], contents, texts, strict=True)
     return [text_content("\n".join(map(str, parts))) for parts in named]
 

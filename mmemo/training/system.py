@@ -8,6 +8,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -235,6 +236,10 @@ class EmotionSystem(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["classes"] = list(self.model.classes)
         checkpoint["encoders"] = self._fingerprints()
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if isinstance(datamodule, EmotionDataModule):
+            speakers = datamodule.manifest.frame["speaker"].iloc[datamodule.split.train].dropna().unique()
+            checkpoint["heard_speakers"] = sorted(map(speaker_mark, speakers))
         for name in self._frozen_names():
             checkpoint["state_dict"].pop(name, None)
 
@@ -484,6 +489,15 @@ class Scores(nn.Module):
         for part in (self.classes, self.dimensions):
             if part is not None:
                 part.reset()
+
+
+def speaker_mark(name: object) -> str:
+    """A speaker's name as a checkpoint knows it: enough to find them again, not to read it.
+
+    Args:
+        name: As in the manifest.
+    """
+    return sha256(f"speaker {name}".encode()).hexdigest()[:16]
 
 
 def _learning(encoder: Any) -> dict[int, list[nn.Parameter]]:

@@ -62,7 +62,11 @@ def test_a_long_stretch_is_cut_and_nothing_of_it_is_lost() -> None:
     stretches = list(speech([waveform], max_seconds=2.0, min_silence_seconds=3.0))
     assert max(len(one.waveform) for one in stretches) <= 2.1 * 16_000
     for before, after in itertools.pairwise(stretches):
-        assert after.start >= before.end - 1e-6
+        assert after.start == pytest.approx(before.end, abs=1e-6)
+    joined = np.concatenate([one.waveform for one in stretches])
+    first = round(stretches[0].start * 16_000)
+    np.testing.assert_array_equal(joined, waveform[first : first + len(joined)])
+    assert len(joined) > 0.95 * len(waveform)
 
 
 def test_blocks_are_the_file_at_any_rate(tmp_path: Path) -> None:
@@ -90,6 +94,7 @@ def test_shares_and_timeline_are_what_the_segments_say() -> None:
     assert found.shares["anger"] == pytest.approx((3 * 0.8 + 0.34) / 4)
     assert found.unsure == 0.25
     assert found.emotion == "anger"
+    assert found._replace(unsure=0.6).emotion == UNSURE
     assert found.timeline.shape == (60, 3)
     assert found.timeline[1, 0] > found.timeline[8, 0] > 0.34, "smooth in between"
     assert np.isnan(found.timeline[50]).all(), "nothing is said of what is far from any speech"
@@ -155,6 +160,10 @@ def test_standard_input_is_a_recording(
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"")))
     assert main(["analyze", "-", "--model", str(folder)]) == 1
     assert "standard input: empty" in capsys.readouterr().err
+    half = recording.read_bytes()[: recording.stat().st_size // 2]
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(half)))
+    assert main(["analyze", "-", "--model", str(folder)]) == 1
+    assert "standard input: truncated" in capsys.readouterr().err
 
 
 def test_a_folder_is_all_that_is_in_it(folder: Path, recording: Path, tmp_path: Path) -> None:
@@ -168,6 +177,8 @@ def test_a_folder_is_all_that_is_in_it(folder: Path, recording: Path, tmp_path: 
 def test_mistakes_are_told(folder: Path, recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, code, message in (
         ([], 2, "name audio files, folders"),
+        (["--format", "csv", str(recording)], 2, "name the audio before the options"),
+        ([str(folder / "none"), str(recording.parent / ("x" * 300))], 1, "2 of 2 could not be analysed"),
         ([str(recording), "--model", str(recording.parent)], 1, "lacks config.json"),
         ([str(recording), "--model", str(folder), "--min_confidence", "2"], 1, "expected a probability"),
         ([str(recording), "--model", str(folder), "--language", "en"], 1, "add --transcript true"),

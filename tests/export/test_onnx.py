@@ -129,8 +129,10 @@ def test_dimensions_come_out_too(tmp_path: Path) -> None:
 
 def test_a_file_that_does_not_agree_is_not_handed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporter, "TOLERANCE", 1e-12)
-    with pytest.raises(ValueError, match="differs from PyTorch by"):
+    with pytest.raises(ValueError, match="probabilities differ from PyTorch by"):
         export_onnx(student(), tmp_path / "bad", clips(*SECONDS))
+    with pytest.raises(ModelFolderError, match=r"lacks config\.json"):
+        Recognizer(tmp_path / "bad")
 
 
 @pytest.mark.slow

@@ -63,6 +63,13 @@ def test_files_of_any_rate_and_number_of_channels_sound_the_same(folder: Path, t
     assert [path for path, _ in recognizer.predict_files(paths, batch_size=2)] == paths
 
 
+def test_in_int8_too_neighbours_change_nothing(folder: Path) -> None:
+    recognizer = Recognizer(folder)
+    waveforms = clips(0.4, 3.0, 1.1)
+    for waveform, emotion in zip(waveforms, recognizer.predict_batch(waveforms), strict=True):
+        assert emotion.probabilities == recognizer.predict(waveform).probabilities
+
+
 def test_a_stream_says_the_same_in_pieces_of_any_size_and_forgets(folder: Path) -> None:
     recognizer = Recognizer(folder, threads=1)
     waveform = clips(4.3)[0]
@@ -95,6 +102,9 @@ def test_a_folder_that_cannot_be_trusted_is_refused(copied: Path, tmp_path: Path
     (copied / "config.json").write_text(json.dumps({**config, "format_version": 99}))
     with pytest.raises(ModelFolderError, match="format version 99, this mmemo reads 1"):
         Recognizer(copied)
+    (copied / "config.json").write_text('{"format_version": 1}')
+    with pytest.raises(ModelFolderError, match=r"not the config\.json"):
+        Recognizer(copied)
     (copied / "config.json").write_text("{")
     with pytest.raises(ModelFolderError, match=r"not the config\.json"):
         Recognizer(copied)
@@ -107,6 +117,9 @@ def test_what_is_no_waveform_is_told(folder: Path, tmp_path: Path) -> None:
             recognizer.predict(bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="empty or holds NaN"):
         recognizer.predict(np.zeros(0, dtype=np.float32))
+    with pytest.raises(ValueError, match="too long to be heard at once"):
+        recognizer.predict(np.zeros(301 * 16_000, dtype=np.float32))
+    assert recognizer.predict_batch([]) == []
     with pytest.raises(AudioError, match="no such file"):
         recognizer.predict(tmp_path / "none.wav")
     with pytest.raises(ValueError, match="expected seconds above 0"):

@@ -11,6 +11,7 @@ import yaml
 
 from mmemo import load_model
 from mmemo.cli.main import main
+from mmemo.data import ManifestError
 from mmemo.training.distillation import DistillationSystem
 from mmemo.training.experiment import Experiment
 from mmemo.training.features import features_root
@@ -141,11 +142,55 @@ def test_unlabelled_clips_take_part_and_mixup_mixes_the_lessons(
     assert len(rows) == 18
 
 
-def test_a_killed_distillation_goes_on(tiny_config: Path, teacher: Path) -> None:
+def test_a_killed_distillation_goes_on_as_if_nothing_had_been(
+    tiny_config: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = yaml.safe_load(tiny_config.read_text())
+    written["trainer"]["max_epochs"] = 3
+    tiny_config.write_text(yaml.safe_dump(written))
     config = student(tiny_config, str(teacher), ["FeatureHints"])
-    fitted(config)
+    whole = fitted(config).state_dict()
+
+    def killed(self: DistillationSystem) -> None:
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DistillationSystem, "on_train_epoch_start", killed)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            fitted(config)
     last = config.parent / "student" / "checkpoints" / "last.ckpt"
-    Experiment(["fit", "--config", str(config), "--ckpt_path", str(last)])
+    resumed = Experiment(["fit", "--config", str(config), "--ckpt_path", str(last)]).model.state_dict()
+    assert resumed.keys() == whole.keys()
+    assert any(name.startswith("distillation.") for name in whole)
+
+
+def test_a_run_does_not_depend_on_whether_the_teacher_was_heard_already(
+    tiny_config: Path, teacher: Path, fresh_cache: Path
+) -> None:
+    config = student(tiny_config, str(teacher))
+    cold, warm = fitted(config).state_dict(), fitted(config).state_dict()
+    for name, value in cold.items():
+        torch.testing.assert_close(warm[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_classes_in_another_order_are_the_same_classes(tiny_config: Path, teacher: Path) -> None:
+    lessons = fitted(student(tiny_config, str(teacher)))._lessons
+    turned = fitted(student(tiny_config, str(teacher)), "--data.classes", "[sadness, anger, neutral]")._lessons
+    assert lessons is not None
+    assert turned is not None
+    torch.testing.assert_close(turned.logits, lessons.logits[..., [2, 0, 1]])
+
+
+def test_a_teacher_that_knows_the_judges_is_refused(tiny_config: Path, tiny_corpus: Path, teacher: Path) -> None:
+    table = pd.read_csv(tiny_corpus, dtype=str)
+    other = {"s0": "test", "s4": "train"}
+    table["split"] = [other.get(name, side) for name, side in zip(table["speaker"], table["split"], strict=True)]
+    path = tiny_corpus.parent / "turned.csv"
+    table.to_csv(path, index=False)
+    with pytest.raises(ManifestError, match=r"trained on speakers who judge the student \(s0\)"):
+        fitted(student(tiny_config, str(teacher)), "--data.manifest", str(path))
+    fitted(student(tiny_config, str(teacher)), "--data.manifest", str(path), "--data.allow_speaker_overlap", "true")
 
 
 def test_mistakes_are_told(tiny_config: Path, teacher: Path, tmp_path: Path) -> None:
@@ -159,7 +204,7 @@ def test_mistakes_are_told(tiny_config: Path, teacher: Path, tmp_path: Path) -> 
     written = yaml.safe_load(config.read_text())
     written["data"] |= {"classes": ["anger", "sadness"], "label_map": {"neutral": None}}
     config.write_text(yaml.safe_dump(written))
-    with pytest.raises(ValueError, match="they must agree, order included"):
+    with pytest.raises(ValueError, match="the teacher tells"):
         fitted(config)
     written = yaml.safe_load(student(tiny_config, str(teacher)).read_text())
     model = yaml.safe_load(tiny_config.read_text())["model"]["init_args"]["model"]
