@@ -69,7 +69,7 @@ def readme_blocks(language: str) -> list[str]:
 @pytest.mark.slow
 def test_the_readmes_code_runs(tmp_path: Path) -> None:
     """Its shell blocks (after installation) in order, then its Python, in a folder with the repository's files."""
-    for name in ("configs", "demo"):
+    for name in ("configs", "demo", "checkpoints"):
         (tmp_path / name).symlink_to(ROOT / name)
     shell = [block for block in readme_blocks("bash") if "pip install" not in block and "make " not in block]
     assert shell
