@@ -7,13 +7,15 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from pytorch_lightning.cli import LightningArgumentParser
 
 
 class SentenceParser(LightningArgumentParser):
     """Exits with one sentence, in the place of a page of usage and every type that was tried."""
+
+    inside: ClassVar[list[str]] = []  # options of the parts that were tried: one of them may have been meant
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints what is wrong and exits with 2.
@@ -22,9 +24,11 @@ class SentenceParser(LightningArgumentParser):
             message: All that jsonargparse has to say.
             ex: Where it comes from.
         """
-        if not self.exit_on_error:  # one of the parsers inside, which only tries
-            super().error(message, ex)
         options = [action.dest for action in self._actions if action.dest not in ("help", "config")]
+        if not self.exit_on_error:  # one of the parsers inside, which only tries
+            SentenceParser.inside.extend(options)
+            super().error(message, ex)
+        options += SentenceParser.inside
         program = self.prog.replace(" [options]", "") if self.prog.startswith("mmemo") else "mmemo"
         print(f"{program}: {sentence(message, options)}; `mmemo fit --help` lists all options", file=sys.stderr)
         sys.exit(2)
@@ -45,7 +49,8 @@ def sentence(message: str, options: Sequence[str] = ()) -> str:
     unknown = r"(?:Option|option|Key|arguments:) '?(?:--)?([\w.]+)'?(?: is not (?:accepted|expected)|$| )"
     if found := re.findall(unknown, message):
         return f"there is no option {found[-1]}{_meant(found[-1], options)}"
-    union = r'Parser key "([\w.]+)":\n\s+Does not validate.*?Subtypes: \[(.*?)\]\n.*Given value: (.*)'
+    message = message[max(message.rfind('Parser key "'), 0) :]  # the innermost
+    union = r'Parser key "([\w.]+)":\n\s+Does not validate.*?Subtypes: \[(.*?)\]\n.*?Given value: ([^\n]*)'
     if found := re.findall(union, message, flags=re.DOTALL):
         key, types, value = found[-1]
         if "list[" in types and value.lstrip().startswith(("{", "Namespace")):

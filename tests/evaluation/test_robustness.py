@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -103,9 +104,12 @@ def test_folds_are_pooled_and_attacks_transfer(tiny_config: Path) -> None:
         robustness(run, chosen, checkpoint=str(run / "fold1/checkpoints/last.ckpt"))
 
 
-def test_other_labels_are_judged_anew(run: Path, tiny_config: Path) -> None:
+def test_other_labels_are_judged_anew(tiny_config: Path, tiny_corpus: Path) -> None:
+    path = Path(shutil.copy(tiny_corpus, tiny_corpus.with_name("relabelled.csv")))
+    options = ["--data.manifest", str(path), "--trainer.max_epochs", "30"]
+    Experiment(["fit", "--config", str(tiny_config), *options])
+    run = tiny_config.parent / "run"
     assert robustness(run, [], checkpoint="last", progress=False).table["uar"].iat[0] > 0.5
-    path = Path(yaml.safe_load(tiny_config.read_text())["data"]["manifest"])
     table = pd.read_csv(path, dtype=str)
     test = table["split"] == "test"
     names = sorted(table["emotion"].unique())
@@ -121,7 +125,7 @@ def test_mistakes_are_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         ([str(tmp_path), "--noise_db", "[.nan]"], "expected numbers"),
         ([str(tmp_path), "--attack_db", "[.inf]"], "expected a number of decibels"),
         ([str(tmp_path), "--word_errors", "[1.5]"], "error_rate=1.5"),
-        ([str(tmp_path), "--pgd_steps", "0"], "expected 1 or more"),
+        ([str(tmp_path), "--pgd_steps", "0"], "expected a whole number, 1 or more"),
         ([str(tmp_path / "none")], "no run of"),
         ([str(run), "--device", "gpu"], "device 'gpu': expected cpu or cuda"),
         ([str(run), "--noise_db", "[]"], "--noise_db []: name at least one strength"),

@@ -236,6 +236,6 @@ def test_a_student_of_whisper_on_real_speech(tmp_path: Path) -> None:
     options += ["--trainer.default_root_dir", str(tmp_path / "student"), "--trainer.max_epochs", "25"]
     config = ["--config", str(ROOT / "configs" / "ravdess_student_small.yaml")]
     system = Experiment(["fit", *config, *data, *options]).model
-    assert system._lessons.logits.softmax(-1).max(-1).values.mean() > 0.8
+    assert system._lessons.logits.softmax(-1).max(-1).values.mean() > 0.6
     Experiment(["test", *config, *data, *options])
     assert json.loads((tmp_path / "student" / "test_metrics.json").read_text())["metrics"]["test/uar"] > 0.7
