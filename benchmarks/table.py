@@ -157,6 +157,19 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
             "int8_kilobytes_small": ("its int8 file, kB", "at most 500"),
         },
     ),
+    "two_channel_student": (
+        "Two-channel corpus: a student of the voice alone, taught by voice and words, or by the voice",
+        {
+            "student_of_fused_spoken": ("taught by voice and words, UAR on the spoken half, %", "given"),
+            "student_of_audio_spoken": ("taught by the voice, UAR on the spoken half, %", "given"),
+            "student_of_labels_spoken": ("taught by nobody, UAR on the spoken half, %", ""),
+            "student_of_fused_ravdess": ("taught by voice and words, UAR on the acted half, %", ""),
+            "student_of_audio_ravdess": ("taught by the voice, UAR on the acted half, %", ""),
+            "student_of_labels_ravdess": ("taught by nobody, UAR on the acted half, %", ""),
+            "teacher_fused_spoken": ("the teacher of voice and words, spoken half, %", ""),
+            "teacher_audio_spoken": ("the teacher of the voice, spoken half, %", ""),
+        },
+    ),
     "runtime": (
         "The exported student",
         {
