@@ -7,7 +7,7 @@ RUN := runs/demo
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[offline,faster,cleaning,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[offline,faster,cleaning,tune,explain,dev]'
 	touch $@
 
 demo: .venv/ready

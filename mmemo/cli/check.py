@@ -16,20 +16,23 @@ def run(argv: list[str]) -> int:
     return call(check, argv, "check")
 
 
-def check(manifest: Path, picture: Path | None = None) -> int:
+def check(manifest: Path, picture: Path | None = None, leaks: bool = False) -> int:
     """Validates a manifest, lists every broken recording and every leak, and draws its distributions.
 
     Exits with 1 when there is anything to mend.
 
     Args:
         manifest: CSV or Parquet file.
+        leaks: Also say how well the speaker, the duration, the loudness, the sample rate, or where a file is, tells its
+            label, with a red flag where a model could learn that instead of the emotion; takes some seconds.
         picture: PNG of label, duration and loudness distributions; beside the manifest when not given.
     """
     from rich.console import Console
     from rich.table import Table
 
     from mmemo.data.audio_facts import audio_facts
-    from mmemo.data.checks import broken_audio, draw_distributions, leaks
+    from mmemo.data.checks import broken_audio, draw_distributions
+    from mmemo.data.leaks import RED_FLAG, shared, side_doors
     from mmemo.data.manifest import read_manifest
 
     console = Console()
@@ -45,19 +48,37 @@ def check(manifest: Path, picture: Path | None = None) -> int:
     for name, rows in loaded.frame.fillna({"emotion": "(none)"}).groupby("emotion"):
         labels.add_row(str(name), str(len(rows)), str(rows["speaker"].nunique()))
     console.print(labels)
-    broken, found = broken_audio(utterances, facts), leaks(loaded, facts)
+    broken, found = broken_audio(utterances, facts), shared(loaded, facts)
     for title, problems in (("broken audio", broken), ("leaks between splits", found)):
         if problems:
             console.print(f"[bold red]{len(problems)} {title}[/bold red]")
             for problem in problems:
                 console.print(f"  {problem}", markup=False, soft_wrap=True)
+    flagged = []
+    if leaks:
+        doors = side_doors(loaded, facts)
+        flagged = [door.name for door in doors if door.flagged]
+        audit = Table("what alone", "UAR of the label, %", "chance, %", "judged on", "", title="Leak audit")
+        for door in doors:
+            judged = "unseen speakers" if door.grouped else "other utterances"
+            mark = "[bold red]RED FLAG[/bold red]" if door.flagged else ""
+            audit.add_row(door.name, f"{100 * door.uar:.1f}", f"{100 * door.chance:.1f}", judged, mark)
+        console.print(audit)
+        if not doors:
+            console.print("Too few labelled utterances for a leak audit")
+        for name in flagged:
+            console.print(
+                f"{name} alone goes {100 * RED_FLAG:.0f} % or more of the way from chance to certainty: a model may "
+                "learn it instead of the emotion. Balance the corpus, or divide it so that this does not help",
+                soft_wrap=True,
+            )
     target = picture or manifest.with_name(f"{manifest.stem}_check.png")
     draw_distributions(loaded, facts, target)
     console.print(f"Distributions: {target}", soft_wrap=True)
-    if broken or found:
+    if broken or found or flagged:
         console.print(
             "Mend these." + (" Training leaves broken audio out with data.broken_audio: skip." if broken else "")
         )
         return 1
-    console.print("No broken audio, no leaks")
+    console.print("No broken audio, no leaks" + (", no red flags" if leaks else ""))
     return 0

@@ -16,31 +16,73 @@ def run(argv: list[str]) -> int:
     return call_with_rest(crossval, argv, "crossval")
 
 
-def crossval(config: Path, run: Path | None = None, options: list[str] = []) -> int:  # noqa: B006
+def crossval(
+    config: Path,
+    run: Path | None = None,
+    seeds: list[int] | int = [],  # noqa: B006
+    nested: int = 0,
+    space: Path | None = None,
+    trials: int = 20,
+    answered: float = 0.8,
+    options: list[str] = [],  # noqa: B006
+) -> int:
     """Fits, tests and predicts every fold of an experiment, and prints mean and spread.
 
-    Started again, it keeps finished folds and continues the one that was interrupted. Further options are
-    those of `mmemo fit` and win over the YAML, such as --trainer.max_epochs 5.
+    Started again, it keeps finished folds and continues the one that was interrupted; several may work on one folder.
+    Further options are those of `mmemo fit` and win over the YAML, such as --trainer.max_epochs 5.
 
     Args:
         config: YAML of the experiment; its data.split says which folds there are.
         run: Folder for the results; the YAML's trainer.default_root_dir when not given.
+        seeds: Repeat all folds with each of these seeds, such as [0, 1, 2].
+        nested: Inner folds of each training side, on which calibration, the threshold for giving no answer, and with
+            --space the settings are chosen; 0 is none.
+        space: YAML of what is tuned inside, as for `mmemo tune`.
+        trials: How many settings are tried in each outer fold.
+        answered: Share of utterances that shall get an answer, in (0, 1]; the others are too unsure.
         options: Options of `mmemo fit`.
     """
     from rich.console import Console
     from rich.table import Table
 
     from mmemo.evaluation.crossval import crossval as cross_validate
-    from mmemo.evaluation.crossval import spread
+    from mmemo.evaluation.crossval import repeated, spread
+    from mmemo.evaluation.predictions import read_predictions
+    from mmemo.evaluation.statistics import count_intervals
 
     if not config.is_file():
         raise ValueError(f"{config}: no such file, expected the YAML of an experiment")
-    result = cross_validate(config, run, options)
+    seeds = [seeds] if isinstance(seeds, int) else seeds
+    if space is not None and not nested:
+        raise ValueError("--space is tuned on inner folds: say how many with --nested, such as --nested 3")
+    if nested and seeds:
+        raise ValueError("--nested and --seeds together would take days; repeat --nested with --seed_everything N")
+    if not 0 < answered <= 1:
+        raise ValueError(f"--answered {answered}: expected a share above 0, at most 1")
+    if nested or seeds:
+        run = run or Path("runs") / f"{config.stem}_{'nested' if nested else 'seeds'}"
+    if nested:
+        if space is not None:
+            try:
+                import optuna  # noqa: F401
+            except ImportError:
+                raise ImportError("--space needs Optuna: pip install 'mmemo[tune]'") from None
+        from mmemo.evaluation.nested import nested as nest
+
+        assert run is not None
+        result = nest(config, run, nested, options, space, trials, answered)
+    elif seeds:
+        assert run is not None
+        result = repeated(config, run, seeds, options)
+    else:
+        result = cross_validate(config, run, options)
     num_folds = len(next(iter(result.metrics.values())))
     table = Table(title=f"{config.stem}: {num_folds} folds, per cent")
     table.add_column("metric")
     for fold in range(1, num_folds + 1):
-        table.add_column(f"fold {fold}", justify="right")
+        per_seed = num_folds // max(len(seeds), 1)
+        seed = f"seed {seeds[(fold - 1) // per_seed]} " if seeds else ""
+        table.add_column(f"{seed}fold {(fold - 1) % per_seed + 1}", justify="right")
     table.add_column("mean ± deviation", justify="right")
     for name, values in sorted(result.metrics.items()):
         mean, deviation = spread(values)
@@ -53,5 +95,11 @@ def crossval(config: Path, run: Path | None = None, options: list[str] = []) -> 
     console.print(table)
     for warning in result.warnings:
         console.print(f"[bold]Warning:[/bold] {warning}")
-    console.print(f"Out-of-fold predictions: {result.run / 'predictions.parquet'}")
+    found = read_predictions(result.run).labelled
+    if found.classes and len(found.table):
+        interval = count_intervals(found.counts())["uar"][0]
+        console.print(f"UAR of all test utterances, 95 % over speakers: {interval.percent()}", highlight=False)
+    console.print(
+        f"Out-of-fold predictions: {result.run / 'predictions.parquet'}; `mmemo report {result.run}` draws them"
+    )
     return 0

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mmemo.data.batch import EmotionBatch
     from mmemo.data.datamodule import Corpus, EmotionDataModule
     from mmemo.data.manifest import Manifest, ManifestError, Utterance, read_manifest
-    from mmemo.data.splits import FoldFile, GroupKFold, OfficialSplit
+    from mmemo.data.splits import FoldFile, GroupKFold, InnerFolds, LeaveOneGroupOut, OfficialSplit
 
 _ROOMS = {
     "Corpus": "datamodule",
@@ -18,6 +18,8 @@ _ROOMS = {
     "EmotionDataModule": "datamodule",
     "FoldFile": "splits",
     "GroupKFold": "splits",
+    "InnerFolds": "splits",
+    "LeaveOneGroupOut": "splits",
     "Manifest": "manifest",
     "ManifestError": "manifest",
     "OfficialSplit": "splits",
@@ -27,8 +29,8 @@ _ROOMS = {
     "read_manifest": "manifest",
 }
 __all__ = [
-    "Corpus", "EmotionBatch", "EmotionDataModule", "FoldFile", "GroupKFold", "Manifest", "ManifestError",
-    "OfficialSplit", "Utterance", "WaveformAugmentation", "WordAugmentation",
+    "Corpus", "EmotionBatch", "EmotionDataModule", "FoldFile", "GroupKFold", "InnerFolds", "LeaveOneGroupOut",
+    "Manifest", "ManifestError", "OfficialSplit", "Utterance", "WaveformAugmentation", "WordAugmentation",
     "read_manifest",
 ]  # fmt: skip
 

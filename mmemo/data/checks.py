@@ -27,26 +27,6 @@ def broken_audio(utterances: Sequence[Utterance], facts: Sequence[AudioFacts | N
     ]
 
 
-def leaks(manifest: Manifest, facts: Sequence[AudioFacts | None]) -> list[str]:
-    """One line for each speaker or recording that stands in more than one split of the manifest.
-
-    Args:
-        manifest: The table; without a split column there is nothing to leak.
-        facts: Of each row's audio.
-    """
-    table = manifest.frame[["id", "speaker", "split"]].copy()
-    table["content"] = [fact.content if fact is not None and fact.content else None for fact in facts]
-    table = table[table["split"].notna()]
-    found = []
-    for column, name in (("speaker", "speaker"), ("content", "the same audio")):
-        for value, rows in table[table[column].notna()].groupby(column):
-            splits = sorted(rows["split"].unique())
-            if len(splits) > 1:
-                who = f"{name} {value}" if column == "speaker" else name
-                found.append(f"{who} is in {', '.join(splits)}: {', '.join(rows['id'].head(4))}")
-    return found
-
-
 def draw_distributions(manifest: Manifest, facts: Sequence[AudioFacts | None], path: Path) -> None:
     """Draws how labels, durations, loudness and transcript lengths are distributed.
 

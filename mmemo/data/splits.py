@@ -31,12 +31,11 @@ class Split(NamedTuple):
 
 
 class Splitter(Protocol):
-    """Divides a manifest; ``fold`` counts from 1 to ``num_folds``."""
+    """Divides a manifest; ``fold`` counts from 1."""
 
     fold: int
 
-    @property
-    def num_folds(self) -> int:
+    def count(self, manifest: Manifest) -> int:
         """How many folds there are."""
 
     def __call__(self, manifest: Manifest) -> Split:
@@ -57,8 +56,7 @@ class OfficialSplit:
         self.seed = seed
         self.fold = fold
 
-    @property
-    def num_folds(self) -> int:
+    def count(self, manifest: Manifest) -> int:
         return 1
 
     def __call__(self, manifest: Manifest) -> Split:
@@ -91,8 +89,7 @@ class FoldFile:
         self.num_val_speakers = num_val_speakers
         self.seed = seed
 
-    @property
-    def num_folds(self) -> int:
+    def count(self, manifest: Manifest) -> int:
         return len(self._read())
 
     def _read(self) -> dict[int, list[str]]:
@@ -151,35 +148,111 @@ class GroupKFold:
         num_val_speakers: int = 2,
         seed: int = 0,
     ) -> None:
-        self._num_folds = num_folds
+        self.num_folds = num_folds
         self.fold = fold
         self.group = group
         self.num_val_speakers = num_val_speakers
         self.seed = seed
 
-    @property
-    def num_folds(self) -> int:
-        return self._num_folds
+    def count(self, manifest: Manifest) -> int:
+        return self.num_folds
 
     def __call__(self, manifest: Manifest) -> Split:
-        if self.group not in manifest.frame:
-            raise SplitError(f"{manifest.path}: no column {self.group!r} to group by")
-        groups = manifest.frame[self.group]
-        if groups.isna().any():
+        groups = _groups(manifest, self.group)
+        if not 2 <= self.num_folds <= groups.nunique():
             raise SplitError(
-                f"{manifest.path}: {int(groups.isna().sum())} rows have no {self.group}; fill it in to group by it"
-            )
-        if not 2 <= self._num_folds <= groups.nunique():
-            raise SplitError(
-                f"{manifest.path}: num_folds={self._num_folds}, expected 2 to {groups.nunique()}, "
+                f"{manifest.path}: num_folds={self.num_folds}, expected 2 to {groups.nunique()}, "
                 f"the number of {self.group}s"
+                + ("; one alone cannot be judged on others" if groups.nunique() < 2 else "")
             )
-        if not 1 <= self.fold <= self._num_folds:
-            raise SplitError(f"fold={self.fold}, expected 1 to {self._num_folds}")
-        folds = SklearnGroupKFold(self._num_folds, shuffle=True, random_state=self.seed)
+        if not 1 <= self.fold <= self.num_folds:
+            raise SplitError(f"fold={self.fold}, expected 1 to {self.num_folds}")
+        folds = SklearnGroupKFold(self.num_folds, shuffle=True, random_state=self.seed)
         rest, test = list(folds.split(groups, groups=groups))[self.fold - 1]
         train, val = hold_out_speakers(manifest, rest, self.num_val_speakers, self.seed)
         return Split(train, val, test)
+
+
+class LeaveOneGroupOut:
+    """Each speaker, or each value of another column, is tested once, by a model that heard none of it.
+
+    Args:
+        fold: Whose turn it is, counting from 1 in alphabetical order.
+        group: Column whose values stay together.
+        num_val_speakers: Speakers held out of the training side to choose the epoch; 0 trains on all of them,
+            for a schedule that was fixed before (then judge the last checkpoint).
+        seed: Which speakers these are.
+    """
+
+    def __init__(self, fold: int = 1, group: str = "speaker", num_val_speakers: int = 2, seed: int = 0) -> None:
+        self.fold = fold
+        self.group = group
+        self.num_val_speakers = num_val_speakers
+        self.seed = seed
+
+    def count(self, manifest: Manifest) -> int:
+        return int(_groups(manifest, self.group).nunique())
+
+    def __call__(self, manifest: Manifest) -> Split:
+        groups = _groups(manifest, self.group).astype(str)
+        names = sorted(groups.unique())
+        if len(names) < 2:
+            raise SplitError(f"{manifest.path}: one {self.group} alone cannot be judged on others")
+        if not 1 <= self.fold <= len(names):
+            raise SplitError(f"fold={self.fold}, expected 1 to {len(names)}, the number of {self.group}s")
+        tested = groups.eq(names[self.fold - 1]).to_numpy(dtype=bool)
+        train, val = hold_out_speakers(manifest, np.flatnonzero(~tested), self.num_val_speakers, self.seed)
+        return Split(train, val, np.flatnonzero(tested))
+
+
+class InnerFolds:
+    """Folds of another split's training side: what tuning and calibration may see. Its test rows are nowhere here.
+
+    Args:
+        outer: The other split, at the fold in question.
+        num_folds: Number of inner folds.
+        fold: Which inner fold judges, counting from 1.
+        group: Column whose values stay together.
+        num_val_speakers: Speakers held out of an inner training side to choose the epoch.
+        seed: Which groups go where.
+    """
+
+    def __init__(
+        self,
+        outer: Splitter,
+        num_folds: int = 4,
+        fold: int = 1,
+        group: str = "speaker",
+        num_val_speakers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self.outer = outer
+        self.inner = GroupKFold(num_folds, fold, group, num_val_speakers, seed)
+
+    @property
+    def fold(self) -> int:
+        """Which inner fold judges."""
+        return self.inner.fold
+
+    def count(self, manifest: Manifest) -> int:
+        return self.inner.num_folds
+
+    def __call__(self, manifest: Manifest) -> Split:
+        split = self.outer(manifest)
+        rows = np.sort(np.concatenate([split.train, split.val]))
+        return Split(*(rows[part] for part in self.inner(manifest.subset(rows))))
+
+
+def _groups(manifest: Manifest, column: str) -> pd.Series:
+    """A column to group by, of which no row may lack its value."""
+    if column not in manifest.frame:
+        raise SplitError(f"{manifest.path}: no column {column!r} to group by")
+    groups = manifest.frame[column]
+    if groups.isna().any():
+        raise SplitError(
+            f"{manifest.path}: {int(groups.isna().sum())} rows have no {column}; fill it in to group by it"
+        )
+    return groups
 
 
 def hold_out_speakers(

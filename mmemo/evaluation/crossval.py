@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from pytorch_lightning.utilities import rank_zero_only
 
-from mmemo.training.experiment import BEST, LAST, METRICS_FILE, Experiment, write_table, write_text
+from mmemo.training.experiment import LAST, METRICS_FILE, Experiment, write_table, write_text
 
 PREDICTIONS_FILE = "predictions.parquet"
 SUMMARY_FILE = "crossval.json"
@@ -53,14 +53,52 @@ def crossval(config: Path, run: Path | None = None, overrides: Sequence[str] = (
     """
     experiment = Experiment(["--config", str(config), *overrides], run=False)
     run = run or Path(experiment.config.trainer.default_root_dir)
-    num_folds = experiment.datamodule.splitter.num_folds
-    if num_folds < 2:
-        raise ValueError(f"{config}: data.split has one fold alone; use FoldFile or GroupKFold, or `mmemo fit`")
-    checkpoint = {"best": BEST, "last": LAST}[experiment.config.checkpoint]
     datamodule = experiment.datamodule
     datamodule.setup("fit")  # a split that cannot be made is said before there is a folder
+    num_folds = datamodule.splitter.count(datamodule.manifest)
+    if num_folds < 2:
+        raise ValueError(
+            f"{config}: data.split has one fold alone; use FoldFile, GroupKFold or LeaveOneGroupOut, or `mmemo fit`"
+        )
     inputs = [*datamodule.manifest_paths, Path(getattr(datamodule.splitter, "path", ""))]
-    _check_same_experiment(run, config, overrides, inputs)
+    check_same_experiment(run, config, overrides, inputs)
+    for folder, fold in folds_to_do(run, num_folds):
+        run_fold(config, folder, fold, overrides)
+    result = collect(run, num_folds)
+    write(result)
+    return result
+
+
+def repeated(config: Path, run: Path, seeds: Sequence[int], overrides: Sequence[str] = ()) -> CrossValidation:
+    """The same folds with several seeds: what is left to chance in training shows.
+
+    Args:
+        config: As for :func:`crossval`.
+        run: Folder, one folder per seed in it.
+        seeds: What ``seed_everything`` is set to, each in turn.
+        overrides: As for :func:`crossval`.
+
+    Returns:
+        All of them; predictions have a column ``seed``.
+    """
+    if len(set(seeds)) < len(seeds) or not seeds:
+        raise ValueError(f"seeds {list(seeds)}: expected different numbers, such as [0, 1, 2]")
+    found = {
+        seed: crossval(config, run / f"seed{seed}", [*overrides, "--seed_everything", str(seed)]) for seed in seeds
+    }
+    metrics: dict[str, list[float]] = {}
+    for one in found.values():
+        for name, values in one.metrics.items():
+            metrics.setdefault(name, []).extend(values)
+    tables = [one.predictions.assign(seed=seed) for seed, one in found.items()]
+    warnings = list(dict.fromkeys(warning for one in found.values() for warning in one.warnings))
+    result = CrossValidation(run, metrics, pd.concat(tables, ignore_index=True), warnings)
+    write(result)
+    return result
+
+
+def folds_to_do(run: Path, num_folds: int) -> Iterator[tuple[Path, int]]:
+    """Folds that are not finished and that no other worker has, each locked while it is in hand, until all are done."""
     first = getattr(rank_zero_only, "rank", 0) == 0  # the other processes of DDP follow the first
     waiting = list(range(1, num_folds + 1))
     while waiting:
@@ -73,7 +111,7 @@ def crossval(config: Path, run: Path | None = None, overrides: Sequence[str] = (
                 if first:
                     lock.acquire(timeout=0.0)
                 if not (folder / PREDICTIONS_FILE).exists():
-                    _run_fold(config, folder, fold, overrides, checkpoint)
+                    yield folder, fold
                 waiting.remove(fold)
             except Timeout:
                 continue  # another worker has it: look again after the others
@@ -83,11 +121,13 @@ def crossval(config: Path, run: Path | None = None, overrides: Sequence[str] = (
             time.sleep(1.0)
     if not first:
         sys.exit(0)  # the first process reports
-    result = collect(run, num_folds)
-    write_table(run / PREDICTIONS_FILE, result.predictions)
+
+
+def write(result: CrossValidation) -> None:
+    """Writes predictions and metrics into the run's folder."""
+    write_table(result.run / PREDICTIONS_FILE, result.predictions)
     summary = {"metrics": result.metrics, "warnings": result.warnings}
-    write_text(run / SUMMARY_FILE, json.dumps(summary, indent=1))
-    return result
+    write_text(result.run / SUMMARY_FILE, json.dumps(summary, indent=1))
 
 
 def collect(run: Path, num_folds: int) -> CrossValidation:
@@ -118,7 +158,25 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def _run_fold(config: Path, folder: Path, fold: int, overrides: Sequence[str], checkpoint: Path) -> None:
+def run_fold(
+    config: Path,
+    folder: Path,
+    fold: int,
+    overrides: Sequence[str] = (),
+    finish: Callable[[pd.DataFrame], pd.DataFrame] | None = None,
+) -> dict[str, float]:
+    """Fits one fold of an experiment, or goes on with it; tests and predicts its test rows.
+
+    Args:
+        config: YAML of the experiment.
+        folder: Of the fold.
+        fold: Counting from 1.
+        overrides: Options of ``mmemo fit`` that win over the YAML.
+        finish: Adds columns to the predictions.
+
+    Returns:
+        Metric name, such as ``test/uar`` -> its value.
+    """
     common = ["--config", str(config), *overrides]
     common += ["--data.split.init_args.fold", str(fold), "--trainer.default_root_dir", str(folder)]
     done = folder / "fitted"
@@ -126,14 +184,19 @@ def _run_fold(config: Path, folder: Path, fold: int, overrides: Sequence[str], c
         resume = ["--ckpt_path", str(folder / LAST)] if (folder / LAST).exists() else []
         Experiment(["fit", *common, *resume])
         done.touch()
-    judged = ["--ckpt_path", str(folder / checkpoint)]
-    Experiment(["test", *common, *judged])
+    Experiment(["test", *common])  # the checkpoint that the config says
     # Written last: its presence says that the fold is finished.
-    target = str(folder / PREDICTIONS_FILE)
-    Experiment(["predict", *common, *judged, "--data.predict_on", "test", "--predictions", target])
+    target = folder / PREDICTIONS_FILE
+    partial = folder / "unfinished.parquet" if finish else target
+    Experiment(["predict", *common, "--data.predict_on", "test", "--predictions", str(partial)])
+    if finish:
+        write_table(target, finish(pd.read_parquet(partial)))
+        partial.unlink()
+    metrics: dict[str, float] = json.loads((folder / METRICS_FILE).read_text())["metrics"]
+    return metrics
 
 
-def _check_same_experiment(run: Path, config: Path, overrides: Sequence[str], inputs: Sequence[Path]) -> None:
+def check_same_experiment(run: Path, config: Path, overrides: Sequence[str], inputs: Sequence[Path]) -> None:
     """Refuses to add folds to a run that began with another config, other options, or another table."""
     sums = [f"# {path}: {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in inputs if path.is_file()]
     wanted = config.read_text() + "".join(f"{line}\n" for line in (*(f"# {word}" for word in overrides), *sums))

@@ -42,7 +42,7 @@ def test_published_folds_test_the_speakers_of_the_file(tmp_path: Path) -> None:
     manifest = corpus()
     path.write_text("fold,test_actors\n1,00\n1,01\n2,02 03\n")  # one row a fold, or several
     splitter = FoldFile(str(path), fold=2, num_val_speakers=3)
-    assert splitter.num_folds == 2
+    assert splitter.count(manifest) == 2
     train, val, test = sides(manifest, splitter(manifest))
     assert test == {"02", "03"}
     assert len(val) == 3

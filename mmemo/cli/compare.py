@@ -1,0 +1,82 @@
+"""`mmemo compare`."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+from mmemo.cli.verb import call
+
+
+def run(argv: list[str]) -> int:
+    """Runs the verb.
+
+    Args:
+        argv: Options, without the verb.
+    """
+    first = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
+    runs = [json.dumps(argv[:first])] if first else []
+    return call(compare, runs + argv[first:], "compare")
+
+
+def compare(
+    runs: list[Path],
+    metric: Literal["uar", "accuracy", "macro_f1", "weighted_f1"] = "uar",
+    correction: Literal["holm", "bonferroni", "fdr_bh"] = "holm",
+    out: Path | None = None,
+) -> int:
+    """Says whether runs on the same utterances differ: paired, over speakers, corrected for many comparisons.
+
+    Args:
+        runs: Two or more folders of `mmemo crossval` or `mmemo fit`, or files of `mmemo predict`.
+        metric: What is compared.
+        correction: For as many comparisons as there are pairs.
+        out: JSON file to write.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from mmemo.evaluation.comparison import compare_runs
+    from mmemo.evaluation.predictions import read_predictions
+    from mmemo.evaluation.statistics import corrected
+    from mmemo.files import replacing
+
+    if len(runs) < 2:
+        raise ValueError("name two runs or more, such as `mmemo compare runs/a runs/b`")
+    read = {run: read_predictions(run) for run in runs}
+    pairs = list(combinations(runs, 2))
+    found = [compare_runs(read[first], read[second], metric) for first, second in pairs]
+    p_values = corrected([one.p_permutation for one in found], correction)
+    table = Table(title=f"{metric}, per cent; 95 % over {found[0].num_speakers} speakers")
+    for name in ("runs", "first", "second", "difference", "p (swaps)", f"p ({correction})", "p (McNemar)", "p (folds)"):
+        table.add_column(name, justify="left" if name == "runs" else "right")
+    for (first, second), one, p_value in zip(pairs, found, p_values, strict=True):
+        table.add_row(
+            f"{_name(first)} - {_name(second)}", one.first.percent(), one.second.percent(), one.difference.percent(),
+            f"{one.p_permutation:.3f}", f"{p_value:.3f}",
+            *("" if value != value else f"{value:.3f}" for value in (one.p_mcnemar, one.p_folds)),
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    for (first, second), one in zip(pairs, found, strict=True):
+        console.print(
+            f"{_name(first)} - {_name(second)}: with {one.num_speakers} speakers a difference under "
+            f"{100 * one.visible:.1f} points is seen less than four times in five",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if out is not None:
+        content = [
+            {"first": str(first), "second": str(second), "p_corrected": p_value, **one._asdict()}
+            for (first, second), one, p_value in zip(pairs, found, p_values, strict=True)
+        ]
+        with replacing(out) as partial:
+            partial.write_text(json.dumps(content, indent=1))
+    return 0
+
+
+def _name(run: Path) -> str:
+    """What a table calls a run."""
+    return run.name if run.suffix == "" else f"{run.parent.name}/{run.stem}"

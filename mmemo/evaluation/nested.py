@@ -1,0 +1,115 @@
+"""Cross-validation in which everything that is chosen is chosen inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from mmemo.evaluation.calibration import Scaling, risk_coverage, temperature_scaling
+from mmemo.evaluation.crossval import (
+    CrossValidation,
+    check_same_experiment,
+    collect,
+    crossval,
+    folds_to_do,
+    run_fold,
+    write,
+)
+from mmemo.evaluation.predictions import labelled_probs
+from mmemo.evaluation.tuning import Tuning, inner_config, tune
+from mmemo.training.experiment import Experiment, write_text
+
+DECISIONS_FILE = "decisions.json"
+
+
+def nested(
+    config: Path,
+    run: Path,
+    num_inner: int,
+    overrides: Sequence[str] = (),
+    space: Path | None = None,
+    num_trials: int = 20,
+    answered: float = 0.8,
+) -> CrossValidation:
+    """Cross-validation in which everything that is chosen is chosen inside: no outer test speaker has any part in it.
+
+    In each outer fold, the training side is divided into inner folds. On these the settings of ``space`` are tuned, if
+    there is one; the epoch is chosen on inner training speakers where the config says ``checkpoint: best``; and from
+    their out-of-fold predictions come the temperature and the confidence below which nothing is said. Then the model is
+    trained on the whole outer training side and judged once.
+
+    Args:
+        config: As for :func:`crossval`.
+        run: Folder, one folder per outer fold in it, with ``inner`` and ``tuning`` below.
+        num_inner: Inner folds, 2 or more.
+        overrides: As for :func:`crossval`.
+        space: YAML of what is tuned, as for ``mmemo tune``; nothing when not given.
+        num_trials: How many settings are tried in each outer fold.
+        answered: Share of utterances that shall get an answer; the others are too unsure.
+
+    Returns:
+        All outer folds; predictions have columns ``calibrated_prob_...`` and ``answered``.
+    """
+    if num_inner < 2:
+        raise ValueError(f"nested {num_inner}: expected 2 inner folds or more")
+    experiment = Experiment(["--config", str(config), *overrides], run=False)
+    datamodule = experiment.datamodule
+    datamodule.setup("fit")
+    num_folds = datamodule.splitter.count(datamodule.manifest)
+    inputs = [*datamodule.manifest_paths, Path(getattr(datamodule.splitter, "path", "")), *([space] if space else [])]
+    check_same_experiment(run, config, [*overrides, f"nested {num_inner} {num_trials} {answered}"], inputs)
+    for folder, fold in folds_to_do(run, num_folds):
+        chosen: list[str] = []
+        if space is not None:
+            settings = Tuning(num_trials=num_trials, num_folds=num_inner, outer_fold=fold, judge=False)
+            chosen = tune(config, space, folder / "tuning", settings, overrides).overrides
+        inside = inner_config(config, folder / "inner.yaml", [*overrides, *chosen], fold, num_inner)
+        inner = crossval(inside, folder / "inner")
+        decided = Decisions.fitted(inner.predictions, answered)
+        write_text(folder / DECISIONS_FILE, json.dumps(decided.as_json(), indent=1))
+        run_fold(config, folder, fold, [*overrides, *chosen], decided.apply)
+    result = collect(run, num_folds)
+    write(result)
+    return result
+
+
+class Decisions(NamedTuple):
+    """What inner folds decided for an outer one.
+
+    Args:
+        scaling: Makes probabilities honest.
+        threshold: Calibrated confidence below which nothing is said.
+    """
+
+    scaling: Scaling
+    threshold: float
+
+    @staticmethod
+    def fitted(predictions: pd.DataFrame, answered: float) -> Decisions:
+        """Fits both on out-of-fold predictions.
+
+        Args:
+            predictions: With labels.
+            answered: Share of them that shall get an answer.
+        """
+        probs, target = labelled_probs(predictions)
+        scaling = temperature_scaling(probs, target)
+        return Decisions(scaling, risk_coverage(scaling(probs), target).at(answered)[1])
+
+    def apply(self, predictions: pd.DataFrame) -> pd.DataFrame:
+        """Adds calibrated probabilities and whether an utterance is answered."""
+        names = [name for name in predictions if str(name).startswith("prob_")]
+        calibrated = self.scaling(predictions[names].to_numpy(dtype=float))
+        columns = {f"calibrated_{name}": calibrated[:, number] for number, name in enumerate(names)}
+        return predictions.assign(**columns, answered=calibrated.max(1) >= self.threshold)
+
+    def as_json(self) -> dict[str, object]:
+        """Plain numbers."""
+        return {
+            "temperature": 1 / float(self.scaling.weight[0]),
+            "threshold": self.threshold,
+        }

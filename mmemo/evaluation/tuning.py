@@ -1,0 +1,462 @@
+"""Settings tried on folds of the training side: Optuna proposes, inner folds judge, no outer test speaker is heard."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+import yaml
+
+from mmemo.evaluation.crossval import PREDICTIONS_FILE, run_fold, spread
+from mmemo.evaluation.predictions import labelled_probs
+from mmemo.evaluation.statistics import Counts, compare_counts
+from mmemo.training.experiment import BEST, METRICS_FILE, Experiment, write_table, write_text
+
+STORAGE = "study.sqlite"
+STUDY = "mmemo"
+BEST_CONFIG = "best.yaml"
+SUMMARY = "tuning.json"
+Sampler = Literal["tpe", "random", "grid", "cmaes", "nsga2"]
+
+
+@dataclass
+class Tuning:
+    """How to search.
+
+    Args:
+        sampler: ``tpe`` (Bayesian; Bergstra et al. 2011), ``random``, ``grid``, or evolutionary: ``cmaes`` for numbers
+            (Hansen 2016), ``nsga2`` for choices too (Deb et al. 2002).
+        num_trials: Settings tried in all, by all workers; the first are the config's own.
+        num_folds: Inner folds, 2 or more.
+        outer_fold: Fold of the config's split whose training side is tuned on.
+        prune: Give a trial up after an inner fold in which it stands below the median of the others.
+        metric: What is maximised, such as ``uar``, ``macro_f1`` or ``ccc``; that of the model when not given.
+        storage: Optuna storage, such as ``postgresql://...``, that workers on many machines share; a SQLite file in the
+            run's folder when not given.
+        seed: Of the sampler.
+        judge: Train the best settings and the config's own on the whole training side, and compare them once on the
+            outer test speakers.
+    """
+
+    sampler: Sampler = "tpe"
+    num_trials: int = 20
+    num_folds: int = 3
+    outer_fold: int = 1
+    prune: bool = True
+    metric: str | None = None
+    storage: str | None = None
+    seed: int = 0
+    judge: bool = True
+
+
+class Tuned(NamedTuple):
+    """What a search found.
+
+    Args:
+        overrides: Options of ``mmemo fit`` of the best settings.
+        settings: The same as config key -> value.
+        score: Their mean over inner folds.
+        own_score: That of the config's own settings.
+        importance: Config key -> share of the scores' variance that it explains (Hutter et al. 2014); empty with too
+            few trials.
+        judged: Figures on the outer test speakers; empty when not asked for.
+        config: YAML that runs as it is.
+    """
+
+    overrides: list[str]
+    settings: dict[str, Any]
+    score: float
+    own_score: float
+    importance: dict[str, float]
+    judged: dict[str, float]
+    config: Path
+
+
+def read_space(path: Path) -> dict[str, Any]:
+    """What may be changed: config key -> ``{low, high}`` with ``log`` or ``step``, or a list of choices.
+
+    Args:
+        path: YAML file.
+
+    Raises:
+        ValueError: It is no such file.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file, expected a YAML of config keys, each with low and high, or choices")
+    space = yaml.safe_load(path.read_text())
+    if not isinstance(space, dict) or not space:
+        raise ValueError(f"{path}: expected a table of config keys, such as model.init_args.mixup: [0.0, 0.2, 0.4]")
+    for key, values in space.items():
+        if isinstance(values, list) and values:
+            continue
+        known = {"low", "high", "log", "step"}
+        good = isinstance(values, dict) and {"low", "high"} <= set(values) <= known
+        numbers = [values[name] for name in ("low", "high")] if good else []
+        if not good or not all(isinstance(one, int | float) for one in numbers) or not numbers[0] < numbers[1]:
+            raise ValueError(
+                f"{path}: {key}: found {values!r}, expected a list of choices, or low below high with log or step "
+                "(numbers such as 1.0e-4 need their point in YAML)"
+            )
+        if values.get("log") and (values.get("step") or numbers[0] <= 0):
+            raise ValueError(f"{path}: {key}: log needs low above 0 and no step")
+    return {str(key): values for key, values in space.items()}
+
+
+def inner_config(config: Path, target: Path, overrides: Sequence[str], outer_fold: int, num_folds: int) -> Path:
+    """The same experiment on folds of one training side, as a YAML.
+
+    Args:
+        config: YAML of the experiment.
+        target: YAML to write.
+        overrides: Options that win over it.
+        outer_fold: Fold of its split whose training side is divided.
+        num_folds: Inner folds.
+    """
+    outer = ["--data.split.init_args.fold", str(outer_fold)]
+    whole = Experiment(["--config", str(config), *overrides, *outer], run=False)
+    content = yaml.safe_load(whole.parser.dump(whole.config, skip_unset=False))
+    split = content["data"]["split"] or {"class_path": "mmemo.data.OfficialSplit"}
+    held_out = split.get("init_args", {}).get("num_val_speakers", 0)
+    content["data"]["split"] = {
+        "class_path": "mmemo.data.InnerFolds",
+        "init_args": {"outer": split, "num_folds": num_folds, "num_val_speakers": held_out},
+    }
+    write_text(target, yaml.safe_dump(content, sort_keys=False))
+    return target
+
+
+def tune(
+    config: Path,
+    space: Path,
+    run: Path,
+    settings: Tuning,
+    overrides: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda line: None,
+) -> Tuned:
+    """Searches, or goes on with a search; several processes on one folder or storage share its trials.
+
+    Args:
+        config: YAML of the experiment.
+        space: YAML of what may be changed.
+        run: Folder of the search.
+        settings: How to search.
+        overrides: Options of ``mmemo fit`` that win over the YAML, in every trial.
+        tell: Takes a line on each trial.
+
+    Raises:
+        ValueError: A setting that the config does not have, another search in the same folder, or a storage that cannot
+            be used.
+    """
+    import optuna
+
+    if settings.num_trials < 1 or settings.num_folds < 2:
+        raise ValueError(
+            f"num_trials={settings.num_trials}, num_folds={settings.num_folds}: expected 1 or more, 2 or more"
+        )
+    known = read_space(space)
+    run.mkdir(parents=True, exist_ok=True)
+    inside = inner_config(config, run / "inner.yaml", overrides, settings.outer_fold, settings.num_folds)
+    _check_space(inside, space, known)
+    own = _own_values(config, overrides, known)
+    mark = hashlib.sha256(
+        (inside.read_text() + json.dumps(known, sort_keys=True) + str(settings.metric)).encode()
+    ).hexdigest()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = _study(settings, run, known, mark)
+    if not study.trials and own is not None:
+        study.enqueue_trial(own, skip_if_exists=True)
+    finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+
+    def objective(trial: Any) -> float:
+        chosen = {key: _suggest(trial, key, values) for key, values in known.items()}
+        options = as_options(chosen)
+        folder = run / "trials" / hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+        scores: list[float] = []
+        for fold in range(1, settings.num_folds + 1):
+            scores.append(_score(inside, folder, fold, options, settings.metric))
+            trial.report(spread(scores)[0], fold)
+            if settings.prune and fold < settings.num_folds and trial.should_prune():
+                tell(f"trial {trial.number}: given up after fold {fold} at {100 * spread(scores)[0]:.1f} {chosen}")
+                raise optuna.TrialPruned
+        tell(f"trial {trial.number}: {100 * spread(scores)[0]:.1f} {chosen}")
+        return spread(scores)[0]
+
+    while sum(trial.state in finished for trial in study.trials) < settings.num_trials:
+        running = sum(trial.state == optuna.trial.TrialState.RUNNING for trial in study.trials)
+        done = sum(trial.state in finished for trial in study.trials)
+        if settings.sampler == "grid" and done >= _grid_size(known):
+            break
+        if running and done + running >= settings.num_trials and not _left_over(study):
+            time.sleep(1.0)  # other workers have the last ones
+            continue
+        study.sampler = _sampler(settings, known, len(study.trials))
+        study.optimize(objective, n_trials=1)
+    return _summarise(study, config, run, settings, known, overrides, tell)
+
+
+def _check_space(inside: Path, space: Path, known: Mapping[str, Any]) -> None:
+    """Every setting must be one of the config, with every end and choice of its range."""
+    for key, values in known.items():
+        tried = values if isinstance(values, list) else [values["low"], values["high"]]
+        for value in tried:
+            try:
+                Experiment(["--config", str(inside), *as_options({key: value})], run=False)
+            except SystemExit:
+                raise ValueError(f"{space}: {key}: {value!r} is refused by the config, as said above") from None
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{space}: {key}: {value!r}: {error}") from None
+
+
+def _own_values(config: Path, overrides: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The config's own settings as a trial; None where one of them lies outside the space."""
+    experiment = Experiment(["--config", str(config), *overrides], run=False)
+    content = yaml.safe_load(experiment.parser.dump(experiment.config, skip_unset=False))
+    found: dict[str, Any] = {}
+    for key, values in known.items():
+        value: Any = content
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(values, list):
+            names = [json.dumps(one, sort_keys=True) for one in values]
+            if json.dumps(value, sort_keys=True) not in names:
+                return None
+            found[key] = json.dumps(value, sort_keys=True)
+        else:
+            if not isinstance(value, int | float) or not values["low"] <= value <= values["high"]:
+                return None
+            found[key] = value
+    return found
+
+
+def _suggest(trial: Any, key: str, values: Any) -> Any:
+    if isinstance(values, list):
+        return json.loads(trial.suggest_categorical(key, [json.dumps(one, sort_keys=True) for one in values]))
+    whole = isinstance(values["low"], int) and isinstance(values["high"], int)
+    suggest = trial.suggest_int if whole else trial.suggest_float
+    step = {"step": values["step"]} if values.get("step") else {}
+    return suggest(key, values["low"], values["high"], log=bool(values.get("log")), **step)
+
+
+def as_options(chosen: Mapping[str, Any]) -> list[str]:
+    """Settings as options of ``mmemo fit``.
+
+    Args:
+        chosen: Config key -> value.
+    """
+    options = []
+    for key, value in chosen.items():
+        options += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    return options
+
+
+def _study(settings: Tuning, run: Path, known: Mapping[str, Any], mark: str) -> Any:
+    import optuna
+
+    url = settings.storage or f"sqlite:///{(run / STORAGE).resolve()}"
+    warnings.filterwarnings("ignore", ".*is an experimental feature.*")
+    try:
+        storage = optuna.storages.RDBStorage(
+            url, engine_kwargs={"connect_args": {"timeout": 30}} if url.startswith("sqlite") else None,
+            heartbeat_interval=30, grace_period=90,
+        )  # fmt: skip
+        study = optuna.create_study(
+            study_name=STUDY, storage=storage, direction="maximize", load_if_exists=True,
+            sampler=_sampler(settings, known, 0), pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
+        )  # fmt: skip
+        there = study.user_attrs.get("experiment")
+        if there is None:
+            study.set_user_attr("experiment", mark)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{url}: {error}; install what that database needs") from None
+    except Exception as error:
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{url}: the storage of this search cannot be used ({told}); if another process holds it, wait for it; if "
+            "it is from another version of Optuna, run `optuna storage upgrade`, or choose another --run"
+        ) from None
+    if there not in (None, mark):
+        raise ValueError(
+            f"{url} holds a search with another config, manifest, space or metric; choose another --run, or delete it"
+        )
+    return study
+
+
+def _sampler(settings: Tuning, known: Mapping[str, Any], num_trials: int) -> Any:
+    """Of the next trial; seeded by how many there are, so that workers differ and a search can be repeated."""
+    from optuna import samplers
+
+    seed = settings.seed + num_trials
+    if settings.sampler == "tpe":
+        return samplers.TPESampler(seed=seed, n_startup_trials=5, constant_liar=True)
+    if settings.sampler == "grid":
+        return samplers.GridSampler(_grid(known), seed=settings.seed)
+    if settings.sampler == "cmaes":
+        return samplers.CmaEsSampler(seed=seed)
+    if settings.sampler == "nsga2":
+        return samplers.NSGAIISampler(seed=seed, population_size=10)
+    return samplers.RandomSampler(seed=seed)
+
+
+def _grid(known: Mapping[str, Any]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for key, values in known.items():
+        if isinstance(values, list):
+            found[key] = [json.dumps(one, sort_keys=True) for one in values]
+            continue
+        if not values.get("step"):
+            raise ValueError(f"sampler grid: {key} is a range without a step; give it one, or a list of choices")
+        count = math.floor((values["high"] - values["low"]) / values["step"] + 1e-9) + 1
+        found[key] = [values["low"] + number * values["step"] for number in range(count)]
+    return found
+
+
+def _grid_size(known: Mapping[str, Any]) -> int:
+    return math.prod(len(values) for values in _grid(known).values())
+
+
+def _left_over(study: Any) -> bool:
+    """Whether a running trial belongs to a worker that is gone; it is then given up."""
+    import optuna
+
+    before = sum(trial.state == optuna.trial.TrialState.RUNNING for trial in study.trials)
+    optuna.storages.fail_stale_trials(study)
+    return sum(trial.state == optuna.trial.TrialState.RUNNING for trial in study.trials) < before
+
+
+def _score(inside: Path, folder: Path, fold: int, options: Sequence[str], metric: str | None) -> float:
+    """Figure of one inner fold; what was trained for it is not kept."""
+    member = folder / f"fold{fold}"
+    kept = member / "score.json"
+    if not kept.exists():
+        shutil.rmtree(member, ignore_errors=True)  # of a worker that is gone
+        metrics = run_fold(inside, member, fold, options)
+        shutil.rmtree(member / BEST.parent, ignore_errors=True)
+        write_text(kept, json.dumps(metrics))
+    metrics = json.loads(kept.read_text())
+    name = f"test/{metric}" if metric else "test/uar" if "test/uar" in metrics else "test/ccc"
+    if name not in metrics:
+        found = ", ".join(one.removeprefix("test/") for one in metrics)
+        raise ValueError(f"--metric {metric}: the model is judged by {found}; choose one of these")
+    return float(metrics[name])
+
+
+def _summarise(
+    study: Any,
+    config: Path,
+    run: Path,
+    settings: Tuning,
+    known: Mapping[str, Any],
+    overrides: Sequence[str],
+    tell: Callable[[str], None],
+) -> Tuned:
+    import optuna
+
+    complete = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    if not complete:
+        raise ValueError(f"{run}: no trial was finished; give --num_trials more")
+    best = max(complete, key=lambda trial: trial.value)
+    chosen = _values(best.params, known)
+    own = _own_values(config, overrides, known)
+    own_score = next((float(trial.value) for trial in complete if own is not None and trial.params == own), math.nan)
+    importance: dict[str, float] = {}
+    if len(complete) >= 4 and len(known) > 1 and len({trial.value for trial in complete}) > 1:
+        found = optuna.importance.get_param_importances(
+            study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=settings.seed)
+        )
+        importance = {key: float(value) for key, value in found.items()}
+    options = as_options(chosen)
+    runnable = Experiment(["--config", str(config), *overrides, *options], run=False)
+    content = runnable.parser.dump(runnable.config, skip_unset=True)
+    write_text(run / BEST_CONFIG, f"# Best of {len(study.trials)} trials on the training side of fold "
+               f"{settings.outer_fold} of {config}\n{content}")  # fmt: skip
+    table = study.trials_dataframe(attrs=("number", "value", "state", "duration", "params"))
+    write_table(run / "trials.csv", table)
+    _draw(study, importance, run)
+    judged = _judge(config, run, settings, overrides, options, tell) if settings.judge else {}
+    summary = {
+        "settings": chosen, "score": float(best.value), "own_score": None if math.isnan(own_score) else own_score,
+        "importance": importance, "judged": judged, "trials": len(study.trials), "finished": len(complete),
+        "sampler": settings.sampler,
+    }  # fmt: skip
+    write_text(run / SUMMARY, json.dumps(summary, indent=1))
+    return Tuned(options, chosen, float(best.value), own_score, importance, judged, run / BEST_CONFIG)
+
+
+def _values(params: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: json.loads(params[key]) if isinstance(values, list) else params[key] for key, values in known.items()}
+
+
+def _judge(
+    config: Path,
+    run: Path,
+    settings: Tuning,
+    overrides: Sequence[str],
+    options: Sequence[str],
+    tell: Callable[[str], None],
+) -> dict[str, float]:
+    """Best and own settings, trained on the whole training side, once on the outer test speakers."""
+    found: dict[str, float] = {}
+    counts = []
+    for name, changed in (("own", []), ("best", list(options))):
+        member = run / "outer" / name
+        if not (member / PREDICTIONS_FILE).exists():
+            run_fold(config, member, settings.outer_fold, [*overrides, *changed])
+        table = pd.read_parquet(member / PREDICTIONS_FILE).sort_values("id")
+        metrics = json.loads((member / METRICS_FILE).read_text())["metrics"]
+        name_of = "test/uar" if "test/uar" in metrics else "test/ccc"
+        found[f"{name}_{name_of.removeprefix('test/')}"] = float(metrics[name_of])
+        if name_of == "test/uar":
+            probs, target = labelled_probs(table)
+            speakers = table.loc[table["emotion"].notna(), "speaker"].to_numpy()
+            counts.append(Counts.of(target, probs.argmax(1), speakers, probs.shape[1]))
+    if len(counts) == 2 and len(counts[0].speakers) > 1:
+        compared = compare_counts(counts[0], counts[1])
+        found |= {
+            "difference": compared.difference.value,
+            "difference_low": compared.difference.low,
+            "difference_high": compared.difference.high,
+            "p": compared.p_permutation,
+        }
+        better = compared.difference.value > 0
+        tell(
+            f"On the outer test speakers the best settings are {100 * abs(compared.difference.value):.1f} points "
+            f"{'above' if better else 'not above: below'} the config's own"
+            if compared.difference.value
+            else "On the outer test speakers the best settings are no better than the config's own"
+        )
+    return found
+
+
+def _draw(study: Any, importance: Mapping[str, float], run: Path) -> None:
+    """Scores of all trials as they came, and which settings matter."""
+    import optuna
+    from matplotlib.figure import Figure
+
+    from mmemo.files import replacing
+
+    figure = Figure(figsize=(10, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for state, colour, label in (
+        (optuna.trial.TrialState.COMPLETE, "#4477aa", "finished"),
+        (optuna.trial.TrialState.PRUNED, "#bbbbbb", "given up"),
+    ):
+        some = [trial for trial in study.trials if trial.state == state and trial.value is not None]
+        left.scatter([trial.number for trial in some], [100 * trial.value for trial in some], c=colour, label=label)
+    left.set(xlabel="trial", ylabel="mean of inner folds, %", title="Trials")
+    left.legend(frameon=False)
+    names = list(importance)[::-1]
+    right.barh([name.split(".")[-1] for name in names], [importance[name] for name in names], color="#4477aa")
+    right.set(title="Importance", xlabel="share of variance explained")
+    if not names:
+        right.text(0.5, 0.5, "too few trials", ha="center", va="center", transform=right.transAxes)
+    with replacing(run / "tuning.png") as partial:
+        figure.savefig(partial, dpi=120, format="png")

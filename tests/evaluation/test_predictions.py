@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mmemo.data.manifest import Manifest
+from mmemo.evaluation.comparison import compare_runs
+from mmemo.evaluation.predictions import Predictions, read_predictions, with_manifest
+
+CLASSES = ["anger", "sadness"]
+
+
+def table(num_speakers: int = 4, seed: int = 0) -> pd.DataFrame:
+    random = np.random.default_rng(seed)
+    rows = [
+        {
+            "id": f"{speaker}_{emotion}_{take}", "speaker": f"s{speaker}", "side": "test", "emotion": emotion,
+            "prob_anger": probability, "prob_sadness": 1 - probability, "fold": speaker % 2 + 1,
+        }
+        for speaker in range(num_speakers) for emotion in CLASSES for take in range(5)
+        for probability in [float(np.clip(0.5 + (0.2 if emotion == "anger" else -0.2)
+                                          + 0.2 * random.standard_normal(), 0.01, 0.99))]
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_predictions_are_read_from_a_run_or_a_file(tmp_path: Path) -> None:
+    rows = table()
+    rows.loc[0, "side"] = "train"
+    rows.to_csv(tmp_path / "predictions.csv", index=False)
+    for source in (tmp_path, tmp_path / "predictions.csv"):
+        found = read_predictions(source)
+        assert found.classes == CLASSES
+        assert len(found.table) == len(rows) - 1  # a training row is no evidence
+    rows.to_parquet(tmp_path / "predictions.parquet")
+    assert read_predictions(tmp_path).probs.shape == (len(rows) - 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "no such run or file"),
+        ("a,b\n1,2\n", "not a file of predictions"),
+        ("id,side,emotion,speaker,prob_a,prob_b\nx,train,a,s,0.5,0.5\n", "no predictions of the test side"),
+        ("id,emotion,speaker,prob_a,prob_b\nx,a,s,0.5,0.5\nx,a,s,0.5,0.5\n", "'x' is predicted twice"),
+    ],
+)
+def test_a_file_that_is_none_says_so(content: str | None, complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    if content:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=complaint):
+        read_predictions(path)
+
+
+def test_a_run_without_predictions_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="run `mmemo predict"):
+        read_predictions(tmp_path)
+    (tmp_path / "fold1").mkdir()
+    (tmp_path / "fold1" / "config.yaml").touch()
+    with pytest.raises(ValueError, match="let `mmemo crossval` finish"):
+        read_predictions(tmp_path)
+
+
+def test_the_manifest_adds_columns_but_words_and_paths() -> None:
+    rows = table()
+    frame = rows[["id", "speaker", "emotion"]].assign(
+        path=[f"{name}.wav" for name in rows["id"]], text="secret words", gender="f", ward="north"
+    )
+    found = with_manifest(Predictions(rows, CLASSES, []), Manifest(frame))
+    assert {"gender", "ward"} <= set(found.table)
+    assert not {"text", "path"} & set(found.table)
+
+
+def test_a_manifest_of_something_else_is_refused() -> None:
+    rows = table()
+    frame = rows[["id", "speaker", "emotion"]].assign(path="x.wav")
+    with pytest.raises(ValueError, match="do not match this manifest: 1 of 40 utterances are not in it"):
+        with_manifest(Predictions(rows, CLASSES, []), Manifest(frame.iloc[1:]))
+    frame.loc[3, "emotion"] = "sadness"
+    with pytest.raises(ValueError, match="1 utterances have another emotion there, such as '0_anger_3'"):
+        with_manifest(Predictions(rows, CLASSES, []), Manifest(frame))
+
+
+def test_runs_are_compared_on_the_same_utterances_in_any_order() -> None:
+    rows = table(6)
+    first = Predictions(rows, CLASSES, [])
+    second = Predictions(rows.sample(frac=1.0, random_state=1).reset_index(drop=True), CLASSES, [])
+    same = compare_runs(first, second)
+    assert same.difference.value == 0.0
+    assert same.p_mcnemar == 1.0
+    assert same.p_folds == 1.0
+    other = compare_runs(first, Predictions(table(6, seed=5), CLASSES, []))
+    assert 0 < other.p_permutation <= 1
+    assert 0 < other.p_folds <= 1
+    with pytest.raises(ValueError, match="judge other utterances"):
+        compare_runs(first, Predictions(rows.iloc[1:].reset_index(drop=True), CLASSES, []))
+    with pytest.raises(ValueError, match="other classes"):
+        compare_runs(first, Predictions(rows, CLASSES[::-1], []))
+
+
+def test_seeds_are_averaged() -> None:
+    rows = [table(6, seed).assign(seed=seed) for seed in (0, 1)]
+    both = Predictions(pd.concat(rows, ignore_index=True), CLASSES, [])
+    alone = [Predictions(one, CLASSES, []) for one in rows]
+    base = Predictions(table(6, 7), CLASSES, [])
+    means = [compare_runs(base, one).second.value for one in alone]
+    found = compare_runs(base, both)
+    assert found.second.value == pytest.approx(np.mean(means))
+    assert np.isnan(found.p_mcnemar)
+    assert np.isnan(found.p_folds)  # one run has a seed for each fold, the other has none

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from mmemo.evaluation.tuning import BEST_CONFIG, Tuning, read_space, tune
+from mmemo.training.experiment import Experiment
+
+SPACE = "model.init_args.optimizer.init_args.lr: {low: 1.0e-4, high: 0.1, log: true}\ntrainer.max_epochs: [1, 2]\n"
+
+
+@pytest.fixture
+def config(tiny_config: Path, tiny_corpus: Path) -> Path:
+    content = yaml.safe_load(tiny_config.read_text())
+    content["data"]["split"] = {
+        "class_path": "mmemo.data.GroupKFold",
+        "init_args": {"num_folds": 3, "num_val_speakers": 0},
+    }
+    content["checkpoint"] = "last"
+    tiny_config.write_text(yaml.safe_dump(content))
+    return tiny_config
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Path:
+    path = tmp_path / "space.yaml"
+    path.write_text(SPACE)
+    return path
+
+
+def test_a_search_goes_on_and_its_best_config_runs(config: Path, space: Path, tmp_path: Path) -> None:
+    run = tmp_path / "tuned"
+    lines: list[str] = []
+    settings = Tuning(num_trials=3, num_folds=2, prune=False)
+    first = tune(config, space, run, settings, tell=lines.append)
+    assert sum(line.startswith("trial") for line in lines) == 3
+    assert first.own_score == first.own_score  # the config's own settings were the first trial
+    assert first.score >= first.own_score
+    again = tune(config, space, run, settings, tell=lines.append)  # nothing is left to do
+    assert again.settings == first.settings
+    more = tune(config, space, run, Tuning(num_trials=5, num_folds=2, prune=False), tell=lines.append)
+    assert more.score >= first.score
+    table = pd.read_csv(run / "trials.csv")
+    assert len(table) == 5
+    assert more.importance == pytest.approx(json.loads((run / "tuning.json").read_text())["importance"])
+    assert sum(more.importance.values()) == pytest.approx(1.0)
+    assert (run / "tuning.png").stat().st_size > 1000
+    assert {"own_uar", "best_uar", "difference", "p"} <= set(more.judged)
+    best = yaml.safe_load((run / BEST_CONFIG).read_text())
+    assert best["trainer"]["max_epochs"] == more.settings["trainer.max_epochs"]
+    experiment = Experiment(["--config", str(run / BEST_CONFIG)], run=False)
+    assert experiment.datamodule.splitter.count(None) == 3  # the outer folds
+
+
+def test_labels_of_outer_test_speakers_are_never_read(
+    config: Path, space: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    """Permuting them changes no trial."""
+    scores = []
+    for name in ("as they are", "permuted"):
+        table = pd.read_csv(tiny_corpus, dtype=str)
+        experiment = Experiment(["--config", str(config)], run=False)
+        experiment.datamodule.setup("test")
+        test = experiment.datamodule.split.test
+        if name == "permuted":
+            labels = table["emotion"].to_numpy(dtype=object).copy()
+            other = {"anger": "sadness", "sadness": "neutral", "neutral": "anger"}
+            labels[test] = [other[one] for one in labels[test]]
+            table["emotion"] = labels
+        table["path"] = [str(tiny_corpus.parent / path) for path in table["path"]]
+        manifest = tmp_path / f"{name.replace(' ', '_')}.csv"
+        table.to_csv(manifest, index=False)
+        run = tmp_path / name
+        tune(
+            config, space, run, Tuning(num_trials=4, num_folds=2, judge=False), ["--data.manifest", str(manifest)]
+        )  # fmt: skip
+        scores.append(pd.read_csv(run / "trials.csv").drop(columns=["duration"]))
+        inner = Experiment(["--config", str(run / "inner.yaml")], run=False)
+        inner.datamodule.setup("fit")
+        for side in inner.datamodule.split:
+            assert not set(side) & set(test)
+    pd.testing.assert_frame_equal(*scores)
+
+
+@pytest.mark.parametrize("sampler", ["random", "grid", "cmaes", "nsga2"])
+def test_every_sampler_searches(sampler: str, config: Path, tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "model.init_args.optimizer.init_args.lr: {low: 0.01, high: 0.03, step: 0.01}\n"
+        "model.init_args.modality_dropout: {low: 0.0, high: 0.2, step: 0.1}\n"
+    )
+    found = tune(
+        config, space, tmp_path / "run", Tuning(sampler, num_trials=3, num_folds=2, judge=False)  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert 0.01 <= found.settings["model.init_args.optimizer.init_args.lr"] <= 0.0301
+
+
+def test_weak_trials_are_given_up(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmemo.evaluation import tuning as room
+
+    tried: list[tuple[float, int]] = []
+
+    def scored(inside: Path, folder: Path, fold: int, options: list[str], metric: str | None) -> float:
+        rate = float(options[1])
+        tried.append((rate, fold))
+        return rate
+
+    monkeypatch.setattr(room, "_score", scored)
+    space = tmp_path / "space.yaml"
+    space.write_text("model.init_args.optimizer.init_args.lr: {low: 0.001, high: 0.1}\n")
+    room.tune(config, space, tmp_path / "run", Tuning("random", num_trials=12, num_folds=2, judge=False))
+    given_up = {rate for rate, _ in tried} - {rate for rate, fold in tried if fold == 2}
+    assert given_up
+    assert max(given_up) < max(rate for rate, _ in tried)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("- 1\n", "expected a table of config keys"),
+        ("a.b: 3\n", "expected a list of choices, or low below high"),
+        ("a.b: {low: 2, high: 1}\n", "low below high"),
+        ("a.b: {low: 0.0, high: 1.0, log: true}\n", "log needs low above 0"),
+    ],
+)
+def test_a_space_that_is_none_says_so(content: str, complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=complaint):
+        read_space(path)
+
+
+def test_what_cannot_be_tuned_is_said_before_anything_is_trained(config: Path, space: Path, tmp_path: Path) -> None:
+    unknown = tmp_path / "unknown.yaml"
+    unknown.write_text("model.init_args.learning_rate: [0.1, 0.2]\n")
+    with pytest.raises(ValueError, match="is refused by the config"):
+        tune(config, unknown, tmp_path / "a", Tuning(num_trials=1, num_folds=2))
+    with pytest.raises(ValueError, match="expected 2 to 4"):
+        tune(config, space, tmp_path / "b", Tuning(num_trials=1, num_folds=9))
+    with pytest.raises(ValueError, match="cannot be used"):
+        tune(config, space, tmp_path / "c", Tuning(num_trials=1, num_folds=2, storage="nonsense://x"))
+
+
+def test_another_search_is_not_mixed_in(config: Path, space: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    tune(config, space, run, Tuning(num_trials=1, num_folds=2, judge=False))
+    space.write_text(SPACE.replace("[1, 2]", "[1, 3]"))
+    with pytest.raises(ValueError, match="another config, manifest, space or metric"):
+        tune(config, space, run, Tuning(num_trials=1, num_folds=2, judge=False))
+
+
+def test_a_storage_of_another_kind_is_refused(config: Path, space: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "study.sqlite").write_bytes(b"this is no database, but it is long enough to be looked at" * 20)
+    with pytest.raises(ValueError, match="cannot be used"):
+        tune(config, space, run, Tuning(num_trials=1, num_folds=2, judge=False))
