@@ -109,7 +109,7 @@ def _trim(manifest: Any, trim_db: float) -> None:
         if utterance.path is None:
             continue
         try:
-            waveform = read_audio(utterance.path, utterance.start, utterance.end)
+            waveform = read_audio(utterance.path, utterance.start, utterance.end, utterance.channel)
         except AudioError:
             continue  # `mmemo check` lists it
         start, end = voiced_span(waveform, trim_db)

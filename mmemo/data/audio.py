@@ -29,6 +29,8 @@ class AudioFacts:
         sample_rate: As stored in the file, in Hz.
         channels: As stored in the file.
         level_db: RMS level relative to full scale; -inf for digital zero.
+        snr_db: How far the loud tenth of its 20 ms frames stands above the quiet tenth, in dB, at most 100: a rough
+            estimate of speech to noise, too low where nobody pauses.
         problem: Why the audio cannot be used; empty when it can.
     """
 
@@ -37,36 +39,55 @@ class AudioFacts:
     sample_rate: int = 0
     channels: int = 0
     level_db: float = float("-inf")
+    snr_db: float = 0.0
     problem: str = ""
 
 
-def read_audio(path: str | Path, start: float | None = None, end: float | None = None) -> np.ndarray:
-    """Reads an utterance; several channels are averaged, any rate is resampled with soxr.
+def read_audio(
+    path: str | Path, start: float | None = None, end: float | None = None, channel: int | None = None
+) -> np.ndarray:
+    """Reads an utterance; any rate is resampled with soxr.
 
     Args:
         path: wav, flac, ogg or mp3 file, or anything else that libsndfile reads.
         start: Where to start, in seconds; None is the beginning.
         end: Where to stop, in seconds; None is the end of the file.
+        channel: Which of several channels, counting from 0; None averages them.
 
     Returns:
         Waveform ``(samples,)`` float32 at 16 kHz, about [-1, 1].
 
     Raises:
-        AudioError: The file is missing, empty, unreadable, truncated, holds NaN, or ends before ``end``.
+        AudioError: The file is missing, empty, unreadable, truncated, holds NaN, ends before ``end``, or has no such
+            channel.
     """
-    return _read(Path(path), start, end)[0]
+    return _read(Path(path), start, end, channel)[0]
 
 
-def inspect_audio(path: str | Path, start: float | None = None, end: float | None = None) -> AudioFacts:
+def _snr_db(waveform: np.ndarray) -> float:
+    """Loud frames over quiet ones."""
+    size = SAMPLE_RATE // 50
+    frames = waveform[: len(waveform) // size * size].reshape(-1, size)
+    if not len(frames):
+        return 0.0
+    level = 10 * np.log10(np.maximum(np.square(frames, dtype=np.float64).mean(1), 1e-12))
+    quiet, loud = np.percentile(level, [10, 90])
+    return float(min(loud - quiet, 100.0))
+
+
+def inspect_audio(
+    path: str | Path, start: float | None = None, end: float | None = None, channel: int | None = None
+) -> AudioFacts:
     """Looks at an utterance once; what is wrong with it stands in ``problem`` instead of being raised.
 
     Args:
         path: Audio file.
         start: Where the utterance starts, in seconds.
         end: Where it ends, in seconds.
+        channel: Which of several channels, counting from 0; None averages them.
     """
     try:
-        waveform, sample_rate, channels = _read(Path(path), start, end)
+        waveform, sample_rate, channels = _read(Path(path), start, end, channel)
     except AudioError as error:
         return AudioFacts(problem=str(error).removeprefix(f"{path}: "))
     level = float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))
@@ -77,6 +98,7 @@ def inspect_audio(path: str | Path, start: float | None = None, end: float | Non
         sample_rate=sample_rate,
         channels=channels,
         level_db=float(level_db),
+        snr_db=_snr_db(waveform),
         problem="silent from beginning to end" if level_db < SILENCE_DB else "",
     )
 
@@ -122,7 +144,7 @@ def checked_file(path: Path) -> None:
         raise AudioError(f"{path}: truncated, {missing} bytes of audio are missing")
 
 
-def _read(path: Path, start: float | None, end: float | None) -> tuple[np.ndarray, int, int]:
+def _read(path: Path, start: float | None, end: float | None, channel: int | None) -> tuple[np.ndarray, int, int]:
     try:
         if path.is_dir():
             raise AudioError(f"{path}: a folder, expected an audio file")
@@ -155,7 +177,9 @@ def _read(path: Path, start: float | None, end: float | None) -> tuple[np.ndarra
         raise AudioError(f"{path}: truncated, {len(samples)} of {expected} samples could be decoded")
     if not np.isfinite(samples).all():
         raise AudioError(f"{path}: holds NaN or infinite samples")
-    waveform = samples.mean(axis=1) if channels > 1 else samples[:, 0]
+    if channel is not None and channel >= channels:
+        raise AudioError(f"{path}: has {channels} channels, yet the utterance is on channel {channel}, counting from 0")
+    waveform = samples.mean(axis=1) if channel is None else samples[:, channel]
     if sample_rate != SAMPLE_RATE:
         waveform = soxr.resample(waveform, sample_rate, SAMPLE_RATE)
     if len(waveform) == 0:

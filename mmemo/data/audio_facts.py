@@ -16,7 +16,7 @@ from mmemo.data.store import Store
 from mmemo.pretrained import cache_root
 
 COLUMNS = ", ".join(field.name for field in fields(AudioFacts))
-TABLE = "audio_facts_1"  # another number when another reader gives other facts
+TABLE = "audio_facts_2"  # another number when another reader gives other facts
 SCHEMA = f"CREATE TABLE IF NOT EXISTS {TABLE} (key TEXT PRIMARY KEY, {COLUMNS})"
 CHUNK = 64  # utterances looked at between two commits
 
@@ -77,9 +77,9 @@ def _key(utterance: Utterance) -> str | None:
         state = f"{status.st_size} {status.st_mtime_ns}"
     except OSError:
         state = "unreadable"
-    return f"{path}|{state}|{utterance.start}|{utterance.end}"
+    return f"{path}|{state}|{utterance.start}|{utterance.end}|{utterance.channel}"
 
 
 def _inspect(utterance: Utterance) -> AudioFacts:
     assert utterance.path is not None
-    return inspect_audio(utterance.path, utterance.start, utterance.end)
+    return inspect_audio(utterance.path, utterance.start, utterance.end, utterance.channel)

@@ -82,7 +82,7 @@ def write_cleaned(manifest: Manifest, folder: Path, denoise: bool, loudness_lufs
         if utterance.path is None:
             continue
         try:
-            waveform = read_audio(utterance.path, utterance.start, utterance.end)
+            waveform = read_audio(utterance.path, utterance.start, utterance.end, utterance.channel)
         except AudioError:
             continue
         content = sha256(waveform.tobytes() + f"{denoise}:{loudness_lufs}".encode()).hexdigest()[:24]
@@ -95,6 +95,6 @@ def write_cleaned(manifest: Manifest, folder: Path, denoise: bool, loudness_lufs
             with replacing(path) as partial:
                 soundfile.write(partial, waveform, SAMPLE_RATE, format="FLAC")
         manifest.frame.loc[row, "path"] = str(path)
-        manifest.frame.loc[row, ["start", "end"]] = [np.nan, np.nan]
+        manifest.frame.loc[row, ["start", "end", "channel"]] = np.nan
         num_cleaned += 1
     return num_cleaned

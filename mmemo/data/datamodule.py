@@ -62,6 +62,8 @@ class EmotionDataModule(LightningDataModule):
         split: How rows are divided into train, val and test.
         label_map: Renames emotions before anything else; ``null`` leaves the rows of that emotion out.
             Without it, a label that is not in ``classes`` is an error.
+        only: Column -> values; rows with another value, or none, are left out, such as ``role: [participant]`` in
+            recordings of interviews, or ``channel: [0]``.
         batch_size: Utterances per optimiser step, over all processes.
         num_workers: Worker processes that read batches; 0 reads in the main one, fastest from the cache.
         balanced: Training draws each class equally often, with rare utterances coming again and again; else every
@@ -92,6 +94,7 @@ class EmotionDataModule(LightningDataModule):
         corpora: list[Corpus] | None = None,
         split: Splitter | None = None,
         label_map: dict[str, str | None] | None = None,
+        only: dict[str, list[str | int]] | None = None,
         batch_size: int = 32,
         num_workers: int = 0,
         balanced: bool = False,
@@ -130,6 +133,7 @@ class EmotionDataModule(LightningDataModule):
         self.classes = tuple(classes)
         self.splitter = split or OfficialSplit()
         self.label_map = label_map or {}
+        self.only = only or {}
         self.batch_size = batch_size
         self.num_workers = num_workers
         if balanced and not classes:
@@ -171,7 +175,7 @@ class EmotionDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         if self._manifest is None:
             fitting = stage == "fit"
-            manifest = self._mapped(self._read(fitting), self.label_map, "data.label_map", fitting)
+            manifest = self._chosen(self._mapped(self._read(fitting), self.label_map, "data.label_map", fitting))
             self._manifest = manifest
             self.targets = self._targets(manifest)
             self.dimensions = manifest.frame[list(DIMENSIONS)].to_numpy(dtype=np.float32)
@@ -227,6 +231,22 @@ class EmotionDataModule(LightningDataModule):
             setting = f"label_map of corpus {name!r}"
             tables[name] = self._mapped(read_manifest(path), corpus.label_map, setting, fitting)
         return join_manifests(tables)
+
+    def _chosen(self, manifest: Manifest) -> Manifest:
+        """Rows that ``only`` names."""
+        for column, values in self.only.items():
+            if column not in manifest.frame:
+                raise ManifestError(f"{self.manifest_path}: data.only names column {column!r}, which is not there")
+            given = manifest.frame[column]
+            wanted = {float(one) if pd.api.types.is_numeric_dtype(given) else str(one) for one in values}
+            kept = np.flatnonzero(given.isin(wanted).fillna(False).to_numpy(dtype=bool))
+            if not len(kept):
+                found = ", ".join(map(str, given.dropna().unique()[:8]))
+                raise ManifestError(
+                    f"{self.manifest_path}: data.only leaves no row: {column} is never {values}, found {found}"
+                )
+            manifest = manifest.subset(kept)
+        return manifest
 
     def _mapped(
         self, manifest: Manifest, label_map: Mapping[str, str | None], setting: str, fitting: bool

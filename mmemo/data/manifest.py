@@ -21,9 +21,9 @@ from mmemo.labels import DIMENSION_RANGE, DIMENSIONS, EMOTIONS
 TEXT_COLUMNS = (
     "id", "path", "text", "emotion", "speaker", "session", "language", "gender", "split"
 )  # fmt: skip
-NUMBER_COLUMNS = ("start", "end", *DIMENSIONS, "age")
+NUMBER_COLUMNS = ("start", "end", "channel", *DIMENSIONS, "age")
 COLUMNS = (
-    "id", "path", "start", "end", "text", "emotion", *DIMENSIONS,
+    "id", "path", "start", "end", "channel", "text", "emotion", *DIMENSIONS,
     "speaker", "session", "language", "gender", "age", "split",
 )  # fmt: skip
 TEXT_DTYPE = "string[pyarrow]"
@@ -45,6 +45,7 @@ class Utterance:
         path: Audio file; None where there is none.
         start: Where the utterance starts in the file, in seconds; None is its beginning.
         end: Where it ends, in seconds; None is the file's end.
+        channel: Which of the file's channels, counting from 0; None averages them.
         text: Transcript; empty for silence, laughter, or one not transcribed yet.
         emotion: Class name; None when unlabelled.
         valence: Negative to positive, in [-1, 1]; NaN when unlabelled. ``arousal``, ``dominance`` likewise.
@@ -56,6 +57,7 @@ class Utterance:
     path: Path | None = None
     start: float | None = None
     end: float | None = None
+    channel: int | None = None
     text: str = ""
     emotion: str | None = None
     valence: float = math.nan
@@ -104,6 +106,7 @@ class Manifest:
         known = {name: row.pop(name) for name in COLUMNS}
         known["path"] = None if known["path"] is None else self.path.parent / known["path"]
         known["text"] = known["text"] or ""
+        known["channel"] = None if known["channel"] is None else int(known["channel"])
         for name in (*DIMENSIONS, "age"):
             known[name] = math.nan if known[name] is None else known[name]
         return Utterance(**known, extra=row)
@@ -261,6 +264,7 @@ def _validated(frame: pd.DataFrame, path: Path, emotions: Sequence[str]) -> pd.D
     report((table["start"] < 0) | np.isinf(table["start"]), "start", "seconds, 0 or more")
     report(np.isinf(table["end"]) | (table["end"] <= table["start"].fillna(0.0)), "end", "seconds after start")
     report(table["age"] < 0, "age", "years, 0 or more")
+    report((table["channel"] < 0) | (table["channel"] % 1 != 0) & table["channel"].notna(), "channel", "0, 1, ...")
 
     if problems:
         shown = [problem for problem in problems if problem != "..."][:MAX_SHOWN]

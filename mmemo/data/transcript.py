@@ -447,7 +447,7 @@ def _like_length(pending: list[str], clips: dict[str, tuple[Utterance, float]], 
 def _read(utterance: Utterance) -> np.ndarray:
     assert utterance.path is not None
     try:
-        return read_audio(utterance.path, utterance.start, utterance.end)
+        return read_audio(utterance.path, utterance.start, utterance.end, utterance.channel)
     except AudioError as error:
         raise AudioError(f"{error}; it could be read a moment ago, has it been moved?") from None
 

@@ -166,7 +166,7 @@ def with_manifest(predictions: Predictions, manifest: Manifest) -> Predictions:
     added = [
         str(name)
         for name in there
-        if name not in (*PRIVATE, "start", "end", *predictions.table)
+        if name not in (*PRIVATE, "start", "end", "channel", *predictions.table)
         and not str(name).startswith(VOTES_PREFIX)
         and there[name].notna().any()
     ]

@@ -72,11 +72,17 @@ def speaker_bootstrap(
         figure(np.concatenate([rows_of[number] for number in random.integers(len(names), size=len(names))]))
         for _ in range(num_samples)
     ]
-    return Interval(value, *_ends(np.array(drawn), len(names), confidence))
+    return Interval(value, *ends(np.array(drawn), len(names), confidence))
 
 
-def _ends(drawn: np.ndarray, num_speakers: int, confidence: float) -> tuple[float, float]:
-    """Expanded percentiles of bootstrapped figures."""
+def ends(drawn: np.ndarray, num_speakers: int, confidence: float) -> tuple[float, float]:
+    """Expanded percentiles of bootstrapped figures.
+
+    Args:
+        drawn: Of each sample of speakers.
+        num_speakers: How many there are.
+        confidence: Of the interval.
+    """
     from scipy.stats import norm, t
 
     tail = (1 - confidence) / 2
@@ -198,7 +204,7 @@ def count_intervals(
     for name, value in values.items():
         columns = drawn[name].reshape(num_samples, -1)
         found[name] = [
-            Interval(float(one), *_ends(columns[:, number], num_speakers, confidence))
+            Interval(float(one), *ends(columns[:, number], num_speakers, confidence))
             for number, one in enumerate(np.atleast_1d(value))
         ]
     return found
@@ -261,7 +267,7 @@ def compare_counts(
     weights = draws(num_speakers, num_samples, seed)
     one, two = (of(np.einsum("bs,sij->bij", weights, counts.confusion)) for counts in (first, second))
     value = float(of(second.confusion.sum(0)) - of(first.confusion.sum(0)))
-    difference = Interval(value, *_ends(two - one, num_speakers, 0.95))
+    difference = Interval(value, *ends(two - one, num_speakers, 0.95))
     exact = num_speakers <= MAX_EXACT
     if exact:
         swaps = (np.arange(2**num_speakers)[:, None] >> np.arange(num_speakers)) & 1

@@ -54,7 +54,7 @@ def export_checkpoint(
         try:
             waveform = np.zeros(1, dtype=np.float32)
             if utterance.path is not None:
-                waveform = read_audio(utterance.path, utterance.start, utterance.end)
+                waveform = read_audio(utterance.path, utterance.start, utterance.end, utterance.channel)
         except AudioError:
             continue  # `mmemo check` lists it
         waveforms.append(waveform[: max(len(waveform) - 37 * (number % 11), 1)])  # lengths that fit no frame

@@ -480,7 +480,7 @@ def _encode(encoder: Any, batch: Sequence[tuple[str, Tensor]], cache: FeatureCac
 def _waveform(clip: Clip, augmentation: WaveformAugmentation | None) -> Tensor:
     utterance = clip.utterance
     assert utterance.path is not None
-    waveform = read_audio(utterance.path, utterance.start, utterance.end)
+    waveform = read_audio(utterance.path, utterance.start, utterance.end, utterance.channel)
     if augmentation is not None:
         waveform = augmentation(waveform, clip.content, clip.view)
     return torch.from_numpy(waveform)

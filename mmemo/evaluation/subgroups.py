@@ -1,0 +1,243 @@
+"""Whether a model serves all alike: every figure by gender, age, language, corpus, length, noise, or any column."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from mmemo.data.audio import AudioFacts
+from mmemo.evaluation.predictions import Predictions
+from mmemo.evaluation.statistics import Counts, Interval, class_figures, draws, ends, per_class
+
+FEW_UTTERANCES = 30
+FEW_SPEAKERS = 5
+MAX_GROUPS = 12
+AGE_BANDS = (0, 18, 30, 45, 60, 75, 130)
+LENGTH_BANDS = (0, 1, 2, 4, 8, 15, 1e9)
+SNR_BANDS = (-100, 10, 20, 30, 40, 200)
+USUAL = ("gender", "age", "language", "corpus", "length", "noise")
+"""Columns that a report looks at when they are there."""
+
+
+class Group(NamedTuple):
+    """One value of a column.
+
+    Args:
+        name: The value, or a band of numbers.
+        num_utterances: With it.
+        num_speakers: With it.
+        figures: Name -> interval; without ends where one speaker is all there is.
+        warning: Why its figures say little; empty when they do not.
+    """
+
+    name: str
+    num_utterances: int
+    num_speakers: int
+    figures: dict[str, Interval]
+    warning: str
+
+
+class Subgroups(NamedTuple):
+    """A column's groups.
+
+    Args:
+        column: Its name.
+        groups: In the order of their names.
+        gaps: Figure -> best group less worst, with an interval over speakers; groups of one speaker or few utterances
+            do not count.
+        equalised_odds: Largest difference between two groups in how often a class is said where it is true, or where it
+            is not (Hardt et al. 2016, <https://arxiv.org/abs/1610.02413>), with an interval.
+        warnings: What a reader must know.
+    """
+
+    column: str
+    groups: list[Group]
+    gaps: dict[str, Interval]
+    equalised_odds: Interval
+    warnings: list[str]
+
+
+def with_audio_bands(predictions: Predictions, facts: Mapping[str, AudioFacts | None]) -> Predictions:
+    """Adds columns ``length`` and ``noise``, in bands of seconds and of dB of speech over what is between.
+
+    Args:
+        predictions: Of a run.
+        facts: Utterance id -> of its audio.
+    """
+    known = [facts.get(name) for name in predictions.table["id"]]
+    heard = [None if fact is None or fact.problem else fact for fact in known]
+    seconds = pd.Series([np.nan if fact is None else fact.seconds for fact in heard])
+    noise = pd.Series([np.nan if fact is None else fact.snr_db for fact in heard])
+    table = predictions.table.assign(
+        seconds=seconds, length=banded(seconds, LENGTH_BANDS, "s"), noise=banded(noise, SNR_BANDS, "dB")
+    )
+    return predictions._replace(table=table)
+
+
+def banded(values: pd.Series, edges: Sequence[float], unit: str) -> pd.Series:
+    """Numbers as bands such as ``2-4 s``; missing where there is none.
+
+    Args:
+        values: Numbers.
+        edges: Of the bands, growing.
+        unit: Written behind.
+    """
+
+    def name(low: float, high: float) -> str:
+        if low == edges[0]:
+            return f"under {high:g} {unit}".strip()
+        return f"{low:g} {unit} and more".strip() if high == edges[-1] else f"{low:g}-{high:g} {unit}".strip()
+
+    names = [name(low, high) for low, high in pairwise(edges)]
+    found = pd.cut(values.astype(float), list(edges), labels=names, right=False)
+    return found.astype(object).where(found.notna(), None)
+
+
+def usual_columns(predictions: Predictions) -> list[str]:
+    """Of :data:`USUAL`, those with two values or more.
+
+    Args:
+        predictions: With the manifest's columns.
+    """
+    return [name for name in USUAL if name in predictions.table and predictions.table[name].nunique() > 1]
+
+
+def subgroups(
+    predictions: Predictions, column: str, confidence: float = 0.95, num_samples: int = 1000, seed: int = 0
+) -> Subgroups:
+    """Figures of each value of a column, and the gaps between them.
+
+    Args:
+        predictions: Labelled rows, with the manifest's columns.
+        column: Any; numbers are divided into bands (``age``) or quarters.
+        confidence: Of the intervals.
+        num_samples: Samples of speakers.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: There is no such column, or it has one value alone.
+    """
+    predictions = predictions.labelled
+    table = predictions.table
+    if column not in table:
+        known = [str(name) for name in table if not str(name).startswith(("prob_", "calibrated_", "audio_", "text_"))]
+        raise ValueError(f"no column {column!r} to look at subgroups of; the predictions have {', '.join(known)}")
+    values = _as_groups(table[column], column)
+    names = _in_order(values.dropna().unique())
+    warnings: list[str] = []
+    if len(names) < 2:
+        raise ValueError(f"column {column!r} has one value alone, so there is nothing to compare; choose another")
+    unknown = int(values.isna().sum())
+    if unknown:
+        warnings.append(f"{unknown} utterances have no {column}; they are in no group")
+    if len(names) > MAX_GROUPS:
+        counts = values.value_counts()
+        names = [name for name in names if name in set(counts.index[:MAX_GROUPS])]
+        warnings.append(f"{column} has {len(counts)} values; the {MAX_GROUPS} most frequent are shown")
+    speakers = np.unique(predictions.speakers)
+    parts = [_counts(predictions, (values == name).to_numpy(dtype=bool), speakers) for name in names]
+    weights = draws(len(speakers), num_samples, seed) if len(speakers) > 1 else np.ones((1, 1))
+    groups, drawn, judged = [], {}, []
+    for name, counts in zip(names, parts, strict=True):
+        rows = (values == name).to_numpy(dtype=bool)
+        present = int((counts.confusion.sum((1, 2)) > 0).sum())
+        drawn[name] = np.einsum("bs,sij->bij", weights, counts.confusion)
+        num = len(set(table["id"][rows])) if "seed" in table else int(rows.sum())
+        warning = ""
+        if num == 1:
+            warning = "one utterance alone: its figures say nothing"
+        elif present < 2:
+            warning = "one speaker alone: nothing can be said of others like them"
+        elif num < FEW_UTTERANCES or present < FEW_SPEAKERS:
+            warning = f"small: {num} utterances of {present} speakers; its intervals are too hopeful"
+        if present >= 2 and num > 1:
+            judged.append(name)
+        missing = [predictions.classes[one] for one in np.flatnonzero(counts.confusion.sum((0, 2)) == 0)
+                   if one in set(predictions.target)]  # fmt: skip
+        if missing:
+            warning = "; ".join(filter(None, [warning, f"has no {', '.join(missing)}, so its UAR is of other classes"]))
+        figures = {}
+        of_draws = class_figures(drawn[name])
+        for figure, value in class_figures(counts.confusion.sum(0)).items():
+            limits = ends(of_draws[figure], present, confidence) if present > 1 else (float("nan"),) * 2
+            figures[figure] = Interval(float(value), *limits)
+        groups.append(Group(name, num, present, figures, warning))
+        if warning:
+            warnings.append(f"{column} {name}: {warning}")
+    gaps, odds = {}, Interval(*[float("nan")] * 3)
+    if len(judged) > 1:
+        chosen = [names.index(name) for name in judged]
+        totals = np.stack([parts[number].confusion.sum(0) for number in chosen])  # (group, class, class)
+        samples = np.stack([drawn[name] for name in judged])  # (group, sample, class, class)
+        whole, sampled = class_figures(totals), class_figures(samples)
+        for figure in whole:
+            gap = float(np.ptp(whole[figure]))
+            gaps[figure] = Interval(gap, *_gap_ends(sampled[figure], whole[figure], len(speakers), confidence))
+        value, of_samples = _odds_gap(totals), _odds_gap(samples)
+        odds = Interval(float(value), *ends(of_samples, len(speakers), confidence))
+    return Subgroups(column, groups, gaps, odds, warnings)
+
+
+def _counts(predictions: Predictions, rows: np.ndarray, speakers: np.ndarray) -> Counts:
+    """Confusion of some rows, for all speakers, in seeds averaged."""
+    part = predictions._replace(table=predictions.table[rows])
+    own = part.counts()
+    confusion = np.zeros((len(speakers), *own.confusion.shape[1:]))
+    confusion[np.searchsorted(speakers, own.speakers)] = own.confusion / max(len(predictions.seeds), 1)
+    return Counts(speakers, confusion)
+
+
+def _gap_ends(sampled: np.ndarray, whole: np.ndarray, num_speakers: int, confidence: float) -> tuple[float, float]:
+    """Of the signed difference between the group that is best and the one that is worst on the data at hand: the
+    largest gap of each sample would never be near zero."""
+    return ends(sampled[int(whole.argmax())] - sampled[int(whole.argmin())], num_speakers, confidence)
+
+
+def _odds_gap(confusion: np.ndarray) -> np.ndarray:
+    """Largest difference between groups in any class's true or false positive rate.
+
+    Args:
+        confusion: ``(group, ..., class, class)``.
+    """
+    recall = per_class(confusion)["recall"]  # (group, ..., class)
+    said, true = confusion.sum(-2), confusion.sum(-1)
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        false = (said - hits) / (true.sum(-1, keepdims=True) - true)
+    found = []
+    for rates in (recall, false):
+        spread = np.where(np.isnan(rates).any(0), np.nan, rates.max(0) - rates.min(0))
+        found.append(np.where(np.isnan(spread).all(-1), np.nan, np.nan_to_num(spread, nan=-1).max(-1)))
+    return np.fmax(*found)
+
+
+def _as_groups(values: pd.Series, column: str) -> pd.Series:
+    """Text as it is; ages in bands, other numbers with many values in quarters."""
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+        if column == "age":
+            return banded(values, AGE_BANDS, "")
+        if values.nunique() > MAX_GROUPS:
+            quarters = np.unique(np.nanquantile(values, [0, 0.25, 0.5, 0.75, 1]))
+            edges = [float(f"{edge:.3g}") for edge in quarters]
+            return banded(values, [edges[0] - 1e-6, *edges[1:-1], edges[-1] + 1e9], "")
+    found = values.astype(object)
+    return found.where(found.notna(), None).map(lambda one: one if one is None else f"{one}")
+
+
+def _in_order(names: Sequence[str]) -> list[str]:
+    """Bands by their numbers, others by the alphabet."""
+
+    def key(name: str) -> tuple[int, float, str]:
+        if name.startswith("under "):
+            return (0, -1e9, name)
+        start = name.lstrip("-").split("-")[0].split(" ")[0]
+        try:
+            return (0, float(start), name)
+        except ValueError:
+            return (1, 0.0, name)
+
+    return sorted(map(str, names), key=key)
