@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,6 +85,15 @@ WHEELS = {
 def is_offline() -> bool:
     """Whether ``MMEMO_OFFLINE`` forbids the network."""
     return os.environ.get(OFFLINE_VARIABLE, "") not in ("", "0", "false", "no")
+
+
+def go_offline() -> None:
+    """Forbids the network from now on, in this process and those it starts."""
+    os.environ[OFFLINE_VARIABLE] = "1"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants = sys.modules.get("huggingface_hub.constants")
+    if constants is not None:  # it has read the variable already
+        constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
 if is_offline():  # the Hugging Face libraries read these once, at their import

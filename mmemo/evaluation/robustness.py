@@ -214,7 +214,7 @@ def robustness(
     Raises:
         ValueError: The folder holds no run.
     """
-    members = _members(run, folds)
+    members = members_of(run, folds)
     if len(members) > 1 and checkpoint not in (None, "best", "last"):
         raise ValueError(
             f"--checkpoint {checkpoint}: {run} has a model for each fold, and the one of another fold was trained on "
@@ -232,7 +232,7 @@ def robustness(
     tables: dict[str, list[pd.DataFrame]] = {}
     for member in members:
         experiment = experiment_of(member, overrides)
-        path = _checkpoint(member, checkpoint or experiment.config.checkpoint)
+        path = checkpoint_of(member, checkpoint or experiment.config.checkpoint)
         model = load_model(path).to(device)
         if model.head is None:
             raise ValueError(f"{path}: robustness compares classes, and this model predicts dimensions alone")
@@ -243,7 +243,7 @@ def robustness(
         stamp = hashlib.sha256(path.read_bytes() + "".join(overrides).encode()).hexdigest()
         other = model
         if surrogate is not None:
-            there = _checkpoint(surrogate / member.relative_to(run), experiment.config.checkpoint)
+            there = checkpoint_of(surrogate / member.relative_to(run), experiment.config.checkpoint)
             other = load_model(there).to(device)
             if other.classes != model.classes:
                 raise ValueError(f"{surrogate} tells {list(other.classes)} apart, {run} {list(model.classes)}")
@@ -504,8 +504,16 @@ def _as_json(table: pd.DataFrame, skipped: dict[str, str]) -> dict[str, Any]:
     return {"conditions": rows, "skipped": skipped}
 
 
-def _members(run: Path, folds: Sequence[int]) -> list[Path]:
-    """Folders of the single runs."""
+def members_of(run: Path, folds: Sequence[int]) -> list[Path]:
+    """Folders of the single runs.
+
+    Args:
+        run: Folder of ``mmemo fit`` or ``mmemo crossval``.
+        folds: Which folds of a cross-validation; all when empty.
+
+    Raises:
+        ValueError: There is no run, or no such fold.
+    """
     if (run / "config.yaml").is_file():
         if folds:
             raise ValueError(f"{run} is a single run, so there are no folds to choose from")
@@ -522,7 +530,13 @@ def _members(run: Path, folds: Sequence[int]) -> list[Path]:
     return [found[name] for name in wanted]
 
 
-def _checkpoint(member: Path, name: str) -> Path:
+def checkpoint_of(member: Path, name: str) -> Path:
+    """A run's checkpoint.
+
+    Args:
+        member: Folder of a single run.
+        name: ``best``, ``last`` or a file.
+    """
     if name not in ("best", "last") and not Path(name).is_file():
         raise FileNotFoundError(f"--checkpoint {name}: expected best, last or a file that is there")
     path = member / {"best": BEST, "last": LAST}.get(name, Path(name).resolve())

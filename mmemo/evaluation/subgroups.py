@@ -47,8 +47,8 @@ class Subgroups(NamedTuple):
     Args:
         column: Its name.
         groups: In the order of their names.
-        gaps: Figure -> best group less worst, with an interval over speakers; groups of one speaker or few utterances
-            do not count.
+        gaps: Figure -> best group less worst, with an interval over speakers; groups of one speaker or under 30
+            utterances do not count.
         equalised_odds: Largest difference between two groups in how often a class is said where it is true, or where it
             is not (Hardt et al. 2016, <https://arxiv.org/abs/1610.02413>), with an interval.
         warnings: What a reader must know.
@@ -154,7 +154,7 @@ def subgroups(
             warning = "one speaker alone: nothing can be said of others like them"
         elif num < FEW_UTTERANCES or present < FEW_SPEAKERS:
             warning = f"small: {num} utterances of {present} speakers; its intervals are too hopeful"
-        if present >= 2 and num > 1:
+        if present >= 2 and num >= FEW_UTTERANCES:
             judged.append(name)
         missing = [predictions.classes[one] for one in np.flatnonzero(counts.confusion.sum((0, 2)) == 0)
                    if one in set(predictions.target)]  # fmt: skip

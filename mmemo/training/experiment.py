@@ -23,8 +23,10 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities import move_data_to_device, rank_zero_only
 
 from mmemo.data.datamodule import EmotionDataModule
+from mmemo.data.study import Study
 from mmemo.files import replacing
 from mmemo.labels import DIMENSIONS
+from mmemo.pretrained import go_offline
 from mmemo.training.parser import SentenceParser
 from mmemo.training.system import EmotionSystem, Prediction, monitored, prediction_columns
 
@@ -117,11 +119,21 @@ class Experiment(LightningCLI):
             help="Let `fit` stop after this many epochs without a better --monitor; none trains all epochs.",
         )  # fmt: skip
         parser.add_argument(
+            "--study", type=Study | None, default=None,
+            help="What a health study asks: outcome, participants, visits, covariates; `mmemo report` answers.",
+        )  # fmt: skip
+        parser.add_argument(
+            "--offline", type=bool, default=False,
+            help="Open no network connection, as MMEMO_OFFLINE=1 does, whatever the environment says.",
+        )  # fmt: skip
+        parser.add_argument(
             "--overwrite", type=bool, default=False, help="Let `fit` replace the run that its folder holds already."
         )
 
     def before_instantiate_classes(self) -> None:
         config = self._settings
+        if config.offline:
+            go_offline()
         judging = self.subcommand in ("test", "validate", "predict")
         if judging and config.ckpt_path is None:  # never a model that was not trained
             path = Path(config.trainer.default_root_dir) / {"best": BEST, "last": LAST}[config.checkpoint]

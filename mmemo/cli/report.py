@@ -1,0 +1,46 @@
+"""`mmemo report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmemo.cli.verb import call
+
+
+def run(argv: list[str]) -> int:
+    """Runs the verb.
+
+    Args:
+        argv: Options, without the verb.
+    """
+    return call(report, argv, "report")
+
+
+def report(
+    run: Path,
+    out: Path | None = None,
+    manifest: Path | None = None,
+    columns: list[str] | str = [],  # noqa: B006
+) -> int:
+    """One self-contained HTML page of a run: figures with intervals, pictures, subgroups, how to reproduce it.
+
+    Writes report.html, report.json and report.tex; for a study also model_card.md and tripod_ai.md. The page opens
+    anywhere without a network, and shows neither words nor paths of recordings.
+
+    Args:
+        run: Folder of `mmemo crossval`, or of `mmemo fit` after `mmemo predict`.
+        out: Folder to write; RUN/report when not given.
+        manifest: What was predicted; that of the run's config when not given.
+        columns: Further columns of the manifest to look at subgroups of; gender, age, language, corpus, length and
+            noise are looked at wherever they are known.
+    """
+    from rich.console import Console
+
+    from mmemo.evaluation.report import report as write
+
+    found = write(run, out, manifest, [columns] if isinstance(columns, str) else columns)
+    console = Console()
+    for line in [*found.content["summary"], *(f"Warning: {line}" for line in found.content["warnings"])]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Page: {found.html}; the same as JSON and LaTeX beside it", soft_wrap=True)
+    return 0

@@ -1,0 +1,620 @@
+"""A run as one page: what it is worth, how sure that is, for whom, and how to do it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+from collections.abc import Sequence
+from datetime import date
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from mmemo.data.audio_facts import audio_facts
+from mmemo.data.manifest import Manifest, read_manifest
+from mmemo.data.study import Study
+from mmemo.evaluation import charts
+from mmemo.evaluation.calibration import (
+    Reliability,
+    brier,
+    coverage_over_splits,
+    log_loss,
+    out_of_speaker,
+    reliability,
+    risk_coverage,
+)
+from mmemo.evaluation.participants import StudyResult, study_result
+from mmemo.evaluation.predictions import Predictions, read_predictions, with_manifest
+from mmemo.evaluation.statistics import (
+    FIGURES,
+    Interval,
+    ccc,
+    class_figures,
+    count_intervals,
+    per_class,
+    speaker_bootstrap,
+    visible_difference,
+)
+from mmemo.evaluation.subgroups import subgroups, usual_columns, with_audio_bands
+from mmemo.labels import DIMENSIONS
+from mmemo.pretrained import is_offline
+from mmemo.training.experiment import experiment_of, write_text
+
+FOLDER = "report"
+NAMES = {"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro F1", "weighted_f1": "weighted F1"}
+PACKAGES = ("mmemo", "torch", "pytorch-lightning", "transformers", "torchmetrics", "numpy", "scikit-learn")
+COVERAGE = 0.9
+FEW_SAMPLES = 300  # of speakers, for figures that are slow to compute
+
+
+class Report(NamedTuple):
+    """Files of a report.
+
+    Args:
+        html: The page.
+        content: All its figures, as in ``report.json``.
+        folder: Where page, JSON, LaTeX table, and a study's model card and checklist are.
+    """
+
+    html: Path
+    content: dict[str, Any]
+    folder: Path
+
+
+def report(
+    run: Path,
+    out: Path | None = None,
+    manifest: Path | None = None,
+    columns: Sequence[str] = (),
+    study: Study | None = None,
+) -> Report:
+    """Writes the report of a run.
+
+    Args:
+        run: Folder of ``mmemo crossval``, or of ``mmemo fit`` after ``mmemo predict``.
+        out: Folder to write; ``RUN/report`` when not given.
+        manifest: What was predicted; that of the run's config when not given.
+        columns: Further columns to look at subgroups of, beside the usual ones.
+        study: What a health study asks; that of the run's config when not given.
+
+    Raises:
+        ValueError: There are no predictions, or they do not match the manifest.
+    """
+    predictions = read_predictions(run)
+    member = _member(run)
+    config = yaml.safe_load((member / "config.yaml").read_text()) if member is not None else {}
+    if study is None and config.get("study"):
+        study = Study(**config["study"])
+    private = study is not None or is_offline() or bool(config.get("offline"))
+    table, problem = _manifest(member, manifest, config)
+    warnings = list(predictions.warnings)
+    seconds = math.nan
+    if table is not None:
+        predictions = with_manifest(predictions, table)
+        predictions, seconds = _with_audio(predictions, table, warnings)
+    else:
+        warnings.append(problem)
+    content: dict[str, Any] = {"run": run.name, "date": date.today().isoformat(), "warnings": warnings}
+    pictures: dict[str, Any] = {}
+    labelled = predictions.labelled
+    if predictions.classes and not len(labelled.table):
+        raise ValueError(f"{run}: no test utterance has a label, so there is nothing to judge predictions by")
+    content["data"] = _data(predictions, seconds, pictures)
+    if predictions.classes:
+        _check_classes(labelled, warnings)
+        _classes(labelled, content, pictures)
+        _confidence(labelled, content, pictures, warnings)
+        _subgroups(labelled, columns, content, pictures, warnings)
+        _modalities(labelled, content)
+    _dimensions(predictions, content, pictures)
+    _gates(run, predictions, content)
+    _robustness(run, content, pictures)
+    found = study_result(predictions, study) if study is not None else None
+    if found is not None:
+        _study(found, content, pictures)
+    content["reproduce"] = _reproduce(run, member, config, private)
+    content["summary"] = _summary(content)
+    folder = out or run / FOLDER
+    page = _page(content, pictures)
+    write_text(folder / "report.html", page)
+    write_text(folder / "report.json", json.dumps(_plain(content), indent=1))
+    write_text(folder / "report.tex", _latex(content))
+    if found is not None:
+        write_text(folder / "model_card.md", _template("model_card.md.jinja").render(**content))
+        write_text(folder / "tripod_ai.md", _template("tripod_ai.md.jinja").render(**content))
+    return Report(folder / "report.html", content, folder)
+
+
+def _member(run: Path) -> Path | None:
+    """A folder with a config: the run's own, or that of its first fold."""
+    if not run.is_dir():
+        return None
+    for folder in (run, run / "fold1", *sorted(run.glob("seed*/fold1"))):
+        if (folder / "config.yaml").is_file():
+            return folder
+    return None
+
+
+def _manifest(member: Path | None, path: Path | None, config: dict[str, Any]) -> tuple[Manifest | None, str]:
+    """The table that was predicted; or why there is none."""
+    if path is not None:
+        return read_manifest(path), ""
+    if member is None:
+        return (
+            None,
+            "there is no config beside the predictions, so nothing is known of the speakers; give --manifest",
+        )
+    try:
+        datamodule = experiment_of(member).datamodule
+        datamodule.setup("predict")
+        return datamodule.manifest, ""
+    except (OSError, ValueError) as error:
+        return None, f"the run's manifest cannot be read ({str(error).splitlines()[0]}); give --manifest"
+
+
+def _with_audio(predictions: Predictions, table: Manifest, warnings: list[str]) -> tuple[Predictions, float]:
+    """Length and noise of each utterance, where its audio is still there."""
+    wanted = set(predictions.table["id"])
+    utterances = [one for one in table if one.id in wanted and one.path is not None]
+    if not utterances:
+        return predictions, math.nan
+    if not any(one.path is not None and one.path.exists() for one in utterances[:20]):
+        warnings.append("the recordings are not where the manifest says, so nothing is known of their length and noise")
+        return predictions, math.nan
+    facts = {one.id: fact for one, fact in zip(utterances, audio_facts(utterances), strict=True)}
+    predictions = with_audio_bands(predictions, facts)
+    return predictions, float(predictions.table.drop_duplicates("id")["seconds"].sum())
+
+
+def _check_classes(labelled: Predictions, warnings: list[str]) -> None:
+    present = set(labelled.table["emotion"])
+    missing = [name for name in labelled.classes if name not in present]
+    if missing:
+        warnings.append(f"no test utterance is {', '.join(missing)}: nothing is known of these classes")
+    if "fold" in labelled.table:
+        for fold, rows in labelled.table.groupby("fold"):
+            absent = sorted(present - set(rows["emotion"]))
+            if absent:
+                warnings.append(f"fold {fold} has no {', '.join(absent)}: its own UAR is of the other classes")
+    num_speakers = len(np.unique(labelled.speakers))
+    if num_speakers < 2:
+        warnings.append("one speaker alone was tested: nothing can be said of others, and there are no intervals")
+    elif num_speakers < 10:
+        warnings.append(f"only {num_speakers} speakers were tested: intervals are rough")
+
+
+def _data(predictions: Predictions, seconds: float, pictures: dict[str, Any]) -> dict[str, Any]:
+    once = predictions.table.drop_duplicates("id")
+    labels = once["emotion"].fillna("(none)").value_counts()
+    pictures["labels"] = charts.bars({str(name): int(count) for name, count in labels.items()}, "test utterances")
+    columns: dict[str, dict[str, float]] = {}
+    for name in ("gender", "language", "corpus"):
+        if name in once and once[name].notna().any():
+            columns[name] = {str(value): int(count) for value, count in once[name].value_counts().items()}
+    age = pd.to_numeric(once.get("age", pd.Series(dtype=float)), errors="coerce").dropna()
+    if len(age):
+        columns["age"] = {"mean": round(float(age.mean()), 1), "lowest": float(age.min()), "highest": float(age.max())}
+    return {
+        "num_utterances": len(once),
+        "num_labelled": int(once["emotion"].isin(predictions.classes).sum()) if predictions.classes else None,
+        "num_speakers": int(once["speaker"].nunique()),
+        "without_speaker": int(once["speaker"].isna().sum()),
+        "hours": None if math.isnan(seconds) else round(seconds / 3600, 3),
+        "folds": int(once["fold"].nunique()) if "fold" in once else 1,
+        "seeds": [int(seed) for seed in predictions.seeds],
+        "labels": {str(name): int(count) for name, count in labels.items()},
+        "columns": columns,
+    }
+
+
+def _classes(labelled: Predictions, content: dict[str, Any], pictures: dict[str, Any]) -> None:
+    counts = labelled.counts()
+    whole = count_intervals(counts)
+    content["metrics"] = {name: whole[name][0] for name in FIGURES}
+    seeds = max(len(labelled.seeds), 1)
+    by_class = count_intervals(counts, per_class)
+    total = counts.confusion.sum((0, 2)) / seeds
+    content["classes"] = [
+        {"name": name, "num_utterances": int(total[place]), **{kind: by_class[kind][place] for kind in by_class}}
+        for place, name in enumerate(labelled.classes)
+    ]
+    confusion = counts.confusion.sum(0) / seeds
+    content["confusion"] = {"classes": labelled.classes, "counts": confusion.round(2).tolist()}
+    pictures["confusion"] = charts.confusion(confusion, labelled.classes)
+    if len(counts.speakers) > 1:
+        interval = whole["uar"][0]
+        content["visible_difference"] = visible_difference(
+            math.sqrt(2) * (interval.high - interval.low) / 3.92, len(counts.speakers)
+        )
+        by_speaker = class_figures(counts.confusion)["accuracy"]
+        content["speakers"] = {
+            "lowest": float(np.nanmin(by_speaker)), "median": float(np.nanmedian(by_speaker)),
+            "highest": float(np.nanmax(by_speaker)),
+        }  # fmt: skip
+    if "fold" in labelled.table:
+        keys = [name for name in ("seed", "fold") if name in labelled.table]
+        content["folds"] = [
+            {"name": " ".join(f"{key} {value}" for key, value in zip(keys, np.atleast_1d(number), strict=True)),
+             "uar": float(class_figures(labelled._replace(table=rows).counts().confusion.sum(0))["uar"])}
+            for number, rows in labelled.table.groupby(keys if len(keys) > 1 else keys[0])
+        ]  # fmt: skip
+    _areas(labelled, content, pictures)
+
+
+def _areas(labelled: Predictions, content: dict[str, Any], pictures: dict[str, Any]) -> None:
+    """ROC and precision-recall curves, one class against the others, with areas over samples of speakers."""
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    probs, target, speakers = labelled.probs, labelled.target, labelled.speakers
+    roc, precision = {}, {}
+    areas: dict[str, dict[str, Interval]] = {}
+    for place, name in enumerate(labelled.classes):
+        truth = target == place
+        if truth.all() or not truth.any():
+            continue
+        score = probs[:, place]
+        x, y, _ = roc_curve(truth, score)
+        right, found, _ = precision_recall_curve(truth, score)
+        areas[name] = {
+            "roc": _area(_roc_area, truth, score, speakers), "pr": _area(_average_precision, truth, score, speakers)
+        }  # fmt: skip
+        roc[name] = (x, y, areas[name]["roc"].value)
+        precision[name] = (found, right, areas[name]["pr"].value)
+    content["areas"] = areas
+    if areas:
+        content["mean_areas"] = {
+            kind: float(np.mean([one[kind].value for one in areas.values()])) for kind in ("roc", "pr")
+        }
+        pictures["roc"], pictures["pr"] = charts.curves(roc, "ROC"), charts.curves(precision, "Precision-recall")
+
+
+def _area(figure: Any, truth: np.ndarray, score: np.ndarray, speakers: np.ndarray) -> Interval:
+    return speaker_bootstrap(lambda rows: figure(truth[rows], score[rows]), speakers, num_samples=FEW_SAMPLES // 3)
+
+
+def _roc_area(truth: np.ndarray, score: np.ndarray) -> float:
+    """Chance that a true one scores above another: the rank statistic of Mann and Whitney."""
+    from scipy.stats import rankdata
+
+    true = int(truth.sum())
+    if not 0 < true < len(truth):
+        return float("nan")
+    return float((rankdata(score)[truth].sum() - true * (true + 1) / 2) / (true * (len(truth) - true)))
+
+
+def _average_precision(truth: np.ndarray, score: np.ndarray) -> float:
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(truth, score)) if truth.any() else float("nan")
+
+
+def _confidence(labelled: Predictions, content: dict[str, Any], pictures: dict[str, Any], warnings: list[str]) -> None:
+    probs, target, speakers = labelled.probs, labelled.target, labelled.speakers
+    calibrated, how = labelled.calibrated, "temperature fitted on inner folds"
+    enough = len(np.unique(speakers)) > 1
+    if calibrated is None and enough:
+        calibrated, how = out_of_speaker(probs, target, speakers), "temperature fitted on the other test speakers"
+    shown: dict[str, Reliability] = {"as it is": reliability(probs, target)}
+    content["calibration"] = {"before": _calibration(probs, target), "after": None, "how": how}
+    if calibrated is not None:
+        shown["calibrated"] = reliability(calibrated, target)
+        content["calibration"]["after"] = _calibration(calibrated, target)
+    pictures["reliability"] = charts.reliability(shown)
+    sure = probs if calibrated is None else calibrated
+    curve = risk_coverage(sure, target)
+    content["selective"] = {
+        "area": curve.area,
+        "risk": {f"{share:.0%}": curve.at(share)[0] for share in (1.0, 0.9, 0.8, 0.6, 0.4)},
+    }
+    if "answered" in labelled.table:
+        answered = labelled.table["answered"].to_numpy(dtype=bool)
+        right = labelled.predicted == target
+        content["selective"]["decided"] = {
+            "answered": float(answered.mean()),
+            "wrong": float(1 - right[answered].mean()) if answered.any() else None,
+        }
+    pictures["risk"] = charts.risk_coverage(curve)
+    if len(np.unique(speakers)) >= 4:
+        content["conformal"] = {"asked": COVERAGE, **coverage_over_splits(sure, target, speakers, COVERAGE)}
+    else:
+        warnings.append("fewer than four test speakers: sets of classes with a stated coverage cannot be judged")
+
+
+def _calibration(probs: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    return {
+        "ece": reliability(probs, target).ece, "brier": brier(probs, target), "log_loss": log_loss(probs, target)
+    }  # fmt: skip
+
+
+def _subgroups(
+    labelled: Predictions,
+    columns: Sequence[str],
+    content: dict[str, Any],
+    pictures: dict[str, Any],
+    warnings: list[str],
+) -> None:
+    content["subgroups"] = []
+    for column in dict.fromkeys([*usual_columns(labelled), *columns]):
+        found = subgroups(labelled, column)
+        content["subgroups"].append(
+            {
+                "column": column, "groups": [group._asdict() for group in found.groups], "gaps": found.gaps,
+                "equalised_odds": found.equalised_odds, "warnings": found.warnings,
+            }
+        )  # fmt: skip
+        rows = [(group.name, *group.figures["uar"]) for group in found.groups]
+        pictures[f"subgroup_{column}"] = charts.intervals(rows, "UAR, %", content["metrics"]["uar"].value)
+
+
+def _modalities(labelled: Predictions, content: dict[str, Any]) -> None:
+    views = {"voice alone": labelled.view("audio"), "words alone": labelled.view("text")}
+    found = {name: count_intervals(one.counts())["uar"][0] for name, one in views.items() if one is not None}
+    if found:
+        content["modalities"] = {"voice and words": content["metrics"]["uar"], **found}
+
+
+def _dimensions(predictions: Predictions, content: dict[str, Any], pictures: dict[str, Any]) -> None:
+    table, rows = predictions.table, {}
+    for name in DIMENSIONS:
+        if f"predicted_{name}" not in table or name not in table:
+            continue
+        known = table[name].notna().to_numpy(dtype=bool)
+        if known.sum() < 2:
+            continue
+        true, said = (table.loc[known, one].to_numpy(dtype=float) for one in (name, f"predicted_{name}"))
+        speakers = predictions.speakers[known]
+
+        def agreement(some: np.ndarray, true: np.ndarray = true, said: np.ndarray = said) -> float:
+            return ccc(true[some], said[some])
+
+        def error(some: np.ndarray, true: np.ndarray = true, said: np.ndarray = said) -> float:
+            return float(np.abs(true[some] - said[some]).mean())
+
+        rows[name] = {
+            "ccc": speaker_bootstrap(agreement, speakers, num_samples=FEW_SAMPLES),
+            "mae": speaker_bootstrap(error, speakers, num_samples=FEW_SAMPLES),
+        }
+        pictures[f"dimension_{name}"] = charts.scatter(true, said, name)
+    if rows:
+        content["dimensions"] = rows
+
+
+def _gates(run: Path, predictions: Predictions, content: dict[str, Any]) -> None:
+    """How far each modality was believed, by emotion; and the gate table, where ``predict --gates`` wrote one."""
+    table = predictions.table
+    weights = [str(name) for name in table if str(name).startswith("weight_")]
+    if weights:
+        means = table.groupby(table["emotion"].fillna("(none)"))[weights].mean()
+        content["weights"] = {
+            str(name): {one.removeprefix("weight_"): float(row[one]) for one in weights}
+            for name, row in means.iterrows()
+        }
+    files = [run / f"gates.{kind}" for kind in ("parquet", "csv") if (run / f"gates.{kind}").is_file()]
+    if files:
+        from mmemo.evaluation.gates import gate_table, read_gates
+
+        content["gates"] = gate_table(read_gates(files[0])).to_dict("records")
+
+
+def _robustness(run: Path, content: dict[str, Any], pictures: dict[str, Any]) -> None:
+    path = run / "robustness" / "robustness.json"
+    if path.is_file():
+        rows = json.loads(path.read_text())["conditions"]
+        content["robustness"] = rows
+        pictures["robustness"] = charts.robustness(rows)
+
+
+def _study(found: StudyResult, content: dict[str, Any], pictures: dict[str, Any]) -> None:
+    people = found.participants
+    content["study"] = {
+        "name": found.study.name, "outcome": found.study.outcome, "how": found.study.how,
+        "num_participants": len(people), "num_sessions": len(found.sessions),
+        "utterances_each": [int(people["num_utterances"].min()), int(people["num_utterances"].max())],
+        "agreement": found.agreement, "participants": people.to_dict("records"),
+        "changes": found.changes.to_dict("records"),
+        "mean_change": None if math.isnan(found.mean_change.value) else found.mean_change,
+        "covariates": found.covariates.to_dict("records"), "missing": found.missing, "warnings": found.warnings,
+    }  # fmt: skip
+    if people["true"].notna().sum() > 2:
+        known = people[people["true"].notna()]
+        pictures["participants"] = charts.scatter(
+            known["true"].to_numpy(),
+            known["predicted"].to_numpy(),
+            f"{found.study.how} of {' or '.join(found.study.outcome)}",
+        )
+    if len(found.changes):
+        rows = found.changes[["participant", "change", "low", "high"]].itertuples(index=False)
+        pictures["changes"] = charts.changes([tuple(row) for row in rows])
+
+
+def _reproduce(run: Path, member: Path | None, config: dict[str, Any], private: bool) -> dict[str, Any]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    shown = _without_paths(config) if private else config
+    found: dict[str, Any] = {
+        "config": yaml.safe_dump(shown, sort_keys=False) if shown else "",
+        "versions": {**versions, "python": platform.python_version()},
+        "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "seed": config.get("seed_everything"),
+        "sha256": {},
+        "private": private,
+    }
+    files = {"predictions": next((run / f"predictions.{kind}" for kind in ("parquet", "csv")
+                                  if (run / f"predictions.{kind}").is_file()), None)}  # fmt: skip
+    if member is not None:
+        files["config"] = member / "config.yaml"
+        data = config.get("data", {})
+        for number, path in enumerate([data.get("manifest"), *(one["manifest"] for one in data.get("corpora") or [])]):
+            if path and Path(path).is_file():
+                files[f"manifest {number}" if number else "manifest"] = Path(path)
+        for name in ("best", "last"):
+            path = member / "checkpoints" / f"{name}.ckpt"
+            if path.is_file():
+                files[f"{name} checkpoint" + ("" if member == run else f" of {member.name}")] = path
+    for name, file in files.items():
+        if file is not None:
+            found["sha256"][name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    verb = "fit" if member == run else "crossval"
+    found["commands"] = [f"mmemo {verb} --config experiment.yaml", f"mmemo report {run.name}"]
+    return found
+
+
+def _without_paths(value: Any) -> Any:
+    """The same settings with a mark in the place of every file name."""
+    if isinstance(value, dict):
+        return {name: _without_paths(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(one) for one in value]
+    if isinstance(value, str) and (
+        "/" in value or "\\" in value or value.endswith((".csv", ".parquet", ".ckpt", ".wav"))
+    ):
+        known = value.startswith(("openai/", "sentence-transformers/", "facebook/", "microsoft/"))
+        return value if known else f"file-{hashlib.sha256(value.encode()).hexdigest()[:8]}"
+    return value
+
+
+def _summary(content: dict[str, Any]) -> list[str]:
+    """In plain words, for somebody who reads nothing else."""
+    data, found = content["data"], []
+    hours = f", {data['hours']:.1f} hours" if data["hours"] else ""
+    tested = f"Judged on {data['num_utterances']:,} utterances of {data['num_speakers']} speakers{hours}"
+    leaky = any("not separated" in one for one in content["warnings"])
+    found.append(
+        f"{tested}; SOME OF THEM ALSO TRAINED THE MODEL."
+        if leaky
+        else f"{tested}; none of them had a part in training the model that judged them."
+    )
+    if "metrics" in content:
+        uar: Interval = content["metrics"]["uar"]
+        chance = 1 / max(len([one for one in content["classes"] if one["num_utterances"]]), 1)
+        line = f"It recognises {100 * uar.value:.0f} % of each emotion on average; guessing: {100 * chance:.0f} %."
+        if not math.isnan(uar.low):
+            line += (
+                f" For other speakers like these it likely lies between {100 * uar.low:.0f} and {100 * uar.high:.0f} %."
+            )
+        found.append(line)
+        ranked = sorted(
+            (one for one in content["classes"] if one["num_utterances"]), key=lambda one: one["recall"].value
+        )
+        if len(ranked) > 2:
+            found.append(
+                f"It is best at {ranked[-1]['name']} ({100 * ranked[-1]['recall'].value:.0f} %) and worst at "
+                f"{ranked[0]['name']} ({100 * ranked[0]['recall'].value:.0f} %)."
+            )
+        before, after = content["calibration"]["before"]["ece"], content["calibration"]["after"]
+        found.append(
+            f"When it says it is sure, it is off by {100 * before:.0f} points on average"
+            + (f"; calibrated, by {100 * after['ece']:.0f}." if after else ".")
+        )
+        gaps = [
+            (part["gaps"]["uar"], part["column"]) for part in content["subgroups"]
+            if "uar" in part["gaps"] and part["column"] not in ("length", "noise") and part["gaps"]["uar"].low > 0
+        ]  # fmt: skip
+        for gap, column in gaps:
+            found.append(f"It does not serve all alike: groups of {column} are {100 * gap.value:.0f} points apart.")
+    for name, one in content.get("dimensions", {}).items():
+        found.append(
+            f"Its {name} agrees with the raters' by a CCC of {one['ccc'].value:.2f} (1 is perfect, 0 is none)."
+        )
+    if "study" in content:
+        study = content["study"]
+        agreement = study["agreement"].get("CCC")
+        outcome = " or ".join(study["outcome"])
+        found.append(
+            f"{study['num_participants']} participants: the {study['how']} of {outcome} "
+            + (
+                f"agrees with the labels by a CCC of {agreement.value:.2f}."
+                if agreement
+                else "was estimated; there are no labels to compare with."
+            )
+        )
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """For JSON: no NaN, no numpy, intervals as tables."""
+    if isinstance(value, Interval):
+        return {name: _plain(one) for name, one in value._asdict().items()}
+    if isinstance(value, dict):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _template(name: str) -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=name.endswith(".html.jinja"), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["percent"] = _percent
+    environment.filters["number"] = _number
+    return environment.from_string((resources.files("mmemo.evaluation") / "templates" / name).read_text())
+
+
+def _percent(value: Any) -> str:
+    if isinstance(value, Interval):
+        return value.percent()
+    return "n/a" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _number(value: Any, digits: int = 3) -> str:
+    if isinstance(value, Interval):
+        ends = "" if math.isnan(value.low) else f" ({value.low:.{digits}f} to {value.high:.{digits}f})"
+        return f"{value.value:.{digits}f}{ends}"
+    return "n/a" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.{digits}f}"
+
+
+def _page(content: dict[str, Any], pictures: dict[str, Any]) -> str:
+    from markupsafe import Markup
+
+    page: str = _template("report.html.jinja").render(
+        **content, names=NAMES, pictures={name: Markup(one) for name, one in pictures.items()}
+    )
+    return page
+
+
+def _latex(content: dict[str, Any]) -> str:
+    """Metrics and classes as one table."""
+
+    def cell(value: Interval) -> str:
+        ends = "" if math.isnan(value.low) else f" [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+        return "--" if math.isnan(value.value) else f"{100 * value.value:.1f}{ends}"
+
+    def plain(text: str) -> str:
+        return "".join({"_": r"\_", "&": r"\&", "%": r"\%", "#": r"\#"}.get(one, one) for one in text)
+
+    lines = [
+        "% needs booktabs; intervals: 95 %, resampled by speaker",
+        r"\begin{tabular}{lrrr}", r"\toprule",
+    ]  # fmt: skip
+    if "metrics" in content:
+        lines += [r"class & recall & precision & F1 \\", r"\midrule"]
+        for one in content["classes"]:
+            cells = " & ".join(cell(one[name]) for name in ("recall", "precision", "f1"))
+            lines.append(rf"{plain(one['name'])} & {cells} \\")
+        lines.append(r"\midrule")
+        for name, value in content["metrics"].items():
+            lines.append(rf"\multicolumn{{3}}{{l}}{{{NAMES[name]}}} & {cell(value)} \\")
+    for name, one in content.get("dimensions", {}).items():
+        value = one["ccc"]
+        lines.append(
+            rf"\multicolumn{{3}}{{l}}{{CCC of {name}}} & {value.value:.3f} [{value.low:.3f}, {value.high:.3f}] \\"
+        )
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
