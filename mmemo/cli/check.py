@@ -58,11 +58,16 @@ def check(manifest: Path, picture: Path | None = None, leaks: bool = False) -> i
     if leaks:
         doors = side_doors(loaded, facts)
         flagged = [door.name for door in doors if door.flagged]
-        audit = Table("what alone", "UAR of the label, %", "chance, %", "judged on", "", title="Leak audit")
+        audit = Table(
+            "what alone", "UAR, %", "chance, %", "tells, %", "judged on", "", title="Leak audit: the label from"
+        )
         for door in doors:
             judged = "unseen speakers" if door.grouped else "other utterances"
             mark = "[bold red]RED FLAG[/bold red]" if door.flagged else ""
-            audit.add_row(door.name, f"{100 * door.uar:.1f}", f"{100 * door.chance:.1f}", judged, mark)
+            audit.add_row(
+                door.name, f"{100 * door.uar:.1f}", f"{100 * door.chance:.1f}", f"{100 * door.information:.0f}",
+                judged, mark,
+            )  # fmt: skip
         console.print(audit)
         if not doors:
             console.print("Too few labelled utterances for a leak audit")

@@ -13,7 +13,7 @@ from mmemo.data.audio import AudioFacts
 from mmemo.data.manifest import Manifest
 
 RED_FLAG = 0.25
-"""Share of the way from chance to certainty at which a side door is flagged."""
+"""Share of the way from chance to certainty, in UAR or in information, at which a side door is flagged."""
 MIN_ROWS = 20
 
 
@@ -24,12 +24,15 @@ class SideDoor(NamedTuple):
         name: ``speaker``, ``duration``, ``loudness``, ``sample rate`` or ``folder and file type``.
         uar: Of a classifier that knows this alone, on rows it did not see; in [0, 1].
         chance: Of one that knows nothing.
+        information: How much of what there is to know of the label it tells: 1 less the log loss over that of chance,
+            each class alike; 0 when it tells nothing.
         grouped: Whether it was judged on speakers that it had not seen.
     """
 
     name: str
     uar: float
     chance: float
+    information: float
     grouped: bool
 
     @property
@@ -40,7 +43,7 @@ class SideDoor(NamedTuple):
     @property
     def flagged(self) -> bool:
         """Whether a model could learn this instead of the emotion."""
-        return self.skill >= RED_FLAG
+        return max(self.skill, self.information) >= RED_FLAG
 
 
 def shared(manifest: Manifest, facts: Sequence[AudioFacts | None]) -> list[str]:
@@ -68,10 +71,10 @@ def side_doors(
 ) -> list[SideDoor]:
     """How well the speaker, the duration, the loudness, the sample rate, or where a file is, tells its label.
 
-    A small gradient boosting classifier on that alone is judged on speakers it did not see; what the speaker itself
-    tells, on other utterances of the same speakers. A little above chance is normal for duration and loudness: anger
-    *is* loud. File names are not looked at, only folders, the type of file and the shape of its name, since names often
-    state the label and no model sees them.
+    A small classifier on that alone (gradient boosting for numbers, counts for names) is judged on speakers it did not
+    see; what the speaker itself tells, on other utterances of the same speakers. A little above chance is normal for
+    duration and loudness: anger *is* loud. File names are not looked at, only folders, the type of file and the shape
+    of its name, since names often state the label and no model sees them.
 
     Args:
         manifest: With labels.
@@ -84,6 +87,7 @@ def side_doors(
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold, cross_val_predict
+    from sklearn.naive_bayes import CategoricalNB
     from sklearn.preprocessing import OrdinalEncoder
 
     frame = manifest.frame
@@ -117,21 +121,31 @@ def side_doors(
             continue  # the same for all: nothing to be learned from it
         categorical = values.dtype == object
         if categorical:
-            values = OrdinalEncoder().fit_transform(values.astype(str))
-            values = _frequent(values)
+            values = OrdinalEncoder().fit_transform(values.astype(str)).astype(int)
         if by_speaker:
             folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
             if not _all_classes(folds, values, label, speakers):
                 folds = GroupKFold(num_folds, shuffle=True, random_state=seed)
         else:
             folds = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
-        model = HistGradientBoostingClassifier(
-            max_iter=40, max_leaf_nodes=8, min_samples_leaf=5, class_weight="balanced", random_state=seed,
-            categorical_features=list(range(values.shape[1])) if categorical else None, early_stopping=False,
+        model = (
+            CategoricalNB(alpha=0.1, fit_prior=False, min_categories=(values.max(0) + 1).tolist())
+            if categorical
+            else HistGradientBoostingClassifier(
+                max_iter=40, max_leaf_nodes=8, min_samples_leaf=5, class_weight="balanced", random_state=seed,
+                early_stopping=False,
+            )
         )  # fmt: skip
-        said = cross_val_predict(model, values, label, cv=folds, groups=speakers if by_speaker else None)
-        recalls = [float((said[label == one] == one).mean()) for one in often]
-        found.append(SideDoor(name, float(np.mean(recalls)), 1 / len(often), by_speaker))
+        groups = speakers if by_speaker else None
+        probs = cross_val_predict(model, values, label, cv=folds, groups=groups, method="predict_proba")
+        names = np.unique(label)
+        truth = np.searchsorted(names, label)
+        right = probs.argmax(1) == truth
+        loss = -np.log(np.maximum(probs[np.arange(len(truth)), truth], 1e-3))
+        of_class = [truth == place for place in range(len(names))]
+        uar = float(np.mean([right[rows].mean() for rows in of_class]))
+        told = 1 - float(np.mean([loss[rows].mean() for rows in of_class])) / np.log(len(names))
+        found.append(SideDoor(name, uar, 1 / len(names), max(told, 0.0), by_speaker))
     return found
 
 
@@ -141,17 +155,6 @@ def _place(path: str) -> list[str]:
     stem, _, kind = parts[-1].rpartition(".")
     shape = re.sub(r"[0-9]+", "0", re.sub(r"[^\W\d_]+", "a", stem))
     return ["/".join(parts[:-1]), kind.lower(), shape]
-
-
-def _frequent(values: np.ndarray, most: int = 200) -> np.ndarray:
-    """Category numbers of which the rare ones are one, since the classifier knows 255."""
-    found = np.empty_like(values)
-    for column in range(values.shape[1]):
-        numbers, counts = np.unique(values[:, column], return_counts=True)
-        kept = numbers[np.argsort(-counts)[:most]]
-        place = {one: rank for rank, one in enumerate(kept)}
-        found[:, column] = [place.get(one, most) for one in values[:, column]]
-    return found
 
 
 def _all_classes(folds: object, values: np.ndarray, label: np.ndarray, groups: pd.Series) -> bool:

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import balanced_accuracy_score
+
+from mmemo.data.audio import AudioFacts
+from mmemo.evaluation.predictions import Predictions
+from mmemo.evaluation.subgroups import banded, subgroups, usual_columns, with_audio_bands
+
+CLASSES = ["anger", "neutral", "sadness"]
+
+
+def judged(num_speakers: int = 20, num_each: int = 30, unfair: float = 0.0, seed: int = 0) -> Predictions:
+    """Predictions in which every second speaker is a woman, recognised less often."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for speaker in range(num_speakers):
+        woman = speaker % 2
+        for number in range(num_each):
+            target = int(random.integers(3))
+            right = random.random() < 0.8 - unfair * woman
+            said = target if right else int((target + 1 + random.integers(2)) % 3)
+            probs = np.full(3, 0.15)
+            probs[said] = 0.7
+            rows.append(
+                {"id": f"{speaker}_{number}", "speaker": f"s{speaker}", "emotion": CLASSES[target],
+                 "gender": "female" if woman else "male", "age": 20.0 + speaker, "ward": f"w{speaker % 4}",
+                 **{f"prob_{name}": value for name, value in zip(CLASSES, probs, strict=True)}}
+            )  # fmt: skip
+    return Predictions(pd.DataFrame(rows), CLASSES, [])
+
+
+def test_each_group_has_scikit_learns_figure() -> None:
+    predictions = judged(unfair=0.3)
+    found = subgroups(predictions, "gender")
+    assert [group.name for group in found.groups] == ["female", "male"]
+    for group in found.groups:
+        rows = (predictions.table["gender"] == group.name).to_numpy()
+        theirs = balanced_accuracy_score(predictions.target[rows], predictions.predicted[rows])
+        assert group.figures["uar"].value == pytest.approx(theirs)
+        assert group.figures["uar"].low < theirs < group.figures["uar"].high
+        assert (group.num_utterances, group.num_speakers) == (300, 10)
+        assert not group.warning
+
+
+def test_an_unfair_model_has_a_gap_and_a_fair_one_has_none_to_speak_of() -> None:
+    unfair = subgroups(judged(unfair=0.3), "gender")
+    assert unfair.gaps["uar"].value == pytest.approx(0.3, abs=0.08)
+    assert unfair.gaps["uar"].low > 0.15
+    assert unfair.equalised_odds.value > 0.2
+    covered = [subgroups(judged(seed=seed), "gender", num_samples=300).gaps["uar"].low <= 0 for seed in range(12)]
+    assert sum(covered) >= 10  # the gap's interval reaches zero
+
+
+def test_equalised_odds_is_fairlearns_definition() -> None:
+    predictions = judged(unfair=0.2)
+    found = subgroups(predictions, "gender").equalised_odds.value
+    largest = 0.0
+    women = (predictions.table["gender"] == "female").to_numpy()
+    for place in range(3):
+        true, said = predictions.target == place, predictions.predicted == place
+        for among in (true, ~true):
+            rates = [said[among & group].mean() for group in (women, ~women)]
+            largest = max(largest, abs(rates[0] - rates[1]))
+    assert found == pytest.approx(largest)
+
+
+def test_small_groups_are_warned_about_and_do_not_make_the_gap() -> None:
+    predictions = judged()
+    predictions.table.loc[0, "ward"] = "alone"
+    found = subgroups(predictions, "ward")
+    alone = next(group for group in found.groups if group.name == "alone")
+    assert "one utterance alone" in alone.warning
+    assert found.gaps["uar"].value < 0.5
+    predictions.table["clinic"] = ["north" if name == "s3" else "south" for name in predictions.table["speaker"]]
+    north = subgroups(predictions, "clinic").groups[0]
+    assert "one speaker alone" in north.warning
+    assert np.isnan(north.figures["uar"].low)
+
+
+def test_numbers_are_divided_into_bands() -> None:
+    names = [group.name for group in subgroups(judged(), "age").groups]
+    assert names == ["18-30", "30-45"]
+    assert banded(pd.Series([0.5, 1.0, 99.0, np.nan]), (0, 1, 2, 100), "s").tolist() == [
+        "under 1 s", "1-2 s", "2 s and more", None
+    ]  # fmt: skip
+    predictions = judged()
+    predictions.table["score"] = np.linspace(0, 1, len(predictions.table))
+    assert len(subgroups(predictions, "score").groups) == 4
+
+
+def test_length_and_noise_come_from_the_recordings() -> None:
+    predictions = judged(2, 2)
+    facts = {name: AudioFacts("x", seconds, 16_000, 1, -20, 25.0) for name, seconds in
+             zip(predictions.table["id"], (0.5, 3.0, 3.0, 20.0), strict=True)}  # fmt: skip
+    found = with_audio_bands(predictions, facts)
+    assert found.table["length"].tolist() == ["under 1 s", "2-4 s", "2-4 s", "15 s and more"]
+    assert set(found.table["noise"]) == {"20-30 dB"}
+    assert usual_columns(found) == ["gender", "age", "length"]
+
+
+def test_what_cannot_be_divided_says_so() -> None:
+    predictions = judged()
+    with pytest.raises(ValueError, match="no column 'postcode'"):
+        subgroups(predictions, "postcode")
+    predictions.table["all"] = "the same"
+    with pytest.raises(ValueError, match="one value alone"):
+        subgroups(predictions, "all")
+
+
+def test_seeds_do_not_make_a_group_larger() -> None:
+    one = judged()
+    two = one._replace(table=pd.concat([one.table.assign(seed=0), one.table.assign(seed=1)], ignore_index=True))
+    first, second = subgroups(one, "gender").groups[0], subgroups(two, "gender").groups[0]
+    assert first.num_utterances == second.num_utterances
+    assert first.figures["uar"] == pytest.approx(second.figures["uar"])
