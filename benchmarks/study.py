@@ -4,7 +4,7 @@
 
 Each actor comes twice. At each visit 20 of the clips of one repetition are "heard", drawn so that the share of fear and
 sadness differs between actors and grows between visits for half of them. An interviewer (EMO-DB's speakers) talks in
-between, and is filtered out. `configs/study_example.yaml` is run with calibration on inner folds, offline, and reported.
+between, and is filtered out. `configs/study_example.yaml` is run, calibrated on inner folds, offline.
 """
 
 from __future__ import annotations
