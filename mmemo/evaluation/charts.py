@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def svg(figure: Any, label: str) -> str:
     head = re.sub(r'(width|height)="[\d.]+pt"', "", head)
     head = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", head)
     body = re.sub(r"\sxlink:href=", " href=", body)
-    prefix = "g" + "".join(one for one in label if one.isalnum()).lower()
+    prefix = f"g{zlib.crc32(body.encode()):08x}"
     body = re.sub(r'id="([^"]+)"', rf'id="{prefix}-\1"', body)  # several pictures share a page
     body = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', body)
     body = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", body)

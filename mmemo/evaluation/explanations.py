@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from mmemo.data.audio import read_audio
-from mmemo.data.batch import EmotionBatch
+from mmemo.data.batch import EmotionBatch, Example, collate
 from mmemo.data.manifest import Utterance
 from mmemo.evaluation.robustness import checkpoint_of, members_of
 from mmemo.files import replacing
+from mmemo.labels import DIMENSIONS, UNLABELLED
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
+from mmemo.models.pooling import AttentiveStatisticsPooling
 from mmemo.training.attacks import Entry, Level, undisturbed
 from mmemo.training.experiment import experiment_of, write_text
 from mmemo.training.system import load_model
@@ -95,6 +97,10 @@ def explain(
             output = forward(batch)
         for handle in handles:
             handle.remove()
+        names = list(model.modalities)
+        for one in output.attention:
+            if min(one.query, one.key) >= 0:
+                attention[f"{names[one.query]} attends to {names[one.key]}"] = one.weights[0].mean(0).cpu().numpy()
         assert output.logits is not None
         probs = output.logits.float().softmax(-1)[0]
         place = int(probs.argmax())
@@ -102,9 +108,9 @@ def explain(
         error: dict[str, float] = {}
         deletion: dict[str, dict[float, tuple[float, float]]] = {}
         levels: list[Level] = []
-        if batch.audio is not None and batch.audio.shape[1] and _has_log_mel(model):
+        if batch.audio_mask is not None and batch.audio_mask.any() and _has_log_mel(model):
             levels.append("log_mel")
-        if batch.text is not None and batch.text.shape[1]:
+        if batch.text_mask is not None and batch.text_mask.any():
             levels.append("token_embeddings")
         for level in levels:
             entry = Entry(model, level, "explain")
@@ -129,28 +135,28 @@ def explain(
 
 def _batch(model: EmotionModel, utterance: Utterance) -> tuple[EmotionBatch, list[str]]:
     """One raw utterance, and its words as the model reads them."""
-    audio = audio_mask = text = text_mask = None
     words: list[str] = []
-    listens, reader = {"audio", "descriptors"} & set(model.modalities), model.encoder("text")
-    if listens and utterance.path is not None:
-        waveform = read_audio(utterance.path, utterance.start, utterance.end, utterance.channel)
-        audio = torch.from_numpy(waveform)[None]
-        audio_mask = torch.ones_like(audio, dtype=torch.bool)
-    elif listens:
-        audio, audio_mask = torch.zeros(1, 0), torch.zeros(1, 0, dtype=torch.bool)
+    reader = model.encoder("text")
+    waveform = text = None
+    if {"audio", "descriptors"} & set(model.modalities):
+        waveform = torch.zeros(0)
+        if utterance.path is not None:
+            waveform = torch.from_numpy(read_audio(utterance.path, utterance.start, utterance.end, utterance.channel))
     if reader is not None:
-        text = reader.tokenize(utterance.text)[None]
-        text_mask = torch.ones_like(text, dtype=torch.bool)
-        words = [str(one) for one in reader.tokenizer.convert_ids_to_tokens(text[0].tolist())]
-    if not (audio is not None and audio.shape[1]) and not (text is not None and text.shape[1]):
+        text = reader.tokenize(utterance.text)
+        words = [str(one) for one in reader.tokenizer.convert_ids_to_tokens(text.tolist())]
+    if not any(one is not None and len(one) for one in (waveform, text)):
         raise ValueError(f"{utterance.id}: has nothing of what the model takes ({', '.join(model.modalities)})")
-    values: dict[str, Any] = dict.fromkeys(EmotionBatch._fields)
-    values |= {"audio": audio if "audio" in model.modalities else None, "text": text, "text_mask": text_mask}
-    values["audio_mask"] = audio_mask if "audio" in model.modalities else None
-    if "descriptors" in model.modalities:
-        values |= {"descriptors": audio, "descriptors_mask": audio_mask}
-    values["row"] = torch.zeros(1, dtype=torch.long)
-    return EmotionBatch(**values), words
+    nothing = torch.zeros(len(model.classes)), torch.full((len(DIMENSIONS),), torch.nan)
+    example = Example(
+        0,
+        waveform if "audio" in model.modalities else None,
+        waveform if "descriptors" in model.modalities else None,
+        text,
+        UNLABELLED,
+        *nothing,
+    )
+    return collate([example]), words
 
 
 def _has_log_mel(model: EmotionModel) -> bool:
@@ -240,13 +246,16 @@ def _part(values: Tensor, part: tuple[int, int], size: tuple[int, int], steps: i
 
 
 def _watch(model: EmotionModel, attention: dict[str, np.ndarray]) -> list[Any]:
-    """Notes what attention pooling attends to."""
+    """Notes what attention pooling attends to, modality by modality."""
+    names = list(model.modalities)
     handles = []
     for name, module in model.named_modules():
-        if callable(getattr(module, "attention", None)):
+        if isinstance(module, AttentiveStatisticsPooling):
 
             def note(part: Any, inputs: Any, output: Any, name: str = name) -> None:
-                attention[name] = part.attention(*inputs)[0].detach().cpu().numpy()
+                place = next((int(one) for one in reversed(name.split(".")) if one.isdecimal()), 0)
+                label = f"pooling of {names[place]}" if place < len(names) else name
+                attention[label] = part.attention(*inputs)[0].detach().cpu().numpy()
 
             handles.append(module.register_forward_hook(note))
     return handles
@@ -398,7 +407,8 @@ def draw(one: Explanation, path: Path, words: bool = True) -> Path:
             axis.set(ylabel="mel band", xlabel="seconds", title="heard: red speaks for it, blue against it")
         elif name == "attention":
             for label, values in one.attention.items():
-                axis.plot(np.linspace(0, 1, len(values)), values * len(values), lw=1.2, label=label.split(".")[-1])
+                axis.plot(np.linspace(0, 1, len(values)), values * len(values), lw=1.2, label=label)
+            axis.legend(frameon=False, fontsize=7)
             axis.set(ylabel="attention", xlabel="share of the utterance", ylim=(0, None))
         elif name == "words":
             assert one.read is not None
