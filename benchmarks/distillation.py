@@ -1,7 +1,7 @@
 """RAVDESS, six published folds: students of three sizes, each fold's taught by that fold's own teacher.
 
     python benchmarks/distillation.py                      # resumable fold by fold; several may work on one folder
-    python benchmarks/distillation.py --only small nano    # these alone
+    python benchmarks/distillation.py --only small nano    # these alone; the others keep their last figures
 
 A fold's teacher is the mean of two, both of `benchmarks/ravdess_finetuned.py`: Whisper base with its last blocks
 trained, and frozen. `labels` is the small student with the same views, mixup and
@@ -27,7 +27,7 @@ import torch
 import yaml
 from ravdess_finetuned import CONFIG, FROZEN, manifest
 from ravdess_finetuned import RUN as TEACHERS
-from record import HERE, corpus, record
+from record import HERE, RESULTS, corpus, record
 
 from mmemo.evaluation.crossval import CrossValidation, crossval
 from mmemo.export.checkpoint import export_checkpoint
@@ -144,13 +144,15 @@ def main() -> None:
     taught = teacher()
     found = {name: student(name) for name in options.only}
     uar = {name: accuracy(one.predictions) for name, one in found.items()}
-    figures: dict[str, Any] = {"ua_teacher": round(accuracy(taught), 2)}
+    before = RESULTS / "distillation.json"
+    figures: dict[str, Any] = json.loads(before.read_text())["figures"] if before.exists() else {}
+    figures["ua_teacher"] = round(accuracy(taught), 2)
     for name, one in found.items():
         figures[f"ua_{name}"] = round(uar[name], 2)
         figures[f"ua_{name}_folds"] = [round(100 * value, 2) for value in one.metrics["test/uar"]]
     kinds = {"teacher": [TEACHERS / "audio", TEACHERS / "frozen"]}
     kinds |= {name: [RUN / name] for name in ("base", "small", "nano") if name in found}
-    table: list[dict[str, Any]] = []
+    table: list[dict[str, Any]] = [row for row in figures.get("table", []) if row["model"].split(",")[0] not in kinds]
     for name, runs in kinds.items():
         predictions = taught if name == "teacher" else found[name].predictions
         by_file = {int8: as_files(runs, predictions, int8) for int8 in (False, True)}
@@ -169,8 +171,8 @@ def main() -> None:
         if name == "small":
             figures["int8_cost_points"] = round(by_file[False].ua - by_file[True].ua, 2)
             figures["int8_kilobytes_small"] = round(by_file[True].kilobytes, 1)
-    if {"small", "labels"} <= found.keys():
-        figures["gain_points_small"] = round(uar["small"] - uar["labels"], 2)
+    if {"small", "labels"} & found.keys() and {"ua_small", "ua_labels"} <= figures.keys():
+        figures["gain_points_small"] = round(figures["ua_small"] - figures["ua_labels"], 2)
     record("distillation", {**figures, "table": table})
 
 
