@@ -187,6 +187,52 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
             "analyze_three_hours_peak_mb": ("its peak memory, MB", "as for one"),
         },
     ),
+    "evidence": (
+        "Evidence: intervals, calibration, conformal sets, leak audit, tuning, report",
+        {
+            "clustered_coverage": ("simulated: 95 % intervals over speakers hold the truth, %", "92 to 98"),
+            "naive_coverage": ("simulated: 95 % intervals over utterances hold the truth, %", "not"),
+            "ua_frozen": ("RAVDESS, frozen, three seeds: unweighted accuracy, %", ""),
+            "ua_frozen_interval": ("its 95 % interval over speakers", ""),
+            "ua_frozen_seeds": ("of each seed, %", ""),
+            "ua_tuned": ("RAVDESS, fine-tuned, three seeds: unweighted accuracy, %", ""),
+            "ua_tuned_interval": ("its 95 % interval over speakers", ""),
+            "tuned_minus_frozen": ("fine-tuned less frozen, points", ""),
+            "tuned_minus_frozen_interval": ("its interval", ""),
+            "tuned_minus_frozen_p": ("p-value, swapping speakers", ""),
+            "visible_difference": ("difference that these speakers show four times in five, points", ""),
+            "ece_before": ("frozen: expected calibration error, mean of seeds", ""),
+            "ece_after": ("with a temperature fitted on other speakers", "at most 0.04"),
+            "conformal_coverage": (
+                "conformal sets at 90 % on unseen speakers, 200 divisions: hold the truth, %",
+                "88 to 92",
+            ),
+            "conformal_set_size": ("classes in a set, mean", ""),
+            "leak_flags_ravdess": ("leak audit: red flags on RAVDESS", "none"),
+            "leak_flags_speaker_gives_label": ("where each speaker has but two emotions of their own", "speaker"),
+            "tune_minutes": ("`mmemo tune`, TPE, 20 trials, two workers, minutes", "at most 15"),
+            "tune_inner_own": ("the config's own settings on inner folds, UAR, %", ""),
+            "tune_inner_best": ("the best on inner folds, %", ""),
+            "tune_outer_own": ("the config's own on the outer test speakers, %", ""),
+            "tune_outer_best": ("the best on the outer test speakers, %", "better, or says so"),
+            "tune_outer_p": ("p-value of that difference", ""),
+            "report_seconds": ("`mmemo report` of 5000 utterances, seconds", "under 20"),
+            "report_megabytes": ("its page, MB", "under 3"),
+        },
+    ),
+    "study": (
+        "A synthetic health study of RAVDESS's actors: share of fear and sadness, two visits",
+        {
+            "participants": ("participants", ""),
+            "ccc_participants": ("CCC of the share said with the share labelled, over participants", ""),
+            "ccc_participants_interval": ("its interval", ""),
+            "mean_change": ("mean change between visits, as the model hears it", ""),
+            "mean_change_interval": ("its interval", ""),
+            "mean_change_true": ("as it is labelled", ""),
+            "ece_before": ("calibration error", ""),
+            "ece_after_inner_folds": ("with a temperature from inner folds", ""),
+        },
+    ),
     "shipped_student": (
         "`checkpoints/mmemo-student` (int8), on speakers it never heard",
         {
@@ -214,6 +260,9 @@ HEADLINES = (
     ("distillation", "ua_nano"),
     ("runtime", "latency_ratio_teacher"),
     ("runtime", "analyze_hour_seconds"),
+    ("evidence", "clustered_coverage"),
+    ("evidence", "ece_after"),
+    ("evidence", "conformal_coverage"),
     ("shipped_student", "uar_ravdess"),
     ("shipped_student", "int8_kilobytes"),
     ("transcribe", "time_ratio_vs_openai"),
@@ -226,7 +275,7 @@ HEADLINES = (
 def shown(value: Any) -> str:
     """A figure as text."""
     if isinstance(value, list):
-        return ", ".join(map(shown, value))
+        return ", ".join(map(shown, value)) or "none"
     return value if isinstance(value, str) else f"{value:g}"
 
 
@@ -274,6 +323,8 @@ def quoted() -> str:
         if path.exists():
             result = json.loads(path.read_text())
             title, figures = GROUPS[name]
+            if key not in result["figures"]:
+                continue  # not measured yet
             lines.append(
                 f"| {title}: {figures[key][0]} | **{shown(result['figures'][key])}** | `{result['command']}` |"
             )
