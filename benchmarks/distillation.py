@@ -2,6 +2,10 @@
 
     python benchmarks/distillation.py                      # resumable fold by fold; several may work on one folder
     python benchmarks/distillation.py --only small nano    # these alone; the others keep their last figures
+    python benchmarks/distillation.py --inner --set --data.num_views 16    # to choose by: training side of fold 1 alone
+
+The last form judges settings of the small student on two grouped folds of fold 1's training-side speakers. Its teachers
+are fold 1's, who have heard those speakers too: it compares settings, and its figures are too good.
 
 A fold's teacher is the mean of two, both of `benchmarks/ravdess_finetuned.py`: Whisper base with its last blocks
 trained, and frozen. `labels` is the small student with the same views, mixup and
@@ -29,7 +33,7 @@ from ravdess_finetuned import CONFIG, FROZEN, manifest
 from ravdess_finetuned import RUN as TEACHERS
 from record import HERE, RESULTS, corpus, record
 
-from mmemo.evaluation.crossval import CrossValidation, crossval
+from mmemo.evaluation.crossval import CrossValidation, crossval, run_fold
 from mmemo.export.checkpoint import export_checkpoint
 from mmemo.export.runtime import CONFIG_FILE, Recognizer
 
@@ -73,6 +77,27 @@ def student(name: str) -> CrossValidation:
         paths = [str(TEACHERS / kind / "fold{fold}/checkpoints/last.ckpt") for kind in ("audio", "frozen")]
         options += ["--model.init_args.teacher", str(paths)]
     return crossval(path, RUN / name, options)
+
+
+def inner(changes: list[str]) -> None:
+    """Judges settings on the training-side speakers of fold 1."""
+    held_out = pd.read_csv(corpus("ravdess") / "emobox_folds.csv", dtype=str)["test_actors"][0].split()
+    table = pd.read_csv(manifest(), dtype=str)
+    side = manifest().with_name("students_side.csv")
+    table[~table["speaker"].isin(held_out)].to_csv(side, index=False)
+    config = yaml.safe_load((CONFIGS / "ravdess_student_small.yaml").read_text())
+    config["data"] |= {"manifest": str(side), "allow_speaker_overlap": True}  # of teacher and student's judges
+    config["data"]["split"] = {
+        "class_path": "mmemo.data.GroupKFold", "init_args": {"num_folds": 5, "num_val_speakers": 0}
+    }  # fmt: skip
+    paths = [str(TEACHERS / kind / "fold1" / "checkpoints" / "last.ckpt") for kind in ("audio", "frozen")]
+    config["model"]["init_args"]["teacher"] = paths
+    name = hashlib.sha256(repr(changes).encode()).hexdigest()[:12]
+    path = RUN / f"inner_{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    found = [100 * run_fold(path, RUN / f"inner_{name}" / f"fold{fold}", fold, changes)["test/uar"] for fold in (1, 2)]
+    print(changes, [round(value, 2) for value in found], f"mean {statistics.mean(found):.2f}")
 
 
 def accuracy(predictions: pd.DataFrame) -> float:
@@ -139,8 +164,12 @@ def exported(member: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=STUDENTS, default=STUDENTS)
+    parser.add_argument("--inner", action="store_true")
+    parser.add_argument("--set", nargs=argparse.REMAINDER, default=[])
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    if options.inner:
+        return inner(options.set)
     taught = teacher()
     found = {name: student(name) for name in options.only}
     uar = {name: accuracy(one.predictions) for name, one in found.items()}
