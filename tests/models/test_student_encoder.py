@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from mmemo.models import ConvNeXtEncoder
+from mmemo.training.experiment import Experiment
+from tests.conftest import ROOT
 
 
 def clips() -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,3 +43,10 @@ def test_stripes_are_blanked_in_training_alone() -> None:
 def test_settings_that_make_no_network_are_told() -> None:
     with pytest.raises(ValueError, match="expected two channels, a multiple of 4, an odd number"):
         ConvNeXtEncoder(kernel=8)
+
+
+@pytest.mark.parametrize(("name", "most"), [("nano", 75_000), ("small", 300_000), ("base", 2_000_000)])
+def test_a_student_keeps_to_its_size(name: str, most: int) -> None:
+    config = ROOT / "configs" / f"ravdess_student_{name}.yaml"
+    model = Experiment(["--config", str(config)], run=False).model.model
+    assert most / 2 < sum(parameter.numel() for parameter in model.parameters()) <= most
