@@ -76,8 +76,8 @@ def analyze(
         raise ValueError("--language is of the words; add --transcript true")
     recognizer = Recognizer(model or student_folder(), int8, threads)
     words = _words(language) if transcript else None
-    found: list[Analysis] = []
-    failed = given_up = 0
+    folder = None if out is None else _Folder(out, recognizer.classes, picture)
+    failed = given_up = num_found = 0
     told = Console(stderr=True)
     columns = (TextColumn("{task.description}"), TextColumn("{task.completed:.0f} s heard"), TimeElapsedColumn())
     paths: list[Path] = []
@@ -103,12 +103,13 @@ def analyze(
                 continue
             finally:
                 bar.remove_task(task)
-            found += heard
             for one in heard:
                 rows.add(one)
+                if folder is not None:
+                    folder.add(one)
+                num_found += 1
     rows.close()
-    if out is not None and found:
-        _write(found, out, recognizer.classes, picture)
+    if out is not None and num_found:
         told.print(f"Written: {out}")
     if failed:
         print(f"mmemo analyze: {failed} of {len(paths) + given_up} could not be analysed", file=sys.stderr)
@@ -196,40 +197,47 @@ def _csv_line(row: dict[str, Any], classes: list[str]) -> str:
     return line.getvalue()
 
 
-def _write(found: list[Analysis], out: Path, classes: list[str], picture: bool) -> None:
-    from mmemo.export.analysis import STDIN, draw
-    from mmemo.files import replacing
+class _Folder:
+    """Keeps what was found, recording by recording, so that a killed run has lost none that was finished."""
 
-    out.mkdir(parents=True, exist_ok=True)
-    rows = [row for one in found for row in _rows(one)]
-    lines = [",".join(_columns(classes)), *(_csv_line(row, classes) for row in rows)]
-    texts = {
-        "segments.csv": "\n".join(lines) + "\n",
-        "segments.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
-    }
-    used: set[str] = set()
-    for one in found:
-        stem = Path(one.name.replace(STDIN, "stdin", 1) if one.name.startswith(STDIN) else one.name).name.replace(
-            " ", "_"
-        )
-        name = stem if stem not in used else f"{stem}_{len(used)}"
-        used.add(name)
+    def __init__(self, out: Path, classes: list[str], picture: bool) -> None:
+        self.out = out
+        self.classes = classes
+        self.picture = picture
+        self._used: set[str] = set()
+
+    def add(self, one: Analysis) -> None:
+        from mmemo.export.analysis import STDIN, draw
+        from mmemo.files import replacing
+
+        rows = _rows(one)
+        lines = [_csv_line(row, self.classes) for row in rows]
+        if not self._used:
+            self.out.mkdir(parents=True, exist_ok=True)
+            lines.insert(0, ",".join(_columns(self.classes)))
+        for name, found in (
+            ("segments.csv", lines),
+            ("segments.jsonl", [json.dumps(row, ensure_ascii=False) for row in rows]),
+        ):
+            with (self.out / name).open("a" if self._used else "w") as file:
+                file.writelines(f"{line}\n" for line in found)
+        shown = one.name.replace(STDIN, "stdin", 1) if one.name.startswith(STDIN) else one.name
+        stem = Path(shown).name.replace(" ", "_")
+        name = stem if stem not in self._used else f"{stem}_{len(self._used)}"
+        self._used.add(name)
         timeline = [
-            {"seconds": float(time), **dict(zip(classes, [round(float(p), 4) for p in probs], strict=True))}
+            {"seconds": float(time), **dict(zip(self.classes, [round(float(p), 4) for p in probs], strict=True))}
             for time, probs in zip(one.times, one.timeline, strict=True)
             if probs[0] == probs[0]
         ]
         content = {
             "recording": one.name, "seconds": round(one.seconds, 3), "speech_seconds": round(one.speech_seconds, 3),
-            "emotion": one.emotion, "shares": one.shares, "unsure": one.unsure, "segments": _rows(one),
-            "timeline": timeline,
+            "emotion": one.emotion, "shares": one.shares, "unsure": one.unsure, "segments": rows, "timeline": timeline,
         }  # fmt: skip
-        texts[f"{name}.json"] = json.dumps(content, ensure_ascii=False, indent=1)
-        if picture:
-            draw(one, out / f"{name}.png")
-    for name, text in texts.items():
-        with replacing(out / name) as partial:
-            partial.write_text(text)
+        with replacing(self.out / f"{name}.json") as partial:
+            partial.write_text(json.dumps(content, ensure_ascii=False, indent=1))
+        if self.picture:
+            draw(one, self.out / f"{name}.png")
 
 
 def _clock(seconds: float) -> str:
