@@ -36,19 +36,17 @@ def explain(
         number: How many, when no ids are given.
         checkpoint: best, last or a file; what the run was judged by when not given.
         fold: Of a cross-validation; the first when not given.
-        words: Whether pictures show words; not in offline mode when not given.
+        words: Whether pictures show words; not offline, and not in a study, when not given.
         options: Options of `mmemo fit`, such as --data.manifest OTHER.csv.
     """
     from rich.console import Console
     from rich.table import Table
 
     from mmemo.evaluation.explanations import explain_run
-    from mmemo.pretrained import is_offline
 
     if number < 1:
         raise ValueError(f"--number {number}: expected 1 or more")
-    shown = not is_offline() if words is None else words
-    found = explain_run(run, [ids] if isinstance(ids, str) else ids, number, checkpoint, fold, shown, options)
+    found = explain_run(run, [ids] if isinstance(ids, str) else ids, number, checkpoint, fold, words, options)
     console = Console()
     table = Table(title="Deletion test: fall of the probability, points")
     for name in ("what", "taken away", "marked most", "random"):

@@ -19,6 +19,7 @@ from mmemo.files import replacing
 from mmemo.labels import DIMENSIONS, UNLABELLED
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
 from mmemo.models.pooling import AttentiveStatisticsPooling
+from mmemo.pretrained import is_offline
 from mmemo.training.attacks import Entry, Level, undisturbed
 from mmemo.training.experiment import experiment_of, write_text
 from mmemo.training.system import load_model
@@ -294,7 +295,7 @@ def explain_run(
     num_utterances: int = 8,
     checkpoint: str | None = None,
     fold: int | None = None,
-    words: bool = True,
+    words: bool | None = None,
     overrides: Sequence[str] = (),
     progress: bool = True,
 ) -> Explained:
@@ -306,7 +307,7 @@ def explain_run(
         num_utterances: How many, when no ids are given.
         checkpoint: ``best``, ``last`` or a file; that of the run's config when not given.
         fold: Of a cross-validation; the first when not given.
-        words: Whether pictures show words.
+        words: Whether pictures and JSON show words; not offline, and not in a study, when not given.
         overrides: Options of ``mmemo fit`` that win over the run's config.
         progress: Whether to draw a progress bar.
 
@@ -319,6 +320,8 @@ def explain_run(
     member = members[0]
     experiment = experiment_of(member, overrides)
     model = load_model(checkpoint_of(member, checkpoint or experiment.config.checkpoint)).eval()
+    if words is None:
+        words = not is_offline() and experiment.config.study is None
     datamodule = experiment.datamodule
     datamodule.setup("test")
     test = datamodule.manifest.subset(datamodule.split.test)
