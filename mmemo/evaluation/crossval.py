@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import yaml
 from filelock import FileLock, Timeout
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -178,6 +179,9 @@ def run_fold(
         Metric name, such as ``test/uar`` -> its value.
     """
     common = ["--config", str(config), *overrides]
+    given = (yaml.safe_load(config.read_text()).get("data") or {}).get("split")
+    if not given and not any(word.startswith("--data.split") for word in overrides):
+        common += ["--data.split", "mmemo.data.OfficialSplit"]  # what the data module takes then
     common += ["--data.split.init_args.fold", str(fold), "--trainer.default_root_dir", str(folder)]
     done = folder / "fitted"
     if not done.exists():

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import yaml
+from filelock import FileLock
 
 from mmemo.evaluation.crossval import PREDICTIONS_FILE, run_fold, spread
 from mmemo.evaluation.predictions import labelled_probs
@@ -121,11 +122,17 @@ def inner_config(config: Path, target: Path, overrides: Sequence[str], outer_fol
         outer_fold: Fold of its split whose training side is divided.
         num_folds: Inner folds.
     """
-    outer = ["--data.split.init_args.fold", str(outer_fold)]
-    whole = Experiment(["--config", str(config), *overrides, *outer], run=False)
+    whole = Experiment(["--config", str(config), *overrides], run=False)
     content = yaml.safe_load(whole.parser.dump(whole.config, skip_unset=False))
     split = content["data"]["split"] or {"class_path": "mmemo.data.OfficialSplit"}
-    held_out = split.get("init_args", {}).get("num_val_speakers", 0)
+    whole.datamodule.setup("fit")  # a table or split that cannot be used is told now
+    num_folds_there = whole.datamodule.splitter.count(whole.datamodule.manifest)
+    if not 1 <= outer_fold <= num_folds_there:
+        raise ValueError(f"outer fold {outer_fold}: data.split of {config} has folds 1 to {num_folds_there}")
+    split = split | {"init_args": {**(split.get("init_args") or {}), "fold": outer_fold}}
+    held_out = split["init_args"].get("num_val_speakers", 0)
+    if whole.config.checkpoint == "best":
+        held_out = max(held_out, 1)  # somebody must choose the epoch
     content["data"]["split"] = {
         "class_path": "mmemo.data.InnerFolds",
         "init_args": {"outer": split, "num_folds": num_folds, "num_val_speakers": held_out},
@@ -174,7 +181,6 @@ def tune(
     study = _study(settings, run, known, mark)
     if not study.trials and own is not None:
         study.enqueue_trial(own, skip_if_exists=True)
-    finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
 
     def objective(trial: Any) -> float:
         chosen = {key: _suggest(trial, key, values) for key, values in known.items()}
@@ -190,6 +196,21 @@ def tune(
         tell(f"trial {trial.number}: {100 * spread(scores)[0]:.1f} {chosen}")
         return spread(scores)[0]
 
+    try:
+        _search(study, objective, settings, known)
+    except optuna.exceptions.StorageInternalError as error:
+        raise ValueError(
+            f"{run}: the storage of this search stopped answering ({str(error).splitlines()[0]}); finished trials are "
+            "kept: start the same command again when it does"
+        ) from None
+    return _summarise(study, config, run, settings, known, overrides, tell)
+
+
+def _search(study: Any, objective: Callable[[Any], float], settings: Tuning, known: Mapping[str, Any]) -> None:
+    """Trials until there are enough, by all workers together."""
+    import optuna
+
+    finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     while sum(trial.state in finished for trial in study.trials) < settings.num_trials:
         running = sum(trial.state == optuna.trial.TrialState.RUNNING for trial in study.trials)
         done = sum(trial.state in finished for trial in study.trials)
@@ -200,7 +221,6 @@ def tune(
             continue
         study.sampler = _sampler(settings, known, len(study.trials))
         study.optimize(objective, n_trials=1)
-    return _summarise(study, config, run, settings, known, overrides, tell)
 
 
 def _check_space(inside: Path, space: Path, known: Mapping[str, Any]) -> None:
@@ -336,11 +356,13 @@ def _score(inside: Path, folder: Path, fold: int, options: Sequence[str], metric
     """Figure of one inner fold; what was trained for it is not kept."""
     member = folder / f"fold{fold}"
     kept = member / "score.json"
-    if not kept.exists():
-        shutil.rmtree(member, ignore_errors=True)  # of a worker that is gone
-        metrics = run_fold(inside, member, fold, options)
-        shutil.rmtree(member / BEST.parent, ignore_errors=True)
-        write_text(kept, json.dumps(metrics))
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f".fold{fold}.lock"):  # another worker may try the same settings
+        if not kept.exists():
+            shutil.rmtree(member, ignore_errors=True)  # of a worker that is gone
+            metrics = run_fold(inside, member, fold, options)
+            shutil.rmtree(member / BEST.parent, ignore_errors=True)
+            write_text(kept, json.dumps(metrics))
     metrics = json.loads(kept.read_text())
     name = f"test/{metric}" if metric else "test/uar" if "test/uar" in metrics else "test/ccc"
     if name not in metrics:

@@ -86,6 +86,18 @@ def test_labels_of_outer_test_speakers_are_never_read(
     pd.testing.assert_frame_equal(*scores)
 
 
+def test_a_split_with_one_fold_is_tuned_on_its_training_side(tiny_config: Path, space: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(tiny_config.read_text())
+    del content["data"]["split"]  # the manifest's own
+    tiny_config.write_text(yaml.safe_dump(content))
+    found = tune(tiny_config, space, tmp_path / "run", Tuning(num_trials=1, num_folds=2))
+    assert {"own_uar", "best_uar"} <= set(found.judged)
+    inner = pd.concat(pd.read_parquet(path) for path in (tmp_path / "run" / "trials").rglob("predictions.parquet"))
+    assert set(inner["speaker"]) == {"s0", "s1", "s2", "s3"}  # s4 and s5 test
+    with pytest.raises(ValueError, match=r"outer fold 2: data\.split of .* has folds 1 to 1"):
+        tune(tiny_config, space, tmp_path / "other", Tuning(num_trials=1, num_folds=2, outer_fold=2))
+
+
 @pytest.mark.parametrize("sampler", ["random", "grid", "cmaes", "nsga2"])
 def test_every_sampler_searches(sampler: str, config: Path, tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
