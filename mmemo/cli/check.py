@@ -34,6 +34,7 @@ def check(manifest: Path, picture: Path | None = None, leaks: bool = False) -> i
     from mmemo.data.checks import broken_audio, draw_distributions
     from mmemo.data.leaks import RED_FLAG, shared, side_doors
     from mmemo.data.manifest import read_manifest
+    from mmemo.pretrained import is_offline
 
     console = Console()
     loaded = read_manifest(manifest)
@@ -48,7 +49,8 @@ def check(manifest: Path, picture: Path | None = None, leaks: bool = False) -> i
     for name, rows in loaded.frame.fillna({"emotion": "(none)"}).groupby("emotion"):
         labels.add_row(str(name), str(len(rows)), str(rows["speaker"].nunique()))
     console.print(labels)
-    broken, found = broken_audio(utterances, facts), shared(loaded, facts)
+    private = is_offline()  # a study names no files
+    broken, found = broken_audio(utterances, facts, private), shared(loaded, facts, private)
     for title, problems in (("broken audio", broken), ("leaks between splits", found)):
         if problems:
             console.print(f"[bold red]{len(problems)} {title}[/bold red]")

@@ -40,6 +40,7 @@ def compare(
 
     from mmemo.evaluation.comparison import compare_runs
     from mmemo.evaluation.predictions import read_predictions
+    from mmemo.evaluation.report import plain
     from mmemo.evaluation.statistics import corrected
     from mmemo.files import replacing
 
@@ -73,7 +74,7 @@ def compare(
             for (first, second), one, p_value in zip(pairs, found, p_values, strict=True)
         ]
         with replacing(out) as partial:
-            partial.write_text(json.dumps(content, indent=1))
+            partial.write_text(json.dumps(plain(content), indent=1))
     return 0
 
 

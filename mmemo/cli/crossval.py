@@ -33,22 +33,24 @@ def crossval(
 
     Args:
         config: YAML of the experiment; its data.split says which folds there are.
-        run: Folder for the results; the YAML's trainer.default_root_dir when not given.
+        run: Folder for the results; when not given the YAML's trainer.default_root_dir, or runs/CONFIG_seeds and
+            runs/CONFIG_nested.
         seeds: Repeat all folds with each of these seeds, such as [0, 1, 2].
         nested: Inner folds of each training side, on which calibration, the threshold for giving no answer, and with
             --space the settings are chosen; 0 is none.
         space: YAML of what is tuned inside, as for `mmemo tune`.
-        trials: How many settings are tried in each outer fold.
-        answered: Share of utterances that shall get an answer, in (0, 1]; the others are too unsure.
+        trials: How many settings are tried in each outer fold, with --space.
+        answered: With --nested, share of utterances that shall get an answer, in (0, 1]; the others are too unsure.
         options: Options of `mmemo fit`.
     """
     from rich.console import Console
     from rich.table import Table
 
+    from mmemo.evaluation.crossval import COMMAND_FILE, repeated, spread
     from mmemo.evaluation.crossval import crossval as cross_validate
-    from mmemo.evaluation.crossval import repeated, spread
     from mmemo.evaluation.predictions import read_predictions
     from mmemo.evaluation.statistics import count_intervals
+    from mmemo.training.experiment import write_text
 
     if not config.is_file():
         raise ValueError(f"{config}: no such file, expected the YAML of an experiment")
@@ -76,6 +78,9 @@ def crossval(
         result = repeated(config, run, seeds, options)
     else:
         result = cross_validate(config, run, options)
+    changed = [("--seeds", seeds), ("--nested", nested), ("--space", space), ("--trials", trials if space else 0)]
+    given = [word for name, value in changed if value for word in (name, str(value).replace(" ", ""))]
+    write_text(result.run / COMMAND_FILE, " ".join(["mmemo crossval --config", str(config), *given, *options]))
     num_folds = len(next(iter(result.metrics.values())))
     table = Table(title=f"{config.stem}: {num_folds} folds, per cent")
     table.add_column("metric")

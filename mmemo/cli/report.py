@@ -24,7 +24,8 @@ def report(
 ) -> int:
     """One self-contained HTML page of a run: figures with intervals, pictures, subgroups, how to reproduce it.
 
-    Writes report.html, report.json and report.tex; for a study also model_card.md and tripod_ai.md. The page opens
+    Writes report.html, report.json and report.tex; for a study also model_card.md,
+    tripod_ai.md, and tables of participants, their sessions and changes. The page opens
     anywhere without a network, and shows neither words nor paths of recordings.
 
     Args:

@@ -13,15 +13,18 @@ from mmemo.data.manifest import Manifest, Utterance
 from mmemo.files import replacing
 
 
-def broken_audio(utterances: Sequence[Utterance], facts: Sequence[AudioFacts | None]) -> list[str]:
+def broken_audio(
+    utterances: Sequence[Utterance], facts: Sequence[AudioFacts | None], private: bool = False
+) -> list[str]:
     """One line for each utterance whose audio cannot be used.
 
     Args:
         utterances: Manifest rows.
         facts: Of each row's audio.
+        private: Whether to leave out where the files are.
     """
     return [
-        f"{utterance.id}: {utterance.path}: {fact.problem}"
+        f"{utterance.id}: {fact.problem}" if private else f"{utterance.id}: {utterance.path}: {fact.problem}"
         for utterance, fact in zip(utterances, facts, strict=True)
         if fact is not None and fact.problem
     ]

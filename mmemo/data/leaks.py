@@ -46,12 +46,13 @@ class SideDoor(NamedTuple):
         return max(self.skill, self.information) >= RED_FLAG
 
 
-def shared(manifest: Manifest, facts: Sequence[AudioFacts | None]) -> list[str]:
+def shared(manifest: Manifest, facts: Sequence[AudioFacts | None], private: bool = False) -> list[str]:
     """One line for each speaker or recording that stands in more than one split of the manifest.
 
     Args:
         manifest: The table; without a split column there is nothing to leak.
         facts: Of each row's audio.
+        private: Whether to name utterances in the place of files.
     """
     table = manifest.frame[["id", "speaker", "split", "path"]].copy()
     table["content"] = [fact.content if fact is not None and fact.content else None for fact in facts]
@@ -62,6 +63,8 @@ def shared(manifest: Manifest, facts: Sequence[AudioFacts | None]) -> list[str]:
         for value, rows in table[table[column].notna()].groupby(column):
             splits = sorted(rows["split"].unique())
             if len(splits) > 1:
+                if column == "path" and private:
+                    value = f"of {rows['id'].iloc[0]}"
                 found.append(f"{name.format(value)} is in {', '.join(splits)}: {', '.join(rows['id'].head(4))}")
     return found
 

@@ -261,7 +261,9 @@ def conformal(probs: np.ndarray, target: np.ndarray, speakers: np.ndarray, cover
     weight = 1 / np.bincount(numbers)[numbers]  # each speaker sums to one
     order = np.argsort(scores)
     share = np.cumsum(weight[order]) / len(names)
-    level = min(coverage * (1 + 1 / len(target)), 1.0)
+    level = coverage * (1 + 1 / len(target))
+    if level > 1:
+        return Conformal(1.0, coverage)  # too few utterances: every class is in the set
     place = min(int(np.searchsorted(share, level - 1e-12)), len(scores) - 1)
     return Conformal(float(scores[order][place]), coverage)
 
@@ -275,10 +277,11 @@ def coverage_over_splits(
     share: float = 0.5,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Measured coverage and mean size of conformal sets on speakers that they were not fitted on.
+    """Measured coverage and mean size of conformal sets on speakers that neither they nor the temperature before them
+    were fitted on.
 
     Args:
-        probs: Out-of-fold ``(utterance, class)``.
+        probs: Uncalibrated, out-of-fold ``(utterance, class)``.
         target: True classes ``(utterance,)``.
         speakers: Of each utterance.
         coverage: Chance asked for, in (0, 1).
@@ -301,7 +304,9 @@ def coverage_over_splits(
     for _ in range(num_splits):
         chosen = random.permutation(len(names))[: max(2, round(share * len(names)))]
         fits = np.isin(numbers, chosen)
-        sets = conformal(probs[fits], target[fits], speakers[fits], coverage).sets(probs[~fits])
+        scaling = temperature_scaling(probs[fits], target[fits])
+        calibrated = scaling(probs)
+        sets = conformal(calibrated[fits], target[fits], speakers[fits], coverage).sets(calibrated[~fits])
         covered.append(sets[np.arange(len(sets)), target[~fits]].mean())
         sizes.append(sets.sum(1).mean())
     low, high = np.percentile(covered, [5, 95])

@@ -189,7 +189,8 @@ def changes(rows: Sequence[tuple[str, float, float, float]]) -> str:
     ordered = sorted(rows, key=lambda row: row[1])
     figure, axes = _figure(0.2 * len(ordered) + 0.9)
     for place, (_, value, low, high) in enumerate(ordered):
-        colour = BLUE if low <= 0 <= high else RED
+        known = np.isfinite([low, high]).all()
+        colour = GREY if not known else BLUE if low <= 0 <= high else RED
         axes.plot([low, high], [place, place], color=colour, lw=1.5)
         axes.plot(value, place, "o", color=colour, ms=4)
     axes.axvline(0, color=GREY, lw=1, ls=":")

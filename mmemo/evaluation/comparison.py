@@ -30,7 +30,11 @@ def compare_runs(
     Raises:
         ValueError: They judge other utterances, other classes, or one speaker alone.
     """
+    if not first.classes or not second.classes:
+        raise ValueError("runs of dimensions alone cannot be compared yet; their reports give CCC with intervals")
     first, second = same_utterances(first.labelled, second.labelled)
+    if first.table.empty:
+        raise ValueError("no utterance of these runs has a label, so there is nothing to compare them by")
     counts = [_per_seed(one) for one in (first, second)]
     found = compare_counts(counts[0], counts[1], figure, num_samples, seed)
     truth = first.table.drop_duplicates("id")["emotion"].map({name: n for n, name in enumerate(first.classes)})

@@ -20,6 +20,7 @@ from mmemo.training.experiment import LAST, METRICS_FILE, Experiment, write_tabl
 
 PREDICTIONS_FILE = "predictions.parquet"
 SUMMARY_FILE = "crossval.json"
+COMMAND_FILE = "command.txt"
 
 
 class CrossValidation(NamedTuple):

@@ -38,9 +38,9 @@ def nested(
     """Cross-validation in which everything that is chosen is chosen inside: no outer test speaker has any part in it.
 
     In each outer fold, the training side is divided into inner folds. On these the settings of ``space`` are tuned, if
-    there is one; the epoch is chosen on inner training speakers where the config says ``checkpoint: best``; and from
-    their out-of-fold predictions come the temperature and the confidence below which nothing is said. Then the model is
-    trained on the whole outer training side and judged once.
+    there is one; from their out-of-fold predictions come the temperature and the confidence below which nothing is
+    said. Then the model is trained on the outer training side (with ``checkpoint: best``, some of its speakers choose
+    the epoch) and judged once.
 
     Args:
         config: As for :func:`crossval`.
@@ -58,6 +58,8 @@ def nested(
         raise ValueError(f"nested {num_inner}: expected 2 inner folds or more")
     experiment = Experiment(["--config", str(config), *overrides], run=False)
     datamodule = experiment.datamodule
+    if not datamodule.classes:
+        raise ValueError("--nested calibrates classes, and this experiment has dimensions alone; leave it out")
     datamodule.setup("fit")
     num_folds = datamodule.splitter.count(datamodule.manifest)
     inputs = [*datamodule.manifest_paths, Path(getattr(datamodule.splitter, "path", "")), *([space] if space else [])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ from mmemo.data.study import Study
 from mmemo.evaluation.predictions import Predictions
 from mmemo.evaluation.statistics import Interval, ccc, speaker_bootstrap
 
+FEW_UTTERANCES = 5
+"""Utterances below which a visit's value has no interval."""
 UNWEIGHTED = 1.0
 """Weight of an utterance whose length is not known."""
 
@@ -48,7 +51,7 @@ def study_result(predictions: Predictions, study: Study, num_samples: int = 1000
 
     Args:
         predictions: Out-of-fold, with the manifest's columns, and ``seconds`` where known.
-        study: What is asked.
+        study: What is asked; visits come in the order of their names, numbers in them as numbers.
         num_samples: Bootstrap samples.
         seed: Of the draws.
 
@@ -57,8 +60,11 @@ def study_result(predictions: Predictions, study: Study, num_samples: int = 1000
     """
     _check(predictions, study)
     table = predictions.table
-    if "seed" in table:
-        table = table[table["seed"] == table["seed"].min()]
+    if "seed" in table:  # probabilities averaged
+        names = [name for name in table if "prob_" in str(name)]
+        means = table.groupby("id")[names].mean()
+        table = table.drop_duplicates("id").reset_index(drop=True)
+        table[names] = means.loc[table["id"]].to_numpy()
     missing = {"without a participant": int(table[study.participant].isna().sum())}
     if study.visit is not None:
         missing["without a visit"] = int(table[study.visit].isna().sum())
@@ -131,12 +137,17 @@ def _values(predictions: Predictions, study: Study) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "participant": table[study.participant],
-            "visit": table[study.visit].astype(str) if study.visit else "1",
+            "visit": table[study.visit].astype(str).map(_sortable) if study.visit else "1",
             "value": said if study.how == "share" else likely,
             "true": true,
             "seconds": seconds.to_numpy(dtype=float),
         }
     )
+
+
+def _sortable(visit: str) -> str:
+    """Numbers in a name as wide as three digits, so that visit 10 comes after visit 2."""
+    return re.sub(r"\d+", lambda found: found.group().zfill(3), visit)
 
 
 def _aggregate(rows: pd.DataFrame, how: str) -> dict[str, Any]:
@@ -148,8 +159,14 @@ def _aggregate(rows: pd.DataFrame, how: str) -> dict[str, Any]:
         "num_utterances": len(rows),
         "seconds": float(weight.sum()),
         "predicted": float(value.max() if how == "max" else np.average(value, weights=weight)),
-        "true": float(np.average(true[known], weights=weight[known])) if known.any() else float("nan"),
+        "true": _true(true[known], weight[known], how),
     }
+
+
+def _true(true: np.ndarray, weight: np.ndarray, how: str) -> float:
+    if not len(true):
+        return float("nan")
+    return float(true.max() if how == "max" else np.average(true, weights=weight))
 
 
 def _aggregated(rows: pd.DataFrame, by: list[str], how: str) -> pd.DataFrame:
@@ -202,6 +219,8 @@ def _changes(rows: pd.DataFrame, sessions: pd.DataFrame, how: str, num_samples: 
             else:
                 drawn += sign * (values[chosen] * weight[chosen]).sum(1) / weight[chosen].sum(1)
         low, high = np.percentile(drawn, [2.5, 97.5])
+        if how == "max" or min(first["num_utterances"], last["num_utterances"]) < FEW_UTTERANCES:
+            low = high = float("nan")  # resampling a few values, or their largest, says nothing
         found.append(
             {
                 "participant": participant, "first_visit": first["visit"], "last_visit": last["visit"],

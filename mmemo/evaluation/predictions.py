@@ -61,7 +61,7 @@ class Predictions(NamedTuple):
     @property
     def speakers(self) -> np.ndarray:
         """Of each row; one without a speaker stands for itself."""
-        return clusters(self.table["speaker"].to_numpy(dtype=object))
+        return clusters(self.table["speaker"].to_numpy(dtype=object), self.table["id"].tolist())
 
     @property
     def seeds(self) -> list[int]:
@@ -122,7 +122,7 @@ def read_predictions(source: Path, side: str = "test") -> Predictions:
     for name in ("speaker", "emotion"):
         if name not in table:
             table[name] = None
-    if "side" in table and not path.name.startswith("undecided"):
+    if "side" in table:
         table = table[table["side"] == side].reset_index(drop=True)
         if table.empty:
             raise ValueError(
@@ -150,28 +150,37 @@ def with_manifest(predictions: Predictions, manifest: Manifest) -> Predictions:
             f"{manifest.path}: the predictions do not match this manifest: {len(missing)} of {len(ids)} utterances are "
             f"not in it, such as {missing.iloc[0]!r}; give --manifest the one that was predicted"
         )
-    there = rows.loc[ids]
-    emotion = there["emotion"].to_numpy(dtype=object)
-    own = predictions.table["emotion"].to_numpy(dtype=object)
-    known = np.array([one == one and one is not None and other in predictions.classes
-                      for one, other in zip(own, emotion, strict=True)], dtype=bool)  # fmt: skip
-    differ = known & (own != emotion)
+    there = rows.loc[ids].reset_index(drop=True)
+    own = predictions.table["emotion"].reset_index(drop=True)
+    both = (own.notna() & there["emotion"].isin(predictions.classes)).to_numpy(dtype=bool)
+    differ = both.copy()
+    differ[both] = own[both].astype(str).to_numpy() != there["emotion"][both].astype(str).to_numpy()
     if differ.any():
         first = int(np.flatnonzero(differ)[0])
         raise ValueError(
             f"{manifest.path}: the predictions do not match this manifest: {int(differ.sum())} utterances have another "
-            f"emotion there, such as {ids.iloc[first]!r} ({emotion[first]}, predicted as {own[first]}); predict again, "
-            "or give --manifest the one that was predicted"
+            f"emotion there, such as {ids.iloc[first]!r} ({there['emotion'].iloc[first]}, predicted as "
+            f"{own.iloc[first]}); predict again, or give --manifest the one that was predicted"
         )
-    added = [
-        str(name)
-        for name in there
-        if name not in (*PRIVATE, "start", "end", "channel", *predictions.table)
-        and not str(name).startswith(VOTES_PREFIX)
-        and there[name].notna().any()
-    ]
-    columns = {name: there[name].to_numpy() for name in added}
-    return predictions._replace(table=predictions.table.assign(**columns))
+    table = predictions.table.copy()
+    for name in ("speaker", "emotion"):  # a file of probabilities may lack them
+        given = table[name].astype(object).where(table[name].notna(), None)
+        table[name] = given.where(given.notna(), there[name].astype(object).where(there[name].notna(), None).to_numpy())
+    reserved = {"fold", "seed", "answered", "warning", "side", "predicted", "confidence", "length", "noise", "seconds"}
+    added, clash = {}, []
+    for name in map(str, there.columns):
+        if name in (*PRIVATE, "start", "end", "channel") or name.startswith(VOTES_PREFIX) or there[name].isna().all():
+            continue
+        if name in reserved or name.startswith("weight_") or "prob_" in name:
+            clash.append(name)
+        elif name not in table:
+            added[name] = there[name].to_numpy()
+    warnings = list(predictions.warnings)
+    if clash:
+        warnings.append(
+            f"columns {', '.join(clash)} of the manifest have names that reports use; they are not looked at"
+        )
+    return predictions._replace(table=table.assign(**added), warnings=warnings)
 
 
 def same_utterances(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:

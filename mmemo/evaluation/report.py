@@ -30,6 +30,7 @@ from mmemo.evaluation.calibration import (
     reliability,
     risk_coverage,
 )
+from mmemo.evaluation.crossval import COMMAND_FILE
 from mmemo.evaluation.participants import StudyResult, study_result
 from mmemo.evaluation.predictions import Predictions, read_predictions, with_manifest
 from mmemo.evaluation.statistics import (
@@ -38,6 +39,8 @@ from mmemo.evaluation.statistics import (
     ccc,
     class_figures,
     count_intervals,
+    draws,
+    ends,
     per_class,
     speaker_bootstrap,
     visible_difference,
@@ -45,13 +48,13 @@ from mmemo.evaluation.statistics import (
 from mmemo.evaluation.subgroups import subgroups, usual_columns, with_audio_bands
 from mmemo.labels import DIMENSIONS
 from mmemo.pretrained import is_offline
-from mmemo.training.experiment import experiment_of, write_text
+from mmemo.training.experiment import experiment_of, write_table, write_text
 
 FOLDER = "report"
 NAMES = {"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro F1", "weighted_f1": "weighted F1"}
 PACKAGES = ("mmemo", "torch", "pytorch-lightning", "transformers", "torchmetrics", "numpy", "scikit-learn")
 COVERAGE = 0.9
-FEW_SAMPLES = 300  # of speakers, for figures that are slow to compute
+FEW_SAMPLES = 1000  # of speakers, for figures that are slow to compute
 
 
 class Report(NamedTuple):
@@ -60,7 +63,7 @@ class Report(NamedTuple):
     Args:
         html: The page.
         content: All its figures, as in ``report.json``.
-        folder: Where page, JSON, LaTeX table, and a study's model card and checklist are.
+        folder: Where page, JSON, LaTeX table, and a study's tables, model card and checklist are.
     """
 
     html: Path
@@ -93,7 +96,7 @@ def report(
     if study is None and config.get("study"):
         study = Study(**config["study"])
     private = study is not None or is_offline() or bool(config.get("offline"))
-    table, problem = _manifest(member, manifest, config)
+    table, problem = _manifest(member, manifest, private)
     warnings = list(predictions.warnings)
     seconds = math.nan
     if table is not None:
@@ -101,6 +104,10 @@ def report(
         predictions, seconds = _with_audio(predictions, table, warnings)
     else:
         warnings.append(problem)
+    if study is not None and study.participant in predictions.table:
+        people = predictions.table[study.participant]
+        predictions = predictions._replace(table=predictions.table.assign(speaker=people))
+    _check_speakers(predictions, warnings)
     content: dict[str, Any] = {"run": run.name, "date": date.today().isoformat(), "warnings": warnings}
     pictures: dict[str, Any] = {}
     labelled = predictions.labelled
@@ -124,9 +131,12 @@ def report(
     folder = out or run / FOLDER
     page = _page(content, pictures)
     write_text(folder / "report.html", page)
-    write_text(folder / "report.json", json.dumps(_plain(content), indent=1))
+    write_text(folder / "report.json", json.dumps(plain(content), indent=1))
     write_text(folder / "report.tex", _latex(content))
     if found is not None:
+        write_table(folder / "participants.csv", found.participants)
+        write_table(folder / "sessions.csv", found.sessions)
+        write_table(folder / "changes.csv", found.changes)
         write_text(folder / "model_card.md", _template("model_card.md.jinja").render(**content))
         write_text(folder / "tripod_ai.md", _template("tripod_ai.md.jinja").render(**content))
     return Report(folder / "report.html", content, folder)
@@ -142,7 +152,7 @@ def _member(run: Path) -> Path | None:
     return None
 
 
-def _manifest(member: Path | None, path: Path | None, config: dict[str, Any]) -> tuple[Manifest | None, str]:
+def _manifest(member: Path | None, path: Path | None, private: bool) -> tuple[Manifest | None, str]:
     """The table that was predicted; or why there is none."""
     if path is not None:
         return read_manifest(path), ""
@@ -155,8 +165,9 @@ def _manifest(member: Path | None, path: Path | None, config: dict[str, Any]) ->
         datamodule = experiment_of(member).datamodule
         datamodule.setup("predict")
         return datamodule.manifest, ""
-    except (OSError, ValueError) as error:
-        return None, f"the run's manifest cannot be read ({str(error).splitlines()[0]}); give --manifest"
+    except (OSError, ValueError, RuntimeError, SystemExit) as error:
+        why = "" if private else f" ({str(error).splitlines()[0]})"  # which may name a path
+        return None, f"the run's manifest cannot be read{why}; give --manifest"
 
 
 def _with_audio(predictions: Predictions, table: Manifest, warnings: list[str]) -> tuple[Predictions, float]:
@@ -171,6 +182,18 @@ def _with_audio(predictions: Predictions, table: Manifest, warnings: list[str]) 
     facts = {one.id: fact for one, fact in zip(utterances, audio_facts(utterances), strict=True)}
     predictions = with_audio_bands(predictions, facts)
     return predictions, float(predictions.table.drop_duplicates("id")["seconds"].sum())
+
+
+def _check_speakers(predictions: Predictions, warnings: list[str]) -> None:
+    """Who is resampled must be known, and stand in one fold."""
+    table = predictions.table.drop_duplicates("id")
+    unknown = int(table["speaker"].isna().sum())
+    if unknown:
+        warnings.append(
+            f"{unknown} utterances name no speaker: each counts as one of its own, so intervals are too narrow"
+        )
+    if "fold" in table and table[table["speaker"].notna()].groupby("speaker")["fold"].nunique().gt(1).any():
+        warnings.append("speakers not separated: some are tested in several folds, and so also trained on")
 
 
 def _check_classes(labelled: Predictions, warnings: list[str]) -> None:
@@ -252,47 +275,62 @@ def _areas(labelled: Predictions, content: dict[str, Any], pictures: dict[str, A
     """ROC and precision-recall curves, one class against the others, with areas over samples of speakers."""
     from sklearn.metrics import precision_recall_curve, roc_curve
 
-    probs, target, speakers = labelled.probs, labelled.target, labelled.speakers
-    roc, precision = {}, {}
+    probs, target = labelled.probs, labelled.target
+    names, numbers = np.unique(labelled.speakers, return_inverse=True)
+    weights = np.ones((1, len(target)))
+    if len(names) > 1:
+        weights = np.concatenate([weights, draws(len(names), FEW_SAMPLES, 0)[:, numbers]])
+    lines: dict[str, dict[str, tuple[np.ndarray, np.ndarray, float]]] = {"roc": {}, "pr": {}}
     areas: dict[str, dict[str, Interval]] = {}
+    every: dict[str, list[np.ndarray]] = {"roc": [], "pr": []}
     for place, name in enumerate(labelled.classes):
         truth = target == place
         if truth.all() or not truth.any():
             continue
         score = probs[:, place]
-        x, y, _ = roc_curve(truth, score)
+        areas[name] = {}
+        for kind, drawn in zip(("roc", "pr"), _area_draws(truth, score, weights), strict=True):
+            areas[name][kind] = _drawn_interval(drawn, len(names))
+            every[kind].append(drawn)
+        across, up, _ = roc_curve(truth, score)
         right, found, _ = precision_recall_curve(truth, score)
-        areas[name] = {
-            "roc": _area(_roc_area, truth, score, speakers), "pr": _area(_average_precision, truth, score, speakers)
-        }  # fmt: skip
-        roc[name] = (x, y, areas[name]["roc"].value)
-        precision[name] = (found, right, areas[name]["pr"].value)
+        lines["roc"][name] = (across, up, areas[name]["roc"].value)
+        lines["pr"][name] = (found, right, areas[name]["pr"].value)
     content["areas"] = areas
     if areas:
         content["mean_areas"] = {
-            kind: float(np.mean([one[kind].value for one in areas.values()])) for kind in ("roc", "pr")
+            kind: _drawn_interval(np.mean(drawn, axis=0), len(names)) for kind, drawn in every.items()
         }
-        pictures["roc"], pictures["pr"] = charts.curves(roc, "ROC"), charts.curves(precision, "Precision-recall")
+        pictures["roc"] = charts.curves(lines["roc"], "ROC")
+        pictures["pr"] = charts.curves(lines["pr"], "Precision-recall")
 
 
-def _area(figure: Any, truth: np.ndarray, score: np.ndarray, speakers: np.ndarray) -> Interval:
-    return speaker_bootstrap(lambda rows: figure(truth[rows], score[rows]), speakers, num_samples=FEW_SAMPLES // 3)
+def _drawn_interval(drawn: np.ndarray, num_speakers: int) -> Interval:
+    """The first is the figure itself, the others are of samples of speakers."""
+    if len(drawn) == 1:
+        return Interval(float(drawn[0]), float("nan"), float("nan"))
+    return Interval(float(drawn[0]), *ends(drawn[1:], num_speakers, 0.95))
 
 
-def _roc_area(truth: np.ndarray, score: np.ndarray) -> float:
-    """Chance that a true one scores above another: the rank statistic of Mann and Whitney."""
-    from scipy.stats import rankdata
+def _area_draws(truth: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """ROC area (the rank statistic of Mann and Whitney) and average precision of each row of weights.
 
-    true = int(truth.sum())
-    if not 0 < true < len(truth):
-        return float("nan")
-    return float((rankdata(score)[truth].sum() - true * (true + 1) / 2) / (true * (len(truth) - true)))
-
-
-def _average_precision(truth: np.ndarray, score: np.ndarray) -> float:
-    from sklearn.metrics import average_precision_score
-
-    return float(average_precision_score(truth, score)) if truth.any() else float("nan")
+    Args:
+        truth: Whether an utterance is of the class ``(utterance,)``.
+        score: Of the class.
+        weights: How often each utterance counts ``(sample, utterance)``.
+    """
+    order = np.argsort(-score, kind="stable")
+    hit = truth[order]
+    roc, average = np.empty(len(weights)), np.empty(len(weights))
+    for row, weight in enumerate(weights):
+        ordered = weight[order]
+        found, said = np.cumsum(ordered * hit), np.cumsum(ordered)
+        others = said[-1] - found[-1]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            roc[row] = (ordered * ~hit * found).sum() / (found[-1] * others)
+            average[row] = (ordered * hit * found / np.maximum(said, 1e-12)).sum() / found[-1]
+    return roc, average
 
 
 def _confidence(labelled: Predictions, content: dict[str, Any], pictures: dict[str, Any], warnings: list[str]) -> None:
@@ -322,7 +360,7 @@ def _confidence(labelled: Predictions, content: dict[str, Any], pictures: dict[s
         }
     pictures["risk"] = charts.risk_coverage(curve)
     if len(np.unique(speakers)) >= 4:
-        content["conformal"] = {"asked": COVERAGE, **coverage_over_splits(sure, target, speakers, COVERAGE)}
+        content["conformal"] = {"asked": COVERAGE, **coverage_over_splits(probs, target, speakers, COVERAGE)}
     else:
         warnings.append("fewer than four test speakers: sets of classes with a stated coverage cannot be judged")
 
@@ -465,8 +503,17 @@ def _reproduce(run: Path, member: Path | None, config: dict[str, Any], private: 
     for name, file in files.items():
         if file is not None:
             found["sha256"][name] = hashlib.sha256(file.read_bytes()).hexdigest()
-    verb = "fit" if member == run else "crossval"
-    found["commands"] = [f"mmemo {verb} --config experiment.yaml", f"mmemo report {run.name}"]
+    told = run / COMMAND_FILE
+    command = (
+        told.read_text().strip()
+        if told.is_file()
+        else f"mmemo {'fit' if member == run else 'crossval'} --config experiment.yaml"
+    )
+    if private:
+        command = " ".join(str(_without_paths(word)) for word in command.split())
+    found["commands"] = [command, f"mmemo report {run.name}"]
+    found["tuned"] = (member / "tuning").is_dir() if member is not None else False
+    found["nested"] = (member / "decisions.json").is_file() if member is not None else False
     return found
 
 
@@ -489,11 +536,14 @@ def _summary(content: dict[str, Any]) -> list[str]:
     data, found = content["data"], []
     hours = f", {data['hours']:.1f} hours" if data["hours"] else ""
     tested = f"Judged on {data['num_utterances']:,} utterances of {data['num_speakers']} speakers{hours}"
-    leaky = any("not separated" in one for one in content["warnings"])
+    leaky = any("not separated" in one or "on two sides" in one for one in content["warnings"])
+    known = bool(content["reproduce"]["config"])
     found.append(
         f"{tested}; SOME OF THEM ALSO TRAINED THE MODEL."
         if leaky
         else f"{tested}; none of them had a part in training the model that judged them."
+        if known
+        else f"{tested}; whether the model was trained on them is not known."
     )
     if "metrics" in content:
         uar: Interval = content["metrics"]["uar"]
@@ -542,14 +592,18 @@ def _summary(content: dict[str, Any]) -> list[str]:
     return found
 
 
-def _plain(value: Any) -> Any:
-    """For JSON: no NaN, no numpy, intervals as tables."""
+def plain(value: Any) -> Any:
+    """For JSON: no NaN, no numpy, intervals as tables.
+
+    Args:
+        value: Figures, in tables and lists.
+    """
     if isinstance(value, Interval):
-        return {name: _plain(one) for name, one in value._asdict().items()}
+        return {name: plain(one) for name, one in value._asdict().items()}
     if isinstance(value, dict):
-        return {str(name): _plain(one) for name, one in value.items()}
+        return {str(name): plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [plain(one) for one in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -519,6 +519,9 @@ def members_of(run: Path, folds: Sequence[int]) -> list[Path]:
             raise ValueError(f"{run} is a single run, so there are no folds to choose from")
         return [run]
     found = {path.parent.name: path.parent for path in run.glob("fold*/config.yaml")}
+    seeds = sorted(path.parent.parent for path in run.glob("seed*/fold1/config.yaml"))
+    if not found and seeds:
+        raise ValueError(f"{run} holds several seeds, each a cross-validation; give one of them, such as {seeds[0]}")
     if not found:
         raise ValueError(
             f"{run}: no run of `mmemo fit` or `mmemo crossval` there; expected a folder that holds a config.yaml"

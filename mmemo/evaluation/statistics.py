@@ -121,11 +121,20 @@ class Counts(NamedTuple):
         return Counts(names, confusion)
 
 
-def clusters(speakers: Sequence[object] | np.ndarray) -> np.ndarray:
-    """Names to resample by: a row without a speaker stands for itself."""
-    return np.array(
-        [f"row {row}" if one is None or one != one else str(one) for row, one in enumerate(speakers)], dtype=object
-    ).astype(str)
+def clusters(speakers: Sequence[object] | np.ndarray, ids: Sequence[object] | None = None) -> np.ndarray:
+    """Names to resample by: an utterance without a speaker stands for itself.
+
+    Args:
+        speakers: Of each row; missing where not known.
+        ids: Of the rows; their numbers when not given.
+    """
+    import pandas as pd
+
+    names = range(len(speakers)) if ids is None else ids
+    pairs = zip(speakers, names, strict=True)
+    return np.array([f"utterance {name}" if pd.isna(one) else str(one) for one, name in pairs], dtype=object).astype(
+        str
+    )  # type: ignore[call-overload]
 
 
 FIGURES = ("uar", "accuracy", "macro_f1", "weighted_f1")

@@ -50,7 +50,8 @@ class Subgroups(NamedTuple):
         gaps: Figure -> best group less worst, with an interval over speakers; groups of one speaker or under 30
             utterances do not count.
         equalised_odds: Largest difference between two groups in how often a class is said where it is true, or where it
-            is not (Hardt et al. 2016, <https://arxiv.org/abs/1610.02413>), with an interval.
+            is not (Hardt et al. 2016, <https://arxiv.org/abs/1610.02413>); without an interval, since a largest
+            difference is never zero.
         warnings: What a reader must know.
     """
 
@@ -103,7 +104,9 @@ def usual_columns(predictions: Predictions) -> list[str]:
     Args:
         predictions: With the manifest's columns.
     """
-    return [name for name in USUAL if name in predictions.table and predictions.table[name].nunique() > 1]
+    return [
+        name for name in USUAL if name in predictions.table and _as_groups(predictions.table[name], name).nunique() > 1
+    ]
 
 
 def subgroups(
@@ -176,9 +179,9 @@ def subgroups(
         whole, sampled = class_figures(totals), class_figures(samples)
         for figure in whole:
             gap = float(np.ptp(whole[figure]))
-            gaps[figure] = Interval(gap, *_gap_ends(sampled[figure], whole[figure], len(speakers), confidence))
-        value, of_samples = _odds_gap(totals), _odds_gap(samples)
-        odds = Interval(float(value), *ends(of_samples, len(speakers), confidence))
+            limits = _gap_ends(sampled[figure], whole[figure], len(speakers), confidence)
+            gaps[figure] = Interval(gap, *limits)
+        odds = Interval(float(_odds_gap(totals)), float("nan"), float("nan"))
     return Subgroups(column, groups, gaps, odds, warnings)
 
 
@@ -193,8 +196,10 @@ def _counts(predictions: Predictions, rows: np.ndarray, speakers: np.ndarray) ->
 
 def _gap_ends(sampled: np.ndarray, whole: np.ndarray, num_speakers: int, confidence: float) -> tuple[float, float]:
     """Of the signed difference between the group that is best and the one that is worst on the data at hand: the
-    largest gap of each sample would never be near zero."""
-    return ends(sampled[int(whole.argmax())] - sampled[int(whole.argmin())], num_speakers, confidence)
+    largest gap of each sample would never be near zero. Since the two were picked out of all pairs, the interval is as
+    wide as one of so many must be (Bonferroni)."""
+    pairs = len(whole) * (len(whole) - 1) / 2
+    return ends(sampled[int(whole.argmax())] - sampled[int(whole.argmin())], num_speakers, 1 - (1 - confidence) / pairs)
 
 
 def _odds_gap(confusion: np.ndarray) -> np.ndarray:
@@ -217,13 +222,21 @@ def _odds_gap(confusion: np.ndarray) -> np.ndarray:
 
 def _as_groups(values: pd.Series, column: str) -> pd.Series:
     """Text as it is; ages in bands, other numbers with many values in quarters."""
-    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
-        if column == "age":
-            return banded(values, AGE_BANDS, "")
-        if values.nunique() > MAX_GROUPS:
-            quarters = np.unique(np.nanquantile(values, [0, 0.25, 0.5, 0.75, 1]))
-            edges = [float(f"{edge:.3g}") for edge in quarters]
-            return banded(values, [edges[0] - 1e-6, *edges[1:-1], edges[-1] + 1e9], "")
+    number = pd.to_numeric(values, errors="coerce").astype(float)
+    numeric = bool(number[values.notna()].notna().all()) and not pd.api.types.is_bool_dtype(values)
+    if numeric and column == "age":
+        return banded(number, AGE_BANDS, "")
+    if numeric and number.nunique() > MAX_GROUPS:
+        quarters = np.unique(np.nanquantile(number, [0.25, 0.5, 0.75]))
+        place = pd.Series(np.searchsorted(quarters, number, side="right"), index=values.index)
+        bounds = [f"{edge:.4g}" for edge in quarters]
+        names = [
+            f"under {bounds[0]}",
+            *(f"{low} to {high}" for low, high in pairwise(bounds)),
+            f"{bounds[-1]} and more",
+        ]
+        found = place.map(dict(enumerate(names))).astype(object)
+        return found.where(number.notna(), None)
     found = values.astype(object)
     return found.where(found.notna(), None).map(lambda one: one if one is None else f"{one}")
 
@@ -234,7 +247,8 @@ def _in_order(names: Sequence[str]) -> list[str]:
     def key(name: str) -> tuple[int, float, str]:
         if name.startswith("under "):
             return (0, -1e9, name)
-        start = name.lstrip("-").split("-")[0].split(" ")[0]
+        start = name if name.startswith("-") else name.split("-")[0]
+        start = start.split(" ")[0]
         try:
             return (0, float(start), name)
         except ValueError:

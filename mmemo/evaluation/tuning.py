@@ -135,7 +135,12 @@ def inner_config(config: Path, target: Path, overrides: Sequence[str], outer_fol
         held_out = max(held_out, 1)  # somebody must choose the epoch
     content["data"]["split"] = {
         "class_path": "mmemo.data.InnerFolds",
-        "init_args": {"outer": split, "num_folds": num_folds, "num_val_speakers": held_out},
+        "init_args": {
+            "outer": split,
+            "num_folds": num_folds,
+            "group": split["init_args"].get("group", "speaker"),
+            "num_val_speakers": held_out,
+        },
     }
     write_text(target, yaml.safe_dump(content, sort_keys=False))
     return target
@@ -165,6 +170,8 @@ def tune(
     """
     import optuna
 
+    if settings.metric is not None and settings.metric.startswith("mae"):
+        raise ValueError(f"--metric {settings.metric}: an error, of which less is better; use ccc")
     if settings.num_trials < 1 or settings.num_folds < 2:
         raise ValueError(
             f"num_trials={settings.num_trials}, num_folds={settings.num_folds}: expected 1 or more, 2 or more"
@@ -174,21 +181,24 @@ def tune(
     inside = inner_config(config, run / "inner.yaml", overrides, settings.outer_fold, settings.num_folds)
     _check_space(inside, space, known)
     own = _own_values(config, overrides, known)
-    mark = hashlib.sha256(
-        (inside.read_text() + json.dumps(known, sort_keys=True) + str(settings.metric)).encode()
-    ).hexdigest()
+    mark = _mark(inside, known, settings)
+    _check_same_search(run, mark)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = _study(settings, run, known, mark)
-    if not study.trials and own is not None:
+    if not study.trials and own is not None and settings.sampler != "grid":  # a grid has its own cells
         study.enqueue_trial(own, skip_if_exists=True)
 
     def objective(trial: Any) -> float:
         chosen = {key: _suggest(trial, key, values) for key, values in known.items()}
         options = as_options(chosen)
-        folder = run / "trials" / hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+        folder = run / "trials" / hashlib.sha256((mark + json.dumps(chosen, sort_keys=True)).encode()).hexdigest()[:12]
         scores: list[float] = []
         for fold in range(1, settings.num_folds + 1):
-            scores.append(_score(inside, folder, fold, options, settings.metric))
+            try:
+                scores.append(_score(inside, folder, fold, options, settings.metric))
+            except FloatingPointError as error:
+                tell(f"trial {trial.number}: given up, {error} {chosen}")
+                raise optuna.TrialPruned from None
             trial.report(spread(scores)[0], fold)
             if settings.prune and fold < settings.num_folds and trial.should_prune():
                 tell(f"trial {trial.number}: given up after fold {fold} at {100 * spread(scores)[0]:.1f} {chosen}")
@@ -223,9 +233,42 @@ def _search(study: Any, objective: Callable[[Any], float], settings: Tuning, kno
         study.optimize(objective, n_trials=1)
 
 
+def _mark(inside: Path, known: Mapping[str, Any], settings: Tuning) -> str:
+    """Checksum of all that scores depend on: config, space, metric, and the tables themselves."""
+    content = yaml.safe_load(inside.read_text())
+    data = content["data"]
+    paths = [data.get("manifest"), *(one["manifest"] for one in data.get("corpora") or [])]
+    paths.append((data["split"]["init_args"]["outer"].get("init_args") or {}).get("path"))
+    sums = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths if path and Path(path).is_file()]
+    seen = (inside.read_text(), json.dumps(known, sort_keys=True), settings.metric, sums)
+    return hashlib.sha256(repr(seen).encode()).hexdigest()
+
+
+def _check_same_search(run: Path, mark: str) -> None:
+    kept = run / "search.txt"
+    if kept.exists() and kept.read_text() != mark:
+        raise ValueError(
+            f"{run} holds a search with another config, manifest, space or metric; choose another --run, or delete it"
+        )
+    write_text(kept, mark)
+
+
+CLOSED = (
+    "data.split",
+    "data.manifest",
+    "data.corpora",
+    "data.only",
+    "data.allow_speaker_overlap",
+    "trainer.default_root_dir",
+)
+"""Settings that would open what tuning must not see."""
+
+
 def _check_space(inside: Path, space: Path, known: Mapping[str, Any]) -> None:
     """Every setting must be one of the config, with every end and choice of its range."""
     for key, values in known.items():
+        if key.startswith(CLOSED):
+            raise ValueError(f"{space}: {key} says what is judged on, which cannot be tuned; take it out")
         tried = values if isinstance(values, list) else [values["low"], values["high"]]
         for value in tried:
             try:
@@ -283,18 +326,16 @@ def _study(settings: Tuning, run: Path, known: Mapping[str, Any], mark: str) -> 
 
     url = settings.storage or f"sqlite:///{(run / STORAGE).resolve()}"
     warnings.filterwarnings("ignore", ".*is an experimental feature.*")
+    sampler = _sampler(settings, known, 0)
     try:
         storage = optuna.storages.RDBStorage(
             url, engine_kwargs={"connect_args": {"timeout": 30}} if url.startswith("sqlite") else None,
             heartbeat_interval=30, grace_period=90,
         )  # fmt: skip
         study = optuna.create_study(
-            study_name=STUDY, storage=storage, direction="maximize", load_if_exists=True,
-            sampler=_sampler(settings, known, 0), pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
+            study_name=f"{STUDY}-{mark[:16]}", storage=storage, direction="maximize", load_if_exists=True,
+            sampler=sampler, pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
         )  # fmt: skip
-        there = study.user_attrs.get("experiment")
-        if there is None:
-            study.set_user_attr("experiment", mark)
     except ModuleNotFoundError as error:
         raise ValueError(f"{url}: {error}; install what that database needs") from None
     except Exception as error:
@@ -303,10 +344,6 @@ def _study(settings: Tuning, run: Path, known: Mapping[str, Any], mark: str) -> 
             f"{url}: the storage of this search cannot be used ({told}); if another process holds it, wait for it; if "
             "it is from another version of Optuna, run `optuna storage upgrade`, or choose another --run"
         ) from None
-    if there not in (None, mark):
-        raise ValueError(
-            f"{url} holds a search with another config, manifest, space or metric; choose another --run, or delete it"
-        )
     return study
 
 
@@ -368,6 +405,8 @@ def _score(inside: Path, folder: Path, fold: int, options: Sequence[str], metric
     if name not in metrics:
         found = ", ".join(one.removeprefix("test/") for one in metrics)
         raise ValueError(f"--metric {metric}: the model is judged by {found}; choose one of these")
+    if not math.isfinite(metrics[name]):
+        raise ValueError(f"{name} of an inner fold is {metrics[name]}; tune on another --metric, or on fewer --folds")
     return float(metrics[name])
 
 
@@ -429,9 +468,12 @@ def _judge(
     found: dict[str, float] = {}
     counts = []
     for name, changed in (("own", []), ("best", list(options))):
-        member = run / "outer" / name
-        if not (member / PREDICTIONS_FILE).exists():
-            run_fold(config, member, settings.outer_fold, [*overrides, *changed])
+        kept = hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:12]
+        member = run / "outer" / f"{name}_{kept}"
+        member.mkdir(parents=True, exist_ok=True)
+        with FileLock(member / ".lock"):  # another worker may be through at the same time
+            if not (member / PREDICTIONS_FILE).exists():
+                run_fold(config, member, settings.outer_fold, [*overrides, *changed])
         table = pd.read_parquet(member / PREDICTIONS_FILE).sort_values("id")
         metrics = json.loads((member / METRICS_FILE).read_text())["metrics"]
         name_of = "test/uar" if "test/uar" in metrics else "test/ccc"

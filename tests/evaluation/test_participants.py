@@ -47,6 +47,7 @@ def test_a_participants_share_is_of_time() -> None:
     most = study_result(predictions, Study(["fear"], "max")).participants
     assert (most["predicted"] >= mean["predicted"]).all()
     assert most["predicted"].max() == pytest.approx(0.7)
+    assert set(most["true"]) <= {0.0, 1.0}
 
 
 def test_agreement_is_high_for_a_good_model_and_low_for_a_bad_one() -> None:
@@ -69,6 +70,23 @@ def test_change_between_visits_is_found() -> None:
     )
     assert sees.mean() > 0.8
     assert len(study_result(study_predictions(), Study(["fear"])).changes) == 0
+
+
+def test_a_visit_of_one_utterance_is_no_certainty() -> None:
+    predictions = study_predictions(4)
+    first = predictions.table[(predictions.table["speaker"] != "p00") | (predictions.table["session"] == "v1")]
+    alone = predictions.table[(predictions.table["speaker"] == "p00") & (predictions.table["session"] == "v2")].iloc[:1]
+    found = study_result(predictions._replace(table=pd.concat([first, alone], ignore_index=True)), STUDY).changes
+    assert np.isnan(found.loc[found["participant"] == "p00", ["low", "high"]].to_numpy(dtype=float)).all()
+    assert found.loc[found["participant"] != "p00", "low"].notna().all()
+
+
+def test_visit_ten_comes_after_visit_two() -> None:
+    predictions = study_predictions(3)
+    predictions.table["session"] = predictions.table["session"].map({"v1": "visit 2", "v2": "visit 10"})
+    found = study_result(predictions, STUDY)
+    assert found.changes["first_visit"].tolist() == ["visit 002"] * 3
+    assert found.mean_change.value > 0
 
 
 def test_covariates_are_reported() -> None:

@@ -85,6 +85,30 @@ def test_a_manifest_of_something_else_is_refused() -> None:
         with_manifest(Predictions(rows, CLASSES, []), Manifest(frame))
 
 
+def test_missing_speakers_and_emotions_come_from_the_manifest(tmp_path: Path) -> None:
+    rows = table()
+    frame = rows[["id", "speaker", "emotion"]].assign(path="x.wav")
+    rows.drop(columns=["speaker", "emotion"]).to_parquet(tmp_path / "p.parquet", index=False)
+    found = with_manifest(read_predictions(tmp_path / "p.parquet"), Manifest(frame))
+    assert found.table["speaker"].tolist() == frame["speaker"].tolist()
+    assert found.table["emotion"].tolist() == frame["emotion"].tolist()
+    rows.loc[0, ["speaker", "emotion"]] = None  # as a crossval with an unlabelled row writes it
+    rows.to_parquet(tmp_path / "q.parquet", index=False)
+    read = read_predictions(tmp_path / "q.parquet")
+    assert len(read.labelled.table) == len(rows) - 1
+    assert len(np.unique(read.speakers)) == 5
+    assert with_manifest(read, Manifest(frame)).table["speaker"].notna().all()
+
+
+def test_columns_with_a_reports_own_names_are_not_mixed_in() -> None:
+    rows = table()
+    frame = rows[["id", "speaker", "emotion"]].assign(path="x.wav", fold="7", seed="1", noise="loud")
+    found = with_manifest(Predictions(rows, CLASSES, []), Manifest(frame))
+    assert set(found.table["fold"]) == {1, 2}
+    assert "seed" not in found.table
+    assert "fold, seed, noise" in found.warnings[0]
+
+
 def test_runs_are_compared_on_the_same_utterances_in_any_order() -> None:
     rows = table(6)
     first = Predictions(rows, CLASSES, [])

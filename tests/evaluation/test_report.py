@@ -195,3 +195,10 @@ def test_a_study_from_its_yaml_to_its_page(
     assert {part["column"] for part in content["subgroups"]} == {"session"}  # all clips are of one length
     assert str(tmp_path) not in (run / "report" / "report.html").read_text()  # a study shows no paths
     assert content["study"]["num_sessions"] == 10
+    assert len(pd.read_csv(run / "report" / "sessions.csv")) == 10
+    assert content["reproduce"]["commands"][0].startswith("mmemo crossval --config")
+    (tmp_path / "study.csv").rename(tmp_path / "moved.csv")  # its path must not get out through the warning either
+    assert main(["report", str(run)]) == 1  # the study's columns are in the manifest alone
+    assert main(["report", str(run), "--manifest", str(tmp_path / "moved.csv")]) == 0
+    for file in (run / "report").iterdir():
+        assert str(tmp_path) not in file.read_text()

@@ -50,8 +50,9 @@ def test_an_unfair_model_has_a_gap_and_a_fair_one_has_none_to_speak_of() -> None
     assert unfair.gaps["uar"].value == pytest.approx(0.3, abs=0.08)
     assert unfair.gaps["uar"].low > 0.15
     assert unfair.equalised_odds.value > 0.2
-    covered = [subgroups(judged(seed=seed), "gender", num_samples=300).gaps["uar"].low <= 0 for seed in range(12)]
-    assert sum(covered) >= 10  # the gap's interval reaches zero
+    for column, most in (("gender", 2), ("ward", 3)):  # best and worst of four were picked: that is allowed for
+        raised = [subgroups(judged(seed=seed), column, num_samples=400).gaps["uar"].low > 0 for seed in range(20)]
+        assert sum(raised) <= most
 
 
 def test_equalised_odds_is_fairlearns_definition() -> None:
@@ -87,8 +88,12 @@ def test_numbers_are_divided_into_bands() -> None:
         "under 1 s", "1-2 s", "2 s and more", None
     ]  # fmt: skip
     predictions = judged()
-    predictions.table["score"] = np.linspace(0, 1, len(predictions.table))
-    assert len(subgroups(predictions, "score").groups) == 4
+    for values in (np.linspace(0, 1, 600), np.linspace(1000, 1001, 600).astype(str)):  # a CSV's numbers are text
+        predictions.table["score"] = values
+        found = subgroups(predictions, "score")
+        assert [group.num_utterances for group in found.groups] == [150] * 4
+    predictions.table["age"] = 25.0
+    assert "age" not in usual_columns(predictions)  # one band alone
 
 
 def test_length_and_noise_come_from_the_recordings() -> None:
@@ -108,6 +113,15 @@ def test_what_cannot_be_divided_says_so() -> None:
     predictions.table["all"] = "the same"
     with pytest.raises(ValueError, match="one value alone"):
         subgroups(predictions, "all")
+
+
+def test_utterances_without_a_speaker_count_where_they_belong() -> None:
+    predictions = judged()
+    whole = subgroups(predictions, "gender").groups
+    predictions.table.loc[::2, "speaker"] = None
+    for before, after in zip(whole, subgroups(predictions, "gender").groups, strict=True):
+        assert after.figures["uar"].value == pytest.approx(before.figures["uar"].value)
+        assert after.num_utterances == before.num_utterances
 
 
 def test_seeds_do_not_make_a_group_larger() -> None:

@@ -50,6 +50,9 @@ def test_a_search_goes_on_and_its_best_config_runs(config: Path, space: Path, tm
     assert sum(more.importance.values()) == pytest.approx(1.0)
     assert (run / "tuning.png").stat().st_size > 1000
     assert {"own_uar", "best_uar", "difference", "p"} <= set(more.judged)
+    chosen = [yaml.safe_load(path.read_text()) for path in (run / "outer").glob("best_*/config.yaml")]
+    rates = {one["model"]["init_args"]["optimizer"]["init_args"]["lr"] for one in chosen}
+    assert any(rate == pytest.approx(more.settings["model.init_args.optimizer.init_args.lr"]) for rate in rates)
     best = yaml.safe_load((run / BEST_CONFIG).read_text())
     assert best["trainer"]["max_epochs"] == more.settings["trainer.max_epochs"]
     experiment = Experiment(["--config", str(run / BEST_CONFIG)], run=False)
@@ -102,12 +105,15 @@ def test_a_split_with_one_fold_is_tuned_on_its_training_side(tiny_config: Path, 
 def test_every_sampler_searches(sampler: str, config: Path, tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     space.write_text(
-        "model.init_args.optimizer.init_args.lr: {low: 0.01, high: 0.03, step: 0.01}\n"
-        "model.init_args.modality_dropout: {low: 0.0, high: 0.2, step: 0.1}\n"
+        "model.init_args.optimizer.init_args.lr: {low: 0.01, high: 0.02, step: 0.01}\n"
+        "model.init_args.modality_dropout: {low: 0.0, high: 0.1, step: 0.1}\n"
     )
+    number = 20 if sampler == "grid" else 3
     found = tune(
-        config, space, tmp_path / "run", Tuning(sampler, num_trials=3, num_folds=2, judge=False)  # type: ignore[arg-type]
+        config, space, tmp_path / "run", Tuning(sampler, number, num_folds=2, prune=False, judge=False)  # type: ignore[arg-type]
     )  # fmt: skip
+    if sampler == "grid":  # every cell once
+        assert len(pd.read_csv(tmp_path / "run" / "trials.csv")) == 4
     assert 0.01 <= found.settings["model.init_args.optimizer.init_args.lr"] <= 0.0301
 
 
@@ -130,6 +136,46 @@ def test_weak_trials_are_given_up(config: Path, tmp_path: Path, monkeypatch: pyt
     assert max(given_up) < max(rate for rate, _ in tried)
 
 
+def test_a_trial_that_diverges_is_given_up_and_a_score_that_is_none_is_told(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmemo.evaluation import tuning as room
+
+    space = tmp_path / "space.yaml"
+    space.write_text("model.init_args.optimizer.init_args.lr: {low: 0.001, high: 0.1}\n")
+
+    def diverges(inside: Path, folder: Path, fold: int, options: list[str], metric: str | None) -> float:
+        if float(options[1]) > 0.04:
+            raise FloatingPointError("the training loss became nan")
+        return float(options[1])
+
+    monkeypatch.setattr(room, "_score", diverges)
+    lines: list[str] = []
+    found = room.tune(
+        config, space, tmp_path / "a", Tuning("random", num_trials=8, num_folds=2, judge=False), tell=lines.append
+    )
+    assert found.score <= 0.04
+    assert any("became nan" in line for line in lines)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="the model is judged by"):
+        room.tune(config, space, tmp_path / "b", Tuning(num_trials=1, num_folds=2, metric="f2"))
+
+
+def test_a_manifest_that_was_changed_is_another_search(
+    config: Path, space: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    table = pd.read_csv(tiny_corpus, dtype=str)
+    table["path"] = [str(tiny_corpus.parent / path) for path in table["path"]]
+    manifest = tmp_path / "m.csv"
+    table.to_csv(manifest, index=False)
+    options = ["--data.manifest", str(manifest)]
+    settings = Tuning(num_trials=1, num_folds=2, judge=False)
+    tune(config, space, tmp_path / "run", settings, options)
+    table.iloc[:-1].to_csv(manifest, index=False)
+    with pytest.raises(ValueError, match="another config, manifest"):
+        tune(config, space, tmp_path / "run", settings, options)
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
@@ -147,6 +193,10 @@ def test_a_space_that_is_none_says_so(content: str, complaint: str, tmp_path: Pa
 
 
 def test_what_cannot_be_tuned_is_said_before_anything_is_trained(config: Path, space: Path, tmp_path: Path) -> None:
+    opened = tmp_path / "opened.yaml"
+    opened.write_text("data.split: [mmemo.data.OfficialSplit]\n")
+    with pytest.raises(ValueError, match="cannot be tuned"):
+        tune(config, opened, tmp_path / "o", Tuning(num_trials=1, num_folds=2))
     unknown = tmp_path / "unknown.yaml"
     unknown.write_text("model.init_args.learning_rate: [0.1, 0.2]\n")
     with pytest.raises(ValueError, match="is refused by the config"):
