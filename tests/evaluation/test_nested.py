@@ -66,6 +66,7 @@ def test_the_command_line_nests_and_repeats(config: Path, tmp_path: Path, capsys
     said = capsys.readouterr().out
     assert "four times in five" in said
     content = json.loads((tmp_path / "c.json").read_text())[0]
-    assert content["difference"][1] <= content["difference"][0] <= content["difference"][2]
+    difference = content["difference"]
+    assert difference["low"] <= difference["value"] <= difference["high"]
     assert main(["crossval", "--config", str(config), "--space", "x.yaml"]) == 1
     assert "--nested" in capsys.readouterr().err

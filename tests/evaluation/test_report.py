@@ -166,7 +166,7 @@ def test_one_speaker_a_missing_class_and_another_manifest_are_told(tmp_path: Pat
     assert any("give --manifest" in line for line in without.content["warnings"])
     table.assign(emotion=None).to_parquet(run / "predictions.parquet", index=False)
     with pytest.raises(ValueError, match="no test utterance has a label"):
-        report(run, manifest=run / "manifest.csv")
+        report(run)
 
 
 def test_a_study_from_its_yaml_to_its_page(
