@@ -40,6 +40,7 @@ from mmemo.export.runtime import CONFIG_FILE, Recognizer
 CONFIGS = HERE.parent / "configs"
 RUN = HERE.parent / "runs" / "bench_distillation"
 STUDENTS = ("small", "nano", "labels", "base")
+PARTS = (*STUDENTS, "teacher")
 
 
 def settings() -> list[str]:
@@ -163,7 +164,7 @@ def exported(member: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=STUDENTS, default=STUDENTS)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--inner", action="store_true")
     parser.add_argument("--set", nargs=argparse.REMAINDER, default=[])
     options = parser.parse_args()
@@ -171,38 +172,49 @@ def main() -> None:
     if options.inner:
         return inner(options.set)
     taught = teacher()
-    found = {name: student(name) for name in options.only}
-    uar = {name: accuracy(one.predictions) for name, one in found.items()}
-    before = RESULTS / "distillation.json"
-    figures: dict[str, Any] = json.loads(before.read_text())["figures"] if before.exists() else {}
-    figures["ua_teacher"] = round(accuracy(taught), 2)
-    for name, one in found.items():
-        figures[f"ua_{name}"] = round(uar[name], 2)
-        figures[f"ua_{name}_folds"] = [round(100 * value, 2) for value in one.metrics["test/uar"]]
-    if {"small", "labels"} & found.keys() and {"ua_small", "ua_labels"} <= figures.keys():
-        figures["gain_points_small"] = round(figures["ua_small"] - figures["ua_labels"], 2)
-    kinds = {name: [RUN / name] for name in ("base", "small", "nano") if name in found}
-    kinds |= {"teacher": [TEACHERS / "audio", TEACHERS / "frozen"]}
-    table: list[dict[str, Any]] = [row for row in figures.get("table", []) if row["model"].split(",")[0] not in kinds]
-    for name, runs in kinds.items():
-        predictions = taught if name == "teacher" else found[name].predictions
-        by_file = {int8: as_files(runs, predictions, int8) for int8 in (False, True)}
-        for int8, files in by_file.items():
-            table.append(
-                {
-                    "model": f"{name}, {'int8' if int8 else 'fp32'}",
-                    "parameters": files.parameters,
-                    "kilobytes": round(files.kilobytes),
-                    "ms_for_3_s": round(files.milliseconds, 2),
-                    "ua": round(files.ua, 2),
-                }
-            )
+    for name in options.only:
+        one = None if name == "teacher" else student(name)
+        predictions = one.predictions if one else taught
+        figures: dict[str, Any] = {
+            "ua_teacher": round(accuracy(taught), 2),
+            f"ua_{name}": round(accuracy(predictions), 2),
+        }
+        if one:
+            figures[f"ua_{name}_folds"] = [round(100 * value, 2) for value in one.metrics["test/uar"]]
         if name == "base":
-            figures["base_share_of_teacher"] = round(100 * uar["base"] / figures["ua_teacher"], 2)
+            figures["base_share_of_teacher"] = round(100 * figures["ua_base"] / figures["ua_teacher"], 2)
+        keep(figures)
+        if name == "labels":
+            continue
+        runs = [RUN / name] if one else [TEACHERS / "audio", TEACHERS / "frozen"]
+        by_file = {int8: as_files(runs, predictions, int8) for int8 in (False, True)}
         if name == "small":
             figures["int8_cost_points"] = round(by_file[False].ua - by_file[True].ua, 2)
             figures["int8_kilobytes_small"] = round(by_file[True].kilobytes, 1)
-        record("distillation", {**figures, "table": table})  # the teacher's files take the longest
+        keep(figures, [row(f"{name}, {'int8' if int8 else 'fp32'}", files) for int8, files in by_file.items()])
+
+
+def row(model: str, files: Files) -> dict[str, Any]:
+    """A line of the size table."""
+    return {
+        "model": model,
+        "parameters": files.parameters,
+        "kilobytes": round(files.kilobytes),
+        "ms_for_3_s": round(files.milliseconds, 2),
+        "ua": round(files.ua, 2),
+    }
+
+
+def keep(figures: dict[str, Any], rows: Sequence[dict[str, Any]] = ()) -> None:
+    """Records figures beside those that are there, which other processes may have added to meanwhile."""
+    path = RESULTS / "distillation.json"
+    kept: dict[str, Any] = json.loads(path.read_text())["figures"] if path.exists() else {}
+    new = [row["model"] for row in rows]
+    table = [*(row for row in kept.get("table", []) if row["model"] not in new), *rows]
+    kept |= figures
+    if {"ua_small", "ua_labels"} <= kept.keys():
+        kept["gain_points_small"] = round(kept["ua_small"] - kept["ua_labels"], 2)
+    record("distillation", {**kept, "table": sorted(table, key=lambda row: -row["parameters"])})
 
 
 def milliseconds(folder: Path, int8: bool) -> float:
