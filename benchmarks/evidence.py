@@ -38,7 +38,7 @@ from mmemo.evaluation.calibration import brier, coverage_over_splits, out_of_spe
 from mmemo.evaluation.comparison import compare_runs
 from mmemo.evaluation.crossval import repeated
 from mmemo.evaluation.predictions import read_predictions
-from mmemo.evaluation.statistics import Counts, count_intervals
+from mmemo.evaluation.statistics import Tallies, intervals
 
 RUN = HERE.parent / "runs" / "bench_evidence"
 SEEDS = (0, 1, 2)
@@ -64,8 +64,8 @@ def simulation(num_trials: int = 1000, num_speakers: int = 24, num_each: int = 6
         right = random.random(len(target)) < ease[speakers]
         said = np.where(right, target, (target + 1) % 4)
         for kind, groups in (("clustered", speakers), ("naive", np.arange(len(target)))):
-            counts = Counts.of(target, said, groups, 4)
-            found = count_intervals(counts, num_samples=400, seed=trial)["uar"][0]
+            counts = Tallies.of_classes(target, said, groups, 4)
+            found = intervals(counts, num_samples=400, seed=trial)["uar"][0]
             covered[kind] += found.low <= truth <= found.high
     return {f"{kind}_coverage": round(100 * count / num_trials, 1) for kind, count in covered.items()}
 
@@ -75,13 +75,13 @@ def three_seeds(name: str) -> dict[str, Any]:
     run = RUN / name
     repeated(CONFIG if name == "tuned" else FROZEN, run, SEEDS, settings())
     found = read_predictions(run).labelled
-    interval = count_intervals(found.counts())["uar"][0]
+    interval = intervals(found.tallies())["uar"][0]
     by_seed, before, after, scores, coverage, size = [], [], [], [], [], []
     for seed in SEEDS:
         one = found._replace(table=found.table[found.table["seed"] == seed].reset_index(drop=True))
         probs, target, speakers = one.probs, one.target, one.speakers
         calibrated = out_of_speaker(probs, target, speakers)
-        by_seed.append(100 * count_intervals(one.counts(), num_samples=2)["uar"][0].value)
+        by_seed.append(100 * intervals(one.tallies(), num_samples=2)["uar"][0].value)
         before.append(reliability(probs, target).ece)
         after.append(reliability(calibrated, target).ece)
         scores.append((brier(probs, target), brier(calibrated, target)))

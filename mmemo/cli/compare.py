@@ -23,7 +23,7 @@ def run(argv: list[str]) -> int:
 
 def compare(
     runs: list[Path],
-    metric: Literal["uar", "accuracy", "macro_f1", "weighted_f1"] = "uar",
+    metric: str | None = None,
     correction: Literal["holm", "bonferroni", "fdr_bh"] = "holm",
     out: Path | None = None,
 ) -> int:
@@ -31,7 +31,8 @@ def compare(
 
     Args:
         runs: Two or more folders of `mmemo crossval` or `mmemo fit`, or files of `mmemo predict`.
-        metric: What is compared.
+        metric: What is compared: uar, accuracy, macro_f1 or weighted_f1; of dimensions ccc, or ccc_arousal, mae_valence
+            and the like. UAR, of dimensions alone CCC, when not given.
         correction: For as many comparisons as there are pairs.
         out: JSON file to write.
     """
@@ -41,7 +42,7 @@ def compare(
     from mmemo.evaluation.comparison import compare_runs
     from mmemo.evaluation.predictions import read_predictions
     from mmemo.evaluation.report import plain
-    from mmemo.evaluation.statistics import corrected
+    from mmemo.evaluation.statistics import FIGURES, corrected
     from mmemo.files import replacing
 
     if len(runs) < 2:
@@ -49,22 +50,28 @@ def compare(
     read = {run: read_predictions(run) for run in runs}
     pairs = list(combinations(runs, 2))
     found = [compare_runs(read[first], read[second], metric) for first, second in pairs]
+    of_classes = found[0].figure in FIGURES
     p_values = corrected([one.p_permutation for one in found], correction)
-    table = Table(title=f"{metric}, per cent; 95 % over {found[0].num_speakers} speakers")
+    table = Table(
+        title=f"{found[0].figure}{', per cent' if of_classes else ''}; 95 % over {found[0].num_speakers} speakers"
+    )
     for name in ("runs", "first", "second", "difference", "p (swaps)", f"p ({correction})", "p (McNemar)", "p (folds)"):
         table.add_column(name, justify="left" if name == "runs" else "right")
     for (first, second), one, p_value in zip(pairs, found, p_values, strict=True):
+        shown = (one.first, one.second, one.difference)
         table.add_row(
-            f"{_name(first)} - {_name(second)}", one.first.percent(), one.second.percent(), one.difference.percent(),
-            f"{one.p_permutation:.3f}", f"{p_value:.3f}",
+            f"{_name(first)} - {_name(second)}",
+            *(value.percent() if of_classes else value.number() for value in shown),
+            *(f"{value:.3f}" for value in (one.p_permutation, p_value)),
             *("" if value != value else f"{value:.3f}" for value in (one.p_mcnemar, one.p_folds)),
-        )  # fmt: skip
+        )
     console = Console()
     console.print(table)
     for (first, second), one in zip(pairs, found, strict=True):
+        visible = f"{100 * one.visible:.1f} points" if of_classes else f"{one.visible:.3f}"
         console.print(
             f"{_name(first)} - {_name(second)}: with {one.num_speakers} speakers a difference under "
-            f"{100 * one.visible:.1f} points is seen less than four times in five",
+            f"{visible} is seen less than four times in five",
             highlight=False,
             soft_wrap=True,
         )

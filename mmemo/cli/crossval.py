@@ -49,7 +49,7 @@ def crossval(
     from mmemo.evaluation.crossval import COMMAND_FILE, repeated, spread
     from mmemo.evaluation.crossval import crossval as cross_validate
     from mmemo.evaluation.predictions import read_predictions
-    from mmemo.evaluation.statistics import count_intervals
+    from mmemo.evaluation.statistics import intervals
     from mmemo.training.experiment import write_text
 
     if not config.is_file():
@@ -101,9 +101,11 @@ def crossval(
     for warning in result.warnings:
         console.print(f"[bold]Warning:[/bold] {warning}")
     found = read_predictions(result.run).labelled
-    if found.classes and len(found.table):
-        interval = count_intervals(found.counts())["uar"][0]
-        console.print(f"UAR of all test utterances, 95 % over speakers: {interval.percent()}", highlight=False)
+    if len(found.table):
+        figure = "uar" if found.classes else "ccc"
+        interval = intervals(found.tallies())[figure][0]
+        shown = f"{interval.percent()} %" if found.classes else interval.number()
+        console.print(f"{figure.upper()} of all test utterances, 95 % over speakers: {shown}", highlight=False)
     console.print(
         f"Out-of-fold predictions: {result.run / 'predictions.parquet'}; `mmemo report {result.run}` draws them"
     )

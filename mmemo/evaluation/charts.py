@@ -126,22 +126,25 @@ def risk_coverage(found: RiskCoverage) -> str:
     return svg(figure, "Risk and coverage")
 
 
-def intervals(rows: Sequence[tuple[str, float, float, float]], label: str, reference: float | None = None) -> str:
-    """Figures with their intervals, one below the other, in per cent.
+def intervals(
+    rows: Sequence[tuple[str, float, float, float]], label: str, reference: float | None = None, scale: float = 100
+) -> str:
+    """Figures with their intervals, one below the other.
 
     Args:
-        rows: Name, value, low, high; in [0, 1].
+        rows: Name, value, low, high.
         label: Of the axis.
         reference: Where a thin line stands.
+        scale: What all are multiplied by: 100 for per cent.
     """
     figure, axes = _figure(0.3 * len(rows) + 0.8)
     for place, (_, value, low, high) in enumerate(rows):
         if np.isfinite([low, high]).all():
-            axes.plot([100 * low, 100 * high], [place, place], color=BLUE, lw=2)
+            axes.plot([scale * low, scale * high], [place, place], color=BLUE, lw=2)
         if np.isfinite(value):
-            axes.plot(100 * value, place, "o", color=BLUE, ms=5)
+            axes.plot(scale * value, place, "o", color=BLUE, ms=5)
     if reference is not None:
-        axes.axvline(100 * reference, color=GREY, lw=1, ls=":")
+        axes.axvline(scale * reference, color=GREY, lw=1, ls=":")
     axes.set_yticks(range(len(rows)), [row[0] for row in rows])
     axes.invert_yaxis()
     axes.set(xlabel=label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mmemo.data.manifest import VOTES_PREFIX, Manifest
-from mmemo.evaluation.statistics import Counts, clusters
+from mmemo.evaluation.statistics import Tallies, clusters
 from mmemo.labels import DIMENSIONS
 
 PREDICTIONS = ("predictions.parquet", "predictions.csv")
@@ -33,9 +34,17 @@ class Predictions(NamedTuple):
 
     @property
     def labelled(self) -> Predictions:
-        """Rows with an emotion the model knows."""
+        """Rows with an emotion the model knows; of a model of dimensions, those with a value of one."""
         rows = self.table["emotion"].isin(self.classes)
+        if not self.classes:
+            rows = self.table[self.dimensions].notna().any(axis="columns")
         return self._replace(table=self.table[rows].reset_index(drop=True))
+
+    @property
+    def dimensions(self) -> list[str]:
+        """Those that are predicted and known of two utterances or more."""
+        names = [name for name in DIMENSIONS if {name, f"predicted_{name}"} <= set(self.table)]
+        return [name for name in names if self.table[name].notna().sum() > 1]
 
     @property
     def probs(self) -> np.ndarray:
@@ -68,9 +77,21 @@ class Predictions(NamedTuple):
         """Of a run with several; none else."""
         return sorted(self.table["seed"].unique()) if "seed" in self.table else []
 
-    def counts(self) -> Counts:
-        """Confusion of each speaker."""
-        return Counts.of(self.target, self.predicted, self.speakers, len(self.classes))
+    def tallies(self, dimensions: Sequence[str] | None = None) -> Tallies:
+        """What every figure needs of each speaker; rows must be labelled.
+
+        Of classes, where there are any: ``predictions._replace(classes=[])`` has those of the dimensions.
+
+        Args:
+            dimensions: Of these; of all when not given.
+        """
+        if self.classes:
+            return Tallies.of_classes(self.target, self.predicted, self.speakers, len(self.classes))
+        names = self.dimensions if dimensions is None else list(dimensions)
+        true, said = (
+            self.table[[f"{prefix}{name}" for name in names]].to_numpy(dtype=float) for prefix in ("", "predicted_")
+        )
+        return Tallies.of_dimensions(true, said, self.speakers, names)
 
     def view(self, modality: str) -> Predictions | None:
         """From the ``audio`` or the ``text`` alone; None where the run was not told to say."""

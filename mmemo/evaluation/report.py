@@ -36,22 +36,20 @@ from mmemo.evaluation.predictions import Predictions, read_predictions, with_man
 from mmemo.evaluation.statistics import (
     FIGURES,
     Interval,
-    ccc,
     class_figures,
-    count_intervals,
     draws,
     ends,
+    intervals,
     per_class,
-    speaker_bootstrap,
     visible_difference,
 )
 from mmemo.evaluation.subgroups import subgroups, usual_columns, with_audio_bands
-from mmemo.labels import DIMENSIONS
 from mmemo.pretrained import is_offline
 from mmemo.training.experiment import experiment_of, write_table, write_text
 
 FOLDER = "report"
 NAMES = {"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro F1", "weighted_f1": "weighted F1"}
+CLASS_NAMES = {"uar": "UAR, %", "accuracy": "accuracy, %", "macro_f1": "macro F1, %"}
 PACKAGES = ("mmemo", "torch", "pytorch-lightning", "transformers", "torchmetrics", "numpy", "scikit-learn")
 COVERAGE = 0.9
 FEW_SAMPLES = 1000  # of speakers, for figures that are slow to compute
@@ -118,9 +116,9 @@ def report(
         _check_classes(labelled, warnings)
         _classes(labelled, content, pictures)
         _confidence(labelled, content, pictures, warnings)
-        _subgroups(labelled, columns, content, pictures, warnings)
         _modalities(labelled, content)
     _dimensions(predictions, content, pictures)
+    _subgroups(predictions, columns, content, pictures)
     _gates(run, predictions, content)
     _robustness(run, content, pictures)
     found = study_result(predictions, study) if study is not None else None
@@ -238,25 +236,25 @@ def _data(predictions: Predictions, seconds: float, pictures: dict[str, Any]) ->
 
 
 def _classes(labelled: Predictions, content: dict[str, Any], pictures: dict[str, Any]) -> None:
-    counts = labelled.counts()
-    whole = count_intervals(counts)
+    tallies = labelled.tallies()
+    whole = intervals(tallies)
     content["metrics"] = {name: whole[name][0] for name in FIGURES}
     seeds = max(len(labelled.seeds), 1)
-    by_class = count_intervals(counts, per_class)
-    total = counts.confusion.sum((0, 2)) / seeds
+    by_class = intervals(tallies, per_class)
+    total = tallies.sums.sum((0, 2)) / seeds
     content["classes"] = [
         {"name": name, "num_utterances": int(total[place]), **{kind: by_class[kind][place] for kind in by_class}}
         for place, name in enumerate(labelled.classes)
     ]
-    confusion = counts.confusion.sum(0) / seeds
+    confusion = tallies.sums.sum(0) / seeds
     content["confusion"] = {"classes": labelled.classes, "counts": confusion.round(2).tolist()}
     pictures["confusion"] = charts.confusion(confusion, labelled.classes)
-    if len(counts.speakers) > 1:
+    if len(tallies.speakers) > 1:
         interval = whole["uar"][0]
         content["visible_difference"] = visible_difference(
-            math.sqrt(2) * (interval.high - interval.low) / 3.92, len(counts.speakers)
+            math.sqrt(2) * (interval.high - interval.low) / 3.92, len(tallies.speakers)
         )
-        by_speaker = class_figures(counts.confusion)["accuracy"]
+        by_speaker = class_figures(tallies.sums)["accuracy"]
         content["speakers"] = {
             "lowest": float(np.nanmin(by_speaker)), "median": float(np.nanmedian(by_speaker)),
             "highest": float(np.nanmax(by_speaker)),
@@ -265,7 +263,7 @@ def _classes(labelled: Predictions, content: dict[str, Any], pictures: dict[str,
         keys = [name for name in ("seed", "fold") if name in labelled.table]
         content["folds"] = [
             {"name": " ".join(f"{key} {value}" for key, value in zip(keys, np.atleast_1d(number), strict=True)),
-             "uar": float(class_figures(labelled._replace(table=rows).counts().confusion.sum(0))["uar"])}
+             "uar": float(class_figures(labelled._replace(table=rows).tallies().sums.sum(0))["uar"])}
             for number, rows in labelled.table.groupby(keys if len(keys) > 1 else keys[0])
         ]  # fmt: skip
     _areas(labelled, content, pictures)
@@ -372,56 +370,53 @@ def _calibration(probs: np.ndarray, target: np.ndarray) -> dict[str, float]:
 
 
 def _subgroups(
-    labelled: Predictions,
+    predictions: Predictions,
     columns: Sequence[str],
     content: dict[str, Any],
     pictures: dict[str, Any],
-    warnings: list[str],
 ) -> None:
+    """Of classes, of dimensions, or of both."""
     content["subgroups"] = []
-    for column in dict.fromkeys([*usual_columns(labelled), *columns]):
-        found = subgroups(labelled, column)
-        content["subgroups"].append(
-            {
-                "column": column, "groups": [group._asdict() for group in found.groups], "gaps": found.gaps,
-                "equalised_odds": found.equalised_odds, "warnings": found.warnings,
-            }
-        )  # fmt: skip
-        rows = [(group.name, *group.figures["uar"]) for group in found.groups]
-        pictures[f"subgroup_{column}"] = charts.intervals(rows, "UAR, %", content["metrics"]["uar"].value)
+    views = [("", predictions, CLASS_NAMES, "uar")] if predictions.classes else []
+    if predictions.dimensions:
+        names = {"ccc": "mean CCC"} | {f"ccc_{name}": f"CCC of {name}" for name in predictions.dimensions}
+        views.append(("dimensions", predictions._replace(classes=[]), names, "ccc"))
+    for kind, view, names, main in views:
+        view = view.labelled
+        scale = 100 if main == "uar" else 1
+        overall = intervals(view.tallies(), num_samples=2)[main][0].value
+        for column in dict.fromkeys([*usual_columns(view), *columns]):
+            found = subgroups(view, column)
+            picture = "_".join(filter(None, ["subgroup", column, kind]))
+            content["subgroups"].append(
+                {
+                    "column": column, "title": f"{column}: {kind}" if kind else column, "picture": picture,
+                    "main": main, "names": names, "groups": [group._asdict() for group in found.groups],
+                    "gaps": found.gaps, "equalised_odds": found.equalised_odds, "warnings": found.warnings,
+                }
+            )  # fmt: skip
+            rows = [(group.name, *group.figures[main]) for group in found.groups]
+            pictures[picture] = charts.intervals(rows, names[main], overall, scale)
 
 
 def _modalities(labelled: Predictions, content: dict[str, Any]) -> None:
     views = {"voice alone": labelled.view("audio"), "words alone": labelled.view("text")}
-    found = {name: count_intervals(one.counts())["uar"][0] for name, one in views.items() if one is not None}
+    found = {name: intervals(one.tallies())["uar"][0] for name, one in views.items() if one is not None}
     if found:
         content["modalities"] = {"voice and words": content["metrics"]["uar"], **found}
 
 
 def _dimensions(predictions: Predictions, content: dict[str, Any], pictures: dict[str, Any]) -> None:
-    table, rows = predictions.table, {}
-    for name in DIMENSIONS:
-        if f"predicted_{name}" not in table or name not in table:
-            continue
-        known = table[name].notna().to_numpy(dtype=bool)
-        if known.sum() < 2:
-            continue
-        true, said = (table.loc[known, one].to_numpy(dtype=float) for one in (name, f"predicted_{name}"))
-        speakers = predictions.speakers[known]
-
-        def agreement(some: np.ndarray, true: np.ndarray = true, said: np.ndarray = said) -> float:
-            return ccc(true[some], said[some])
-
-        def error(some: np.ndarray, true: np.ndarray = true, said: np.ndarray = said) -> float:
-            return float(np.abs(true[some] - said[some]).mean())
-
-        rows[name] = {
-            "ccc": speaker_bootstrap(agreement, speakers, num_samples=FEW_SAMPLES),
-            "mae": speaker_bootstrap(error, speakers, num_samples=FEW_SAMPLES),
-        }
+    names = predictions.dimensions
+    if not names:
+        return
+    view = predictions._replace(classes=[]).labelled
+    found = intervals(view.tallies())
+    content["dimensions"] = {name: {kind: found[f"{kind}_{name}"][0] for kind in ("ccc", "mae")} for name in names}
+    for name in names:
+        known = view.table[name].notna()
+        true, said = (view.table.loc[known, one].to_numpy(dtype=float) for one in (name, f"predicted_{name}"))
         pictures[f"dimension_{name}"] = charts.scatter(true, said, name)
-    if rows:
-        content["dimensions"] = rows
 
 
 def _gates(run: Path, predictions: Predictions, content: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -26,10 +27,18 @@ class Interval(NamedTuple):
 
     def percent(self) -> str:
         """Such as ``75.3 (71.0 to 79.2)``; without ends where there are none."""
+        return self._replace(**{name: 100 * value for name, value in self._asdict().items()}).number(1)
+
+    def number(self, digits: int = 3) -> str:
+        """Such as ``0.753 (0.710 to 0.792)``; without ends where there are none.
+
+        Args:
+            digits: Behind the point.
+        """
         if math.isnan(self.value):
             return "n/a"
-        ends = "" if math.isnan(self.low) else f" ({100 * self.low:.1f} to {100 * self.high:.1f})"
-        return f"{100 * self.value:.1f}{ends}"
+        ends = "" if math.isnan(self.low) else f" ({self.low:.{digits}f} to {self.high:.{digits}f})"
+        return f"{self.value:.{digits}f}{ends}"
 
 
 def uar(target: np.ndarray, predicted: np.ndarray) -> float:
@@ -94,20 +103,22 @@ def ends(drawn: np.ndarray, num_speakers: int, confidence: float) -> tuple[float
     return float(low), float(high)
 
 
-class Counts(NamedTuple):
-    """Confusion counts of each speaker: all that UAR, accuracy, recalls and F1 need, in little room.
+class Tallies(NamedTuple):
+    """What adds up over each speaker's utterances: all that a figure needs, in little room.
 
     Args:
         speakers: Names ``(speaker,)``.
-        confusion: ``(speaker, true class, predicted class)``.
+        sums: ``(speaker, ...)``: of classes ``(true class, predicted class)``, of dimensions ``(dimension, moment)``.
+        figures: Sums ``(..., *shape)`` -> name -> figures ``(...)``.
     """
 
     speakers: np.ndarray
-    confusion: np.ndarray
+    sums: np.ndarray
+    figures: Callable[[np.ndarray], dict[str, np.ndarray]]
 
     @staticmethod
-    def of(target: np.ndarray, predicted: np.ndarray, speakers: np.ndarray, num_classes: int) -> Counts:
-        """Counts utterances.
+    def of_classes(target: np.ndarray, predicted: np.ndarray, speakers: np.ndarray, num_classes: int) -> Tallies:
+        """Confusion counts, and :func:`class_figures` of them.
 
         Args:
             target: True class numbers ``(utterance,)``.
@@ -118,7 +129,33 @@ class Counts(NamedTuple):
         names, numbers = np.unique(clusters(speakers), return_inverse=True)
         confusion = np.zeros((len(names), num_classes, num_classes))
         np.add.at(confusion, (numbers, target, predicted), 1)
-        return Counts(names, confusion)
+        return Tallies(names, confusion, class_figures)
+
+    @staticmethod
+    def of_dimensions(target: np.ndarray, predicted: np.ndarray, speakers: np.ndarray, names: Sequence[str]) -> Tallies:
+        """Moments of true and predicted values, and :func:`dimension_figures` of them.
+
+        Args:
+            target: True values ``(utterance, dimension)``; NaN where one is not known.
+            predicted: Predicted ones.
+            speakers: As above.
+            names: Of the dimensions.
+        """
+        people, numbers = np.unique(clusters(speakers), return_inverse=True)
+        known = ~np.isnan(target)
+        true, said = np.where(known, target, 0.0), np.where(known, predicted, 0.0)
+        parts = np.stack([known, true, said, true**2, said**2, true * said, np.abs(true - said)], axis=-1)
+        sums = np.zeros((len(people), *parts.shape[1:]))
+        np.add.at(sums, numbers, parts)
+        return Tallies(people, sums, partial(dimension_figures, names=tuple(names)))
+
+    def drawn(self, weights: np.ndarray) -> np.ndarray:
+        """Sums of samples of speakers ``(sample, ...)``.
+
+        Args:
+            weights: How often each speaker counts ``(sample, speaker)``.
+        """
+        return np.tensordot(weights, self.sums, axes=1)
 
 
 def clusters(speakers: Sequence[object] | np.ndarray, ids: Sequence[object] | None = None) -> np.ndarray:
@@ -138,6 +175,32 @@ def clusters(speakers: Sequence[object] | np.ndarray, ids: Sequence[object] | No
 
 
 FIGURES = ("uar", "accuracy", "macro_f1", "weighted_f1")
+
+
+def dimension_figures(moments: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Concordance correlation (Lin 1989, <https://doi.org/10.2307/2532051>) and mean absolute error of dimensions.
+
+    Args:
+        moments: ``(..., dimension, 7)``: number of values, sums of true, predicted, true squared, predicted squared,
+            their product, absolute difference.
+        names: Of the dimensions.
+
+    Returns:
+        ``ccc``, the mean over dimensions that are known, and ``ccc_...`` and ``mae_...`` of each; NaN where fewer than
+        two values are known.
+    """
+    number = moments[..., 0]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        true, said, true_squares, said_squares, products, error = np.moveaxis(
+            moments[..., 1:] / number[..., None], -1, 0
+        )
+        spread = (true_squares - true**2) + (said_squares - said**2) + (true - said) ** 2
+        agreement = np.where((number > 1) & (spread > 1e-12), 2 * (products - true * said) / spread, np.nan)
+        mean = np.nansum(agreement, -1) / np.isfinite(agreement).sum(-1)
+    found = {"ccc": mean}
+    for place, name in enumerate(names):
+        found |= {f"ccc_{name}": agreement[..., place], f"mae_{name}": error[..., place]}
+    return found
 
 
 def class_figures(confusion: np.ndarray) -> dict[str, np.ndarray]:
@@ -183,18 +246,19 @@ def draws(num_speakers: int, num_samples: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(num_speakers, [1 / num_speakers] * num_speakers, size=num_samples)
 
 
-def count_intervals(
-    counts: Counts,
-    figures: Callable[[np.ndarray], dict[str, np.ndarray]] = class_figures,
+def intervals(
+    tallies: Tallies,
+    figures: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None,
     confidence: float = 0.95,
     num_samples: int = 2000,
     seed: int = 0,
 ) -> dict[str, list[Interval]]:
-    """Intervals of all figures of confusion counts; as :func:`speaker_bootstrap`, and a hundred times faster.
+    """Intervals of all figures of tallies; as :func:`speaker_bootstrap`, and a hundred times faster.
 
     Args:
-        counts: Of each speaker.
-        figures: Confusion ``(..., class, class)`` -> name -> figures ``(...)`` or ``(..., class)``.
+        tallies: Of each speaker.
+        figures: Sums -> name -> figures ``(...)``, or ``(..., class)`` as of :func:`per_class`; the tallies' own when
+            not given.
         confidence: Of the intervals, in (0, 1).
         num_samples: How often speakers are drawn.
         seed: Of the draws.
@@ -202,13 +266,14 @@ def count_intervals(
     Returns:
         Name -> one interval, or one per class.
     """
-    values = figures(counts.confusion.sum(0))
-    num_speakers = len(counts.speakers)
+    figures = figures or tallies.figures
+    values = figures(tallies.sums.sum(0))
+    num_speakers = len(tallies.speakers)
     if num_speakers < 2:
         nan = float("nan")
         return {name: [Interval(float(one), nan, nan) for one in np.atleast_1d(v)] for name, v in values.items()}
     weights = draws(num_speakers, num_samples, seed)
-    drawn = figures(np.einsum("bs,sij->bij", weights, counts.confusion))
+    drawn = figures(tallies.drawn(weights))
     found = {}
     for name, value in values.items():
         columns = drawn[name].reshape(num_samples, -1)
@@ -246,8 +311,8 @@ class Comparison(NamedTuple):
     visible: float
 
 
-def compare_counts(
-    first: Counts, second: Counts, figure: str = "uar", num_samples: int = 5000, seed: int = 0
+def compare_tallies(
+    first: Tallies, second: Tallies, figure: str = "uar", num_samples: int = 5000, seed: int = 0
 ) -> Comparison:
     """Paired comparison of two runs on the same speakers.
 
@@ -257,12 +322,12 @@ def compare_counts(
     Args:
         first: Of one run.
         second: Of the other, with the same speakers.
-        figure: One of ``uar``, ``accuracy``, ``macro_f1``, ``weighted_f1``.
+        figure: One of theirs, such as ``uar`` or ``ccc``.
         num_samples: Of the bootstrap and of the permutations.
         seed: Of the draws.
 
     Raises:
-        ValueError: There is one speaker alone, or the speakers are not the same.
+        ValueError: There is no such figure, one speaker alone, or the speakers are not the same.
     """
     num_speakers = len(first.speakers)
     if list(first.speakers) != list(second.speakers):
@@ -270,28 +335,32 @@ def compare_counts(
     if num_speakers < 2:
         raise ValueError("one speaker alone: nothing can be said of others; compare runs on two speakers or more")
 
-    def of(confusion: np.ndarray) -> np.ndarray:
-        return class_figures(confusion)[figure]
+    known = first.figures(first.sums.sum(0))
+    if figure not in known:
+        raise ValueError(f"no figure {figure!r} of these runs; expected one of {', '.join(known)}")
+
+    def of(sums: np.ndarray) -> np.ndarray:
+        return first.figures(sums)[figure]
 
     weights = draws(num_speakers, num_samples, seed)
-    one, two = (of(np.einsum("bs,sij->bij", weights, counts.confusion)) for counts in (first, second))
-    value = float(of(second.confusion.sum(0)) - of(first.confusion.sum(0)))
+    one, two = (of(tallies.drawn(weights)) for tallies in (first, second))
+    value = float(of(second.sums.sum(0)) - of(first.sums.sum(0)))
     difference = Interval(value, *ends(two - one, num_speakers, 0.95))
     exact = num_speakers <= MAX_EXACT
     if exact:
         swaps = (np.arange(2**num_speakers)[:, None] >> np.arange(num_speakers)) & 1
     else:
         swaps = np.random.default_rng(seed + 1).integers(0, 2, size=(num_samples, num_speakers))
-    total = first.confusion.sum(0) + second.confusion.sum(0)
-    swapped = np.einsum("bs,sij->bij", swaps, second.confusion - first.confusion) + first.confusion.sum(
-        0
-    )  # of a "first" run, some of whose speakers are the second's
+    total = first.sums.sum(0) + second.sums.sum(0)
+    swapped = first.sums.sum(0) + np.tensordot(
+        swaps, second.sums - first.sums, axes=1
+    )  # some speakers are the second's
     extreme = np.abs(of(total - swapped) - of(swapped)) >= abs(value) - 1e-12
     p_value = float(extreme.mean()) if exact else float((extreme.sum() + 1) / (len(swaps) + 1))
     return Comparison(
         figure,
-        count_intervals(first, num_samples=num_samples, seed=seed)[figure][0],
-        count_intervals(second, num_samples=num_samples, seed=seed)[figure][0],
+        intervals(first, num_samples=num_samples, seed=seed)[figure][0],
+        intervals(second, num_samples=num_samples, seed=seed)[figure][0],
         difference,
         p_value,
         float("nan"),

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mmemo.data.audio import AudioFacts
 from mmemo.evaluation.predictions import Predictions
-from mmemo.evaluation.statistics import Counts, Interval, class_figures, draws, ends, per_class
+from mmemo.evaluation.statistics import Interval, Tallies, draws, ends, per_class
 
 FEW_UTTERANCES = 30
 FEW_SPEAKERS = 5
@@ -142,13 +142,13 @@ def subgroups(
         names = [name for name in names if name in set(counts.index[:MAX_GROUPS])]
         warnings.append(f"{column} has {len(counts)} values; the {MAX_GROUPS} most frequent are shown")
     speakers = np.unique(predictions.speakers)
-    parts = [_counts(predictions, (values == name).to_numpy(dtype=bool), speakers) for name in names]
+    parts = [_tallies(predictions, (values == name).to_numpy(dtype=bool), speakers) for name in names]
     weights = draws(len(speakers), num_samples, seed) if len(speakers) > 1 else np.ones((1, 1))
-    groups, drawn, judged = [], {}, []
-    for name, counts in zip(names, parts, strict=True):
+    groups, drawn, judged, emotions = [], {}, [], set(table["emotion"])
+    for name, tallies in zip(names, parts, strict=True):
         rows = (values == name).to_numpy(dtype=bool)
-        present = int((counts.confusion.sum((1, 2)) > 0).sum())
-        drawn[name] = np.einsum("bs,sij->bij", weights, counts.confusion)
+        present = len(np.unique(predictions.speakers[rows]))
+        drawn[name] = tallies.drawn(weights)
         num = len(set(table["id"][rows])) if "seed" in table else int(rows.sum())
         warning = ""
         if num == 1:
@@ -159,13 +159,12 @@ def subgroups(
             warning = f"small: {num} utterances of {present} speakers; its intervals are too hopeful"
         if present >= 2 and num >= FEW_UTTERANCES:
             judged.append(name)
-        missing = [predictions.classes[one] for one in np.flatnonzero(counts.confusion.sum((0, 2)) == 0)
-                   if one in set(predictions.target)]  # fmt: skip
+        missing = [one for one in predictions.classes if one in emotions - set(table["emotion"][rows])]
         if missing:
             warning = "; ".join(filter(None, [warning, f"has no {', '.join(missing)}, so its UAR is of other classes"]))
         figures = {}
-        of_draws = class_figures(drawn[name])
-        for figure, value in class_figures(counts.confusion.sum(0)).items():
+        of_draws = tallies.figures(drawn[name])
+        for figure, value in tallies.figures(tallies.sums.sum(0)).items():
             limits = ends(of_draws[figure], present, confidence) if present > 1 else (float("nan"),) * 2
             figures[figure] = Interval(float(value), *limits)
         groups.append(Group(name, num, present, figures, warning))
@@ -174,24 +173,24 @@ def subgroups(
     gaps, odds = {}, Interval(*[float("nan")] * 3)
     if len(judged) > 1:
         chosen = [names.index(name) for name in judged]
-        totals = np.stack([parts[number].confusion.sum(0) for number in chosen])  # (group, class, class)
-        samples = np.stack([drawn[name] for name in judged])  # (group, sample, class, class)
-        whole, sampled = class_figures(totals), class_figures(samples)
+        totals = np.stack([parts[number].sums.sum(0) for number in chosen])  # (group, ...)
+        samples = np.stack([drawn[name] for name in judged])  # (group, sample, ...)
+        whole, sampled = (parts[0].figures(sums) for sums in (totals, samples))
         for figure in whole:
             gap = float(np.ptp(whole[figure]))
             limits = _gap_ends(sampled[figure], whole[figure], len(speakers), confidence)
             gaps[figure] = Interval(gap, *limits)
-        odds = Interval(float(_odds_gap(totals)), float("nan"), float("nan"))
+        if predictions.classes:
+            odds = Interval(float(_odds_gap(totals)), float("nan"), float("nan"))
     return Subgroups(column, groups, gaps, odds, warnings)
 
 
-def _counts(predictions: Predictions, rows: np.ndarray, speakers: np.ndarray) -> Counts:
-    """Confusion of some rows, for all speakers, in seeds averaged."""
-    part = predictions._replace(table=predictions.table[rows])
-    own = part.counts()
-    confusion = np.zeros((len(speakers), *own.confusion.shape[1:]))
-    confusion[np.searchsorted(speakers, own.speakers)] = own.confusion / max(len(predictions.seeds), 1)
-    return Counts(speakers, confusion)
+def _tallies(predictions: Predictions, rows: np.ndarray, speakers: np.ndarray) -> Tallies:
+    """Of some rows, for all speakers, in seeds averaged."""
+    own = predictions._replace(table=predictions.table[rows]).tallies(predictions.dimensions)
+    sums = np.zeros((len(speakers), *own.sums.shape[1:]))
+    sums[np.searchsorted(speakers, own.speakers)] = own.sums / max(len(predictions.seeds), 1)
+    return Tallies(speakers, sums, own.figures)
 
 
 def _gap_ends(sampled: np.ndarray, whole: np.ndarray, num_speakers: int, confidence: float) -> tuple[float, float]:

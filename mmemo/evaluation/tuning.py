@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from mmemo.evaluation.crossval import PREDICTIONS_FILE, run_fold, spread
 from mmemo.evaluation.predictions import labelled_probs
-from mmemo.evaluation.statistics import Counts, compare_counts
+from mmemo.evaluation.statistics import Tallies, compare_tallies
 from mmemo.training.experiment import BEST, METRICS_FILE, Experiment, write_table, write_text
 
 STORAGE = "study.sqlite"
@@ -481,9 +481,9 @@ def _judge(
         if name_of == "test/uar":
             probs, target = labelled_probs(table)
             speakers = table.loc[table["emotion"].notna(), "speaker"].to_numpy()
-            counts.append(Counts.of(target, probs.argmax(1), speakers, probs.shape[1]))
+            counts.append(Tallies.of_classes(target, probs.argmax(1), speakers, probs.shape[1]))
     if len(counts) == 2 and len(counts[0].speakers) > 1:
-        compared = compare_counts(counts[0], counts[1])
+        compared = compare_tallies(counts[0], counts[1])
         found |= {
             "difference": compared.difference.value,
             "difference_low": compared.difference.low,

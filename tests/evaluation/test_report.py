@@ -202,3 +202,33 @@ def test_a_study_from_its_yaml_to_its_page(
     assert main(["report", str(run), "--manifest", str(tmp_path / "moved.csv")]) == 0
     for file in (run / "report").iterdir():
         assert str(tmp_path) not in file.read_text()
+
+
+def test_dimensions_have_subgroups_and_comparisons_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+    true = random.uniform(-1, 1, 200)
+    women = np.arange(200) % 20 < 10
+    table = pd.DataFrame({"id": [f"u{one}" for one in range(200)], "speaker": [f"s{one % 20:02}" for one in range(200)],
+                          "emotion": None, "valence": true, "arousal": -true, "dominance": None})  # fmt: skip
+    noise = np.where(women, 0.6, 0.1) * random.standard_normal(200)
+    for name, more in (("first", 0.0), ("second", 0.5)):
+        (tmp_path / name).mkdir()
+        said = true + noise + more * random.standard_normal(200)
+        columns = {"predicted_valence": said, "predicted_arousal": -said, "predicted_dominance": said}
+        table.assign(**columns).to_csv(tmp_path / name / "predictions.csv", index=False)
+    described = table.drop(columns=["dominance"]).assign(text="so", gender=np.where(women, "female", "male"))
+    described.to_csv(tmp_path / "manifest.csv", index=False)
+    found = report(tmp_path / "first", manifest=tmp_path / "manifest.csv").content
+    assert list(found["dimensions"]) == ["valence", "arousal"]
+    (part,) = found["subgroups"]
+    female, male = (group["figures"]["ccc_valence"].value for group in part["groups"])
+    assert part["title"] == "gender: dimensions"
+    assert male - female > 0.1
+    assert part["gaps"]["ccc"].low > 0
+    page = (tmp_path / "first" / "report" / "report.html").read_text()
+    assert "mean CCC" in page
+    assert "UAR" not in page
+    assert main(["compare", str(tmp_path / "first"), str(tmp_path / "second")]) == 0
+    assert "ccc; 95 % over 20 speakers" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path / "first"), str(tmp_path / "second"), "--metric", "uar"]) == 1
+    assert "no figure 'uar'" in capsys.readouterr().err

@@ -6,13 +6,13 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, recall_score
 
 from mmemo.evaluation.statistics import (
-    Counts,
+    Tallies,
     ccc,
     class_figures,
-    compare_counts,
+    compare_tallies,
     corrected,
     corrected_resampled_t,
-    count_intervals,
+    intervals,
     mcnemar,
     per_class,
     speaker_bootstrap,
@@ -38,7 +38,7 @@ def test_uar_is_scikit_learns_balanced_accuracy() -> None:
 
 def test_figures_of_counts_are_scikit_learns() -> None:
     target, predicted, speakers = answers()
-    confusion = Counts.of(target, predicted, speakers, 4).confusion.sum(0)
+    confusion = Tallies.of_classes(target, predicted, speakers, 4).sums.sum(0)
     found = class_figures(confusion)
     assert found["uar"] == pytest.approx(balanced_accuracy_score(target, predicted))
     assert found["accuracy"] == pytest.approx(accuracy_score(target, predicted))
@@ -64,7 +64,7 @@ def test_utterances_of_one_speaker_do_not_count_as_many() -> None:
 
 def test_the_fast_interval_is_the_slow_one() -> None:
     target, predicted, speakers = answers()
-    fast = count_intervals(Counts.of(target, predicted, speakers, 4), num_samples=4000)["uar"][0]
+    fast = intervals(Tallies.of_classes(target, predicted, speakers, 4), num_samples=4000)["uar"][0]
     slow = speaker_bootstrap(lambda rows: uar(target[rows], predicted[rows]), speakers, num_samples=2000, seed=1)
     assert fast.value == pytest.approx(slow.value)
     assert fast.low == pytest.approx(slow.low, abs=0.015)
@@ -75,14 +75,14 @@ def test_one_speaker_alone_has_no_interval() -> None:
     found = speaker_bootstrap(lambda rows: 0.5, np.zeros(10))
     assert found.value == 0.5
     assert np.isnan([found.low, found.high]).all()
-    alone = count_intervals(Counts.of(np.array([0, 1]), np.array([0, 1]), np.array(["a", "a"]), 2))["uar"][0]
+    alone = intervals(Tallies.of_classes(np.array([0, 1]), np.array([0, 1]), np.array(["a", "a"]), 2))["uar"][0]
     assert alone.value == 1.0
     assert np.isnan(alone.low)
     assert alone.percent() == "100.0"
 
 
 def test_rows_without_a_speaker_stand_for_themselves() -> None:
-    counts = Counts.of(np.array([0, 1, 1]), np.array([0, 1, 0]), np.array(["a", None, None], dtype=object), 2)
+    counts = Tallies.of_classes(np.array([0, 1, 1]), np.array([0, 1, 0]), np.array(["a", None, None], dtype=object), 2)
     assert len(counts.speakers) == 3
 
 
@@ -94,8 +94,8 @@ def test_intervals_over_speakers_cover_the_truth_and_naive_ones_do_not() -> None
         ease = random.beta(3, 2, size=16)  # truth: the mean, 0.6
         right = random.random((16, 30)) < ease[:, None]
         for kind, groups in (("speakers", np.repeat(np.arange(16), 30)), ("utterances", np.arange(480))):
-            counts = Counts.of(np.ones(480, int), right.ravel().astype(int), groups, 2)
-            found = count_intervals(counts, num_samples=500, seed=trial)["accuracy"][0]
+            counts = Tallies.of_classes(np.ones(480, int), right.ravel().astype(int), groups, 2)
+            found = intervals(counts, num_samples=500, seed=trial)["accuracy"][0]
             covered[kind] += found.low <= 0.6 <= found.high
     assert 0.92 <= covered["speakers"] / 300 <= 0.98
     assert covered["utterances"] / 300 < 0.7
@@ -103,15 +103,15 @@ def test_intervals_over_speakers_cover_the_truth_and_naive_ones_do_not() -> None
 
 def test_a_run_does_not_differ_from_itself_and_does_from_chance() -> None:
     target, predicted, speakers = answers(num_speakers=14)
-    first = Counts.of(target, predicted, speakers, 4)
-    same = compare_counts(first, first)
+    first = Tallies.of_classes(target, predicted, speakers, 4)
+    same = compare_tallies(first, first)
     assert same.difference == (0.0, 0.0, 0.0)
     assert same.p_permutation == 1.0
-    chance = Counts.of(target, np.random.default_rng(1).integers(0, 4, len(target)), speakers, 4)
-    worse = compare_counts(first, chance)
+    chance = Tallies.of_classes(target, np.random.default_rng(1).integers(0, 4, len(target)), speakers, 4)
+    worse = compare_tallies(first, chance)
     assert worse.difference.high < 0
     assert worse.p_permutation < 0.01
-    back = compare_counts(chance, first)
+    back = compare_tallies(chance, first)
     assert back.difference.value == pytest.approx(-worse.difference.value)
     assert worse.visible > 0
 
@@ -120,8 +120,10 @@ def test_swaps_of_few_speakers_are_all_tried() -> None:
     """With three speakers and one always better, two of the eight ways are as extreme: p is 1/4."""
     target, speakers = np.ones(30, int), np.repeat([0, 1, 2], 10)
     better, worse = np.ones(30, int), np.zeros(30, int)
-    found = compare_counts(
-        Counts.of(target, worse, speakers, 2), Counts.of(target, better, speakers, 2), figure="accuracy"
+    found = compare_tallies(
+        Tallies.of_classes(target, worse, speakers, 2),
+        Tallies.of_classes(target, better, speakers, 2),
+        figure="accuracy",
     )
     assert found.p_permutation == pytest.approx(2 / 8)
 
@@ -133,22 +135,22 @@ def test_permutation_keeps_its_level() -> None:
     for trial in range(200):
         ease = random.beta(5, 3, size=(2, 10, 1))  # both runs have speakers of their own liking
         counts = [
-            Counts.of(np.ones(200, int), (random.random((10, 20)) < one).ravel().astype(int),
+            Tallies.of_classes(np.ones(200, int), (random.random((10, 20)) < one).ravel().astype(int),
                       np.repeat(np.arange(10), 20), 2)
             for one in ease
         ]  # fmt: skip
-        small += compare_counts(*counts, figure="accuracy", num_samples=300, seed=trial).p_permutation < 0.05
+        small += compare_tallies(*counts, figure="accuracy", num_samples=300, seed=trial).p_permutation < 0.05
     assert small / 200 < 0.09
 
 
 def test_other_speakers_cannot_be_compared() -> None:
-    first = Counts.of(np.array([0, 1]), np.array([0, 1]), np.array(["a", "b"]), 2)
-    second = Counts.of(np.array([0, 1]), np.array([0, 1]), np.array(["a", "c"]), 2)
+    first = Tallies.of_classes(np.array([0, 1]), np.array([0, 1]), np.array(["a", "b"]), 2)
+    second = Tallies.of_classes(np.array([0, 1]), np.array([0, 1]), np.array(["a", "c"]), 2)
     with pytest.raises(ValueError, match="other speakers"):
-        compare_counts(first, second)
-    alone = Counts.of(np.array([0]), np.array([0]), np.array(["a"]), 2)
+        compare_tallies(first, second)
+    alone = Tallies.of_classes(np.array([0]), np.array([0]), np.array(["a"]), 2)
     with pytest.raises(ValueError, match="one speaker alone"):
-        compare_counts(alone, alone)
+        compare_tallies(alone, alone)
 
 
 def test_mcnemar_counts_where_one_run_alone_is_right() -> None:
@@ -189,3 +191,39 @@ def test_ccc_is_torchmetrics() -> None:
         float(concordance_corrcoef(torch.tensor(predicted), torch.tensor(target))), abs=0.02
     )
     assert ccc(target, target) == pytest.approx(1.0)
+
+
+def values(worse: float = 0.0, num_speakers: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True and predicted valence and arousal, some not known, and speakers."""
+    random = np.random.default_rng(0)
+    true = random.uniform(-1, 1, (num_speakers * 20, 2))
+    said = 0.7 * true + (0.2 + worse) * random.standard_normal(true.shape)
+    true[random.random(true.shape) < 0.1] = np.nan
+    return true, said, np.repeat([f"s{one}" for one in range(num_speakers)], 20)
+
+
+def test_figures_of_moments_are_those_of_the_values() -> None:
+    true, said, speakers = values()
+    tallies = Tallies.of_dimensions(true, said, speakers, ["valence", "arousal"])
+    found = intervals(tallies)
+    for place, name in enumerate(("valence", "arousal")):
+        known = ~np.isnan(true[:, place])
+        assert found[f"ccc_{name}"][0].value == pytest.approx(ccc(true[known, place], said[known, place]))
+        assert found[f"mae_{name}"][0].value == pytest.approx(np.abs(true - said)[known, place].mean())
+        slow = speaker_bootstrap(
+            lambda rows, true=true[known, place], said=said[known, place]: ccc(true[rows], said[rows]), speakers[known]
+        )
+        assert found[f"ccc_{name}"][0] == pytest.approx(slow, abs=0.02)
+    nothing = Tallies.of_dimensions(np.full((4, 1), np.nan), np.zeros((4, 1)), np.array(list("aabb")), ["valence"])
+    assert np.isnan(intervals(nothing)["ccc"][0].value)
+
+
+def test_dimensions_are_compared_as_classes_are() -> None:
+    names = ["valence", "arousal"]
+    better, worse = (Tallies.of_dimensions(*values(one), names) for one in (0.0, 0.4))
+    found = compare_tallies(worse, better, "ccc")
+    assert found.difference.low > 0
+    assert found.p_permutation < 0.01
+    assert compare_tallies(better, better, "ccc").p_permutation == 1
+    with pytest.raises(ValueError, match="no figure 'uar' of these runs; expected one of ccc, ccc_valence"):
+        compare_tallies(better, better, "uar")
