@@ -125,6 +125,7 @@ def main() -> None:
         metrics[f"{SPEAKERS[name]}: {'UAR' if kind == 'uar' else f'recall of {emotion}'}, %"] = value
     exported = export_checkpoint(checkpoint, OUT, num_clips=200, audio_only=True, card={**card, "metrics": metrics})
     sizes = {"int8_kilobytes": round(exported.num_bytes["model.int8.onnx"] / 1000, 1)}
+    assert exported.parity.int8_agreement is not None
     agreement = {"int8_agreement": round(100 * exported.parity.int8_agreement, 2)}
     record("shipped_student", {**figures, **sizes, **agreement})
 

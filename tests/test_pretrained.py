@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from mmemo import pretrained
+from mmemo.files import checksum
 from mmemo.pretrained import PretrainedError
 
 WHISPER, MINILM = "openai/whisper-base", "sentence-transformers/all-MiniLM-L6-v2"
@@ -74,7 +75,7 @@ def test_a_damaged_conversion_is_made_again(fresh_cache: Path) -> None:
 def test_faster_whisper_gets_the_published_file(fresh_cache: Path) -> None:
     folder = pretrained.ctranslate2_folder(WHISPER)
     assert (folder / "model.bin").stat().st_size == 145217532
-    assert pretrained._file_sha256(folder / "model.bin") == pretrained.WHEELS[WHISPER].sha256
+    assert checksum(folder / "model.bin") == pretrained.WHEELS[WHISPER].sha256
 
 
 @pytest.mark.parametrize(
@@ -161,6 +162,7 @@ def refuse(*args, **kwargs):
     raise AssertionError("a socket was opened")
 socket.socket.__init__ = refuse
 from mmemo import pretrained
+from mmemo.files import checksum
 from mmemo.data.transcript import OpenAIWhisper
 import numpy as np
 pretrained.load_whisper(); pretrained.load_openai_whisper()

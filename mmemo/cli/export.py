@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from mmemo.cli.verb import call
@@ -47,6 +48,7 @@ def export(
     from rich.table import Table
 
     from mmemo.export.checkpoint import export_checkpoint
+    from mmemo.export.runtime import CONFIG_FILE
 
     if clips < 1:
         raise ValueError(f"--clips {clips}: expected 1 or more")
@@ -64,5 +66,11 @@ def export(
     }
     for name, size in found.num_bytes.items():
         table.add_row(name, f"{size / 1000:.0f}", said.get(name, ""))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if not json.loads((out / CONFIG_FILE).read_text())["metrics"]:
+        console.print(
+            "The model card has no test figures: the run was not tested, or another checkpoint of it was; see "
+            "`mmemo test --checkpoint` and `--ckpt_path`"
+        )
     return 0

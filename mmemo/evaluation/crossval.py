@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
@@ -16,6 +15,7 @@ import yaml
 from filelock import FileLock, Timeout
 from pytorch_lightning.utilities import rank_zero_only
 
+from mmemo.files import checksum
 from mmemo.training.experiment import LAST, METRICS_FILE, Experiment, write_table, write_text
 
 PREDICTIONS_FILE = "predictions.parquet"
@@ -203,7 +203,7 @@ def run_fold(
 
 def check_same_experiment(run: Path, config: Path, overrides: Sequence[str], inputs: Sequence[Path]) -> None:
     """Refuses to add folds to a run that began with another config, other options, or another table."""
-    sums = [f"# {path}: {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in inputs if path.is_file()]
+    sums = [f"# {path}: {checksum(path)}" for path in inputs if path.is_file()]
     wanted = config.read_text() + "".join(f"{line}\n" for line in (*(f"# {word}" for word in overrides), *sums))
     path = run / "experiment.yaml"
     if path.exists() and path.read_text() != wanted:

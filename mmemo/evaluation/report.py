@@ -44,6 +44,7 @@ from mmemo.evaluation.statistics import (
     visible_difference,
 )
 from mmemo.evaluation.subgroups import subgroups, usual_columns, with_audio_bands
+from mmemo.files import checksum
 from mmemo.pretrained import is_offline
 from mmemo.training.experiment import experiment_of, write_table, write_text
 
@@ -497,7 +498,7 @@ def _reproduce(run: Path, member: Path | None, config: dict[str, Any], private: 
                 files[f"{name} checkpoint" + ("" if member == run else f" of {member.name}")] = path
     for name, file in files.items():
         if file is not None:
-            found["sha256"][name] = hashlib.sha256(file.read_bytes()).hexdigest()
+            found["sha256"][name] = checksum(file)
     told = run / COMMAND_FILE
     command = (
         told.read_text().strip()

@@ -23,6 +23,7 @@ from mmemo.data.batch import EmotionBatch
 from mmemo.data.datamodule import EmotionDataModule, Sources
 from mmemo.data.effects import Effect, Mp3, Noise, Reverb, Telephone, described
 from mmemo.evaluation.statistics import Interval, speaker_bootstrap, uar
+from mmemo.files import checksum
 from mmemo.labels import UNLABELLED
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
 from mmemo.training.attacks import FGSM, PGD, Attack, Entry, heard_with, undisturbed
@@ -252,7 +253,7 @@ def robustness(
                     f"{surrogate} takes {', '.join(other.modalities)}, {run} {', '.join(model.modalities)}; attacks "
                     "are carried over between models that take the same"
                 )
-            stamp += hashlib.sha256(there.read_bytes()).hexdigest()
+            stamp += checksum(there)
         judge = _Judge(model, other, datamodule, torch.device(device), half_precision)
         stamp += judge.stamp()
         stamps += stamp

@@ -20,6 +20,7 @@ from filelock import FileLock
 from mmemo.evaluation.crossval import PREDICTIONS_FILE, run_fold, spread
 from mmemo.evaluation.predictions import labelled_probs
 from mmemo.evaluation.statistics import Tallies, compare_tallies
+from mmemo.files import checksum
 from mmemo.training.experiment import BEST, METRICS_FILE, Experiment, write_table, write_text
 
 STORAGE = "study.sqlite"
@@ -239,7 +240,7 @@ def _mark(inside: Path, known: Mapping[str, Any], settings: Tuning) -> str:
     data = content["data"]
     paths = [data.get("manifest"), *(one["manifest"] for one in data.get("corpora") or [])]
     paths.append((data["split"]["init_args"]["outer"].get("init_args") or {}).get("path"))
-    sums = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths if path and Path(path).is_file()]
+    sums = [checksum(Path(path)) for path in paths if path and Path(path).is_file()]
     seen = (inside.read_text(), json.dumps(known, sort_keys=True), settings.metric, sums)
     return hashlib.sha256(repr(seen).encode()).hexdigest()
 

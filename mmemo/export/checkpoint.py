@@ -11,6 +11,7 @@ import numpy as np
 from mmemo.data.audio import AudioError, read_audio
 from mmemo.data.manifest import Utterance, read_manifest
 from mmemo.export.onnx import Exported, export_onnx
+from mmemo.files import checksum
 from mmemo.training.experiment import METRICS_FILE, experiment_of
 from mmemo.training.system import load_model
 
@@ -32,7 +33,7 @@ def export_checkpoint(
         num_clips: How many of them.
         audio_only: Whether to refuse a model that reads words.
         card: What the model card says: ``license``, ``training_data``, ``limits``, and ``metrics`` in the place of the
-            run's test figures.
+            run's test figures, which are there where ``mmemo test`` judged this very checkpoint.
 
     Raises:
         FileNotFoundError: There is no such checkpoint, or no manifest beside it.
@@ -61,7 +62,7 @@ def export_checkpoint(
         texts.append(utterance.text or "")
     if not waveforms:
         raise ValueError(f"{manifest or run}: no clip there can be read; give --manifest one with audio")
-    return export_onnx(model, folder, waveforms, texts, {"metrics": _figures(run), **(card or {})})
+    return export_onnx(model, folder, waveforms, texts, {"metrics": _figures(run, checkpoint), **(card or {})})
 
 
 def _utterances(run: Path, manifest: Path | None) -> list[Utterance]:
@@ -77,10 +78,13 @@ def _utterances(run: Path, manifest: Path | None) -> list[Utterance]:
     return list(datamodule.manifest.subset(rows))
 
 
-def _figures(run: Path) -> dict[str, str]:
-    """The test figures of a run, where it was tested."""
+def _figures(run: Path, checkpoint: Path) -> dict[str, str]:
+    """The test figures of a run, where it was tested with this checkpoint."""
     path = run / METRICS_FILE
     if not path.is_file():
         return {}
-    metrics = json.loads(path.read_text())["metrics"]
+    results = json.loads(path.read_text())
+    if results.get("checkpoint_sha256") != checksum(checkpoint):
+        return {}
+    metrics = results["metrics"]
     return {name: f"{value:.4f}" for name, value in sorted(metrics.items()) if name.startswith("test/")}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import logging
 import math
@@ -26,7 +25,7 @@ from mmemo.export.runtime import (
     WEIGHTS_FILE,
     Recognizer,
 )
-from mmemo.files import replacing
+from mmemo.files import checksum, replacing
 from mmemo.labels import DIMENSIONS
 from mmemo.models.emotion_model import EmotionModel
 from mmemo.models.log_mel import HOP_SAMPLES, WINDOW_SAMPLES, LogMel
@@ -259,7 +258,7 @@ def export_onnx(
         "tokenizer": getattr(model.encoder("text"), "model_id", ""),
         **{name: (card or {}).get(name, "") for name in ("license", "training_data", "limits")},
         "metrics": (card or {}).get("metrics", {}),
-        "sha256": {name: _checksum(folder / name) for name in (MODEL_FILE, INT8_FILE, WEIGHTS_FILE)},
+        "sha256": {name: checksum(folder / name) for name in (MODEL_FILE, INT8_FILE, WEIGHTS_FILE)},
     }
     _write(folder / CONFIG_FILE, json.dumps(config, indent=1))
     try:
@@ -408,10 +407,6 @@ def _save_weights(model: EmotionModel, path: Path) -> None:
     with replacing(path) as partial:
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, partial)
         partial.chmod(0o644)
-
-
-def _checksum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _write(path: Path, text: str) -> None:

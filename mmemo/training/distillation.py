@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from mmemo.data.batch import EmotionBatch
 from mmemo.data.datamodule import EmotionDataModule
 from mmemo.data.manifest import ManifestError
+from mmemo.files import checksum
 from mmemo.losses import CrossEntropy, SoftenedLogits, Taught
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
 from mmemo.training.features import MODALITIES, FeatureCache, attach_sources, text_content, words_of
@@ -217,10 +217,9 @@ def _said_by(
     _refuse_leak(path, datamodule)
     attach_sources(datamodule, model, trainer, MODALITIES, redraw=False)
     augmentation = datamodule.augmentation.fingerprint() if datamodule.augmentation and datamodule.num_views > 1 else ""
-    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
     frozen = [model.encoder(name).fingerprint() for name in model.modalities]  # is not in the checkpoint
     seen = f"{datamodule.num_views}:{augmentation}:{trainer.precision}:{frozen}"
-    cache = FeatureCache(f"teacher-{TEACHING_VERSION}:{checksum}:{seen}")
+    cache = FeatureCache(f"teacher-{TEACHING_VERSION}:{checksum(path)}:{seen}")
     keys = _keys(model, datamodule)
     rows = datamodule.split.train
     missing = np.array([row for row in rows if keys[row] not in cache], dtype=int)

@@ -24,7 +24,7 @@ from pytorch_lightning.utilities import move_data_to_device, rank_zero_only
 
 from mmemo.data.datamodule import EmotionDataModule
 from mmemo.data.study import Study
-from mmemo.files import replacing
+from mmemo.files import checksum, replacing
 from mmemo.labels import DIMENSIONS
 from mmemo.pretrained import go_offline
 from mmemo.training.parser import SentenceParser
@@ -274,7 +274,9 @@ class RunFolder(Callback):
         if not trainer.is_global_zero:
             return
         assert isinstance(pl_module, EmotionSystem)
+        judged = Path(str(trainer.ckpt_path))
         results = {
+            "checkpoint_sha256": checksum(judged) if judged.is_file() else None,
             "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
             "classes": list(pl_module.model.classes),
             "confusion": None if pl_module.confusion is None else pl_module.confusion.tolist(),

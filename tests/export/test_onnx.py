@@ -183,6 +183,12 @@ def test_the_verb_exports_a_run(tiny_config: Path, tmp_path: Path, capsys: pytes
     assert main(["export", str(checkpoint), "--out", str(tmp_path / "out"), "--license", "CC0"]) == 0
     assert "same class on 100.0 %" in capsys.readouterr().out
     assert "test/uar" in (tmp_path / "out" / "README.md").read_text()
+    metrics = checkpoint.parents[1] / "test_metrics.json"
+    judged = json.loads(metrics.read_text())
+    metrics.write_text(json.dumps({**judged, "checkpoint_sha256": "of another checkpoint"}))
+    assert main(["export", str(checkpoint), "--out", str(tmp_path / "out"), "--license", "CC0"]) == 0
+    assert "The model card has no test figures" in " ".join(capsys.readouterr().out.split())
+    assert "test/uar" not in (tmp_path / "out" / "README.md").read_text()
     assert main(["export", str(tmp_path / "none.ckpt"), "--out", str(tmp_path / "out")]) == 1
     assert "no such checkpoint" in capsys.readouterr().err
 
