@@ -21,6 +21,7 @@ def report(
     out: Path | None = None,
     manifest: Path | None = None,
     columns: list[str] | str = [],  # noqa: B006
+    study: Path | None = None,
 ) -> int:
     """One self-contained HTML page of a run: figures with intervals, pictures, subgroups, how to reproduce it.
 
@@ -34,12 +35,15 @@ def report(
         manifest: What was predicted; that of the run's config when not given.
         columns: Further columns of the manifest to look at subgroups of; gender, age, language, corpus, length and
             noise are looked at wherever they are known.
+        study: YAML with a block `study`, in the place of what the run began with: another outcome needs no training.
     """
     from rich.console import Console
 
+    from mmemo.data.study import read_study
     from mmemo.evaluation.report import report as write
 
-    found = write(run, out, manifest, [columns] if isinstance(columns, str) else columns)
+    asked = read_study(study) if study is not None else None
+    found = write(run, out, manifest, [columns] if isinstance(columns, str) else columns, asked)
     console = Console()
     for line in [*found.content["summary"], *(f"Warning: {line}" for line in found.content["warnings"])]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

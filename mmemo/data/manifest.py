@@ -27,8 +27,13 @@ COLUMNS = (
     "speaker", "session", "language", "gender", "age", "split",
 )  # fmt: skip
 TEXT_DTYPE = "string[pyarrow]"
+WORDS = ("text", "text_reference")
+"""Columns of what is said: the transcript, and what stood there before it."""
 VOTES_PREFIX = "votes_"
 SPLITS = ("train", "val", "test")
+SENTENCE_WORDS = 3
+"""Words on average from which a column is taken for sentences."""
+FILE_NAME = r"(?i)[/\\]|\.(?:wav|flac|mp3|ogg|opus|m4a|aac|mp4|txt|json|eaf|textgrid)$"
 MAX_SHOWN = 20  # problems listed in one error
 
 
@@ -137,6 +142,24 @@ class Manifest:
             else:
                 table.to_csv(partial, index=False)
         return path
+
+
+def private_columns(frame: pd.DataFrame) -> list[str]:
+    """Columns that no output may show: where recordings are, what is said in them, and any further column of sentences
+    or of file names.
+
+    Args:
+        frame: Of a manifest.
+    """
+    found = [name for name in ("path", "start", "end", "channel", *WORDS) if name in frame]
+    for name in frame.columns.difference([*COLUMNS, *WORDS], sort=False):
+        values = frame[name].dropna()
+        if not len(values) or not pd.api.types.is_string_dtype(values):
+            continue
+        texts = values.astype(str)
+        if texts.str.split().str.len().mean() >= SENTENCE_WORDS or texts.str.contains(FILE_NAME).mean() >= 0.5:
+            found.append(str(name))
+    return found
 
 
 def join_manifests(manifests: Mapping[str, Manifest]) -> Manifest:

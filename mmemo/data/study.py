@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal, get_args
+
+import yaml
+
+How = Literal["share", "mean", "max"]
+HOW = get_args(How)
 
 
 @dataclass
@@ -15,14 +22,70 @@ class Study:
         how: A participant's value: ``share`` of the speaking time in which one of them is likeliest, ``mean`` of their
             probability over that time, or its ``max``.
         participant: Column that names participants; rows are grouped by it.
-        visit: Column that names a participant's visits, in alphabetical order; none has one visit alone.
+        visit: Column that names a participant's visits, in alphabetical order, numbers in them by size; none has one
+            visit alone.
         covariates: Columns that are reported beside the outcome, such as ``[age, gender]``.
         name: Of the study, for reports.
     """
 
     outcome: list[str]
-    how: Literal["share", "mean", "max"] = "share"
+    how: How = "share"
     participant: str = "speaker"
     visit: str | None = None
     covariates: list[str] = field(default_factory=list)
     name: str = "study"
+
+    def check(self, classes: Sequence[str], columns: Collection[str]) -> None:
+        """Says, before anything is trained, what could not be answered afterwards.
+
+        Args:
+            classes: Emotions that the model tells apart.
+            columns: Of the manifest.
+
+        Raises:
+            ValueError: An outcome that is no class, or a column that is not there.
+        """
+        unknown = [name for name in self.outcome if name not in classes]
+        if unknown or not self.outcome:
+            raise ValueError(
+                f"study.outcome names {', '.join(unknown) or 'no emotion'}; expected some of "
+                f"{', '.join(classes) or 'the classes, of which this model has none'}"
+            )
+        wanted: dict[str, list[str | None]] = {
+            "participant": [self.participant],
+            "visit": [self.visit],
+            "covariates": [*self.covariates],
+        }
+        for what, names in wanted.items():
+            absent = [name for name in names if name is not None and name not in columns]
+            if absent:
+                raise ValueError(
+                    f"study.{what} names {', '.join(absent)}, which is no column of the manifest; it has "
+                    f"{', '.join(columns)}"
+                )
+
+
+def read_study(path: Path) -> Study:
+    """The study of an experiment's YAML.
+
+    Args:
+        path: File with a block ``study``.
+
+    Raises:
+        ValueError: There is no such file or block, or a setting in it that a study does not have.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file, expected a YAML with a block `study`")
+    content = yaml.safe_load(path.read_text())
+    block = content.get("study") if isinstance(content, dict) else None
+    if not isinstance(block, dict):
+        raise ValueError(f"{path}: has no block `study`, such as `study: {{outcome: [sadness]}}`")
+    known = [one.name for one in fields(Study)]
+    unknown = [str(name) for name in block if name not in known]
+    if unknown or "outcome" not in block:
+        raise ValueError(
+            f"{path}: study has {', '.join(unknown) or 'no outcome'}; expected outcome, and any of {', '.join(known)}"
+        )
+    if block.get("how", "share") not in HOW:
+        raise ValueError(f"{path}: study.how {block['how']}: expected one of {', '.join(HOW)}")
+    return Study(**block)

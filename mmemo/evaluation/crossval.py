@@ -21,6 +21,7 @@ from mmemo.training.experiment import LAST, METRICS_FILE, Experiment, write_tabl
 PREDICTIONS_FILE = "predictions.parquet"
 SUMMARY_FILE = "crossval.json"
 COMMAND_FILE = "command.txt"
+EXPERIMENT_FILE = "experiment.json"
 
 
 class CrossValidation(NamedTuple):
@@ -56,7 +57,7 @@ def crossval(config: Path, run: Path | None = None, overrides: Sequence[str] = (
     experiment = Experiment(["--config", str(config), *overrides], run=False)
     run = run or Path(experiment.config.trainer.default_root_dir)
     datamodule = experiment.datamodule
-    datamodule.setup("fit")  # a split that cannot be made is said before there is a folder
+    prepared(experiment)
     num_folds = datamodule.splitter.count(datamodule.manifest)
     if num_folds < 2:
         raise ValueError(
@@ -201,14 +202,29 @@ def run_fold(
     return metrics
 
 
+def prepared(experiment: Experiment) -> None:
+    """Says what is wrong with tables, split and study before there is a folder."""
+    datamodule = experiment.datamodule
+    datamodule.setup("fit")
+    study = experiment.config_init.study
+    if study is not None:
+        study.check(datamodule.classes, list(datamodule.manifest.frame))
+
+
 def check_same_experiment(run: Path, config: Path, overrides: Sequence[str], inputs: Sequence[Path]) -> None:
     """Refuses to add folds to a run that began with another config, other options, or another table."""
-    sums = [f"# {path}: {checksum(path)}" for path in inputs if path.is_file()]
-    wanted = config.read_text() + "".join(f"{line}\n" for line in (*(f"# {word}" for word in overrides), *sums))
-    path = run / "experiment.yaml"
-    if path.exists() and path.read_text() != wanted:
-        raise ValueError(
-            f"{run} was started from another config, manifest, fold file or other options; choose another --run, "
-            "or delete that folder"
-        )
-    write_text(path, wanted)
+    wanted = {
+        "config": yaml.safe_load(config.read_text()),
+        "options": list(overrides),
+        **{str(path): checksum(path) for path in inputs if path.is_file()},
+    }
+    path = run / EXPERIMENT_FILE
+    if path.exists():
+        began = json.loads(path.read_text())
+        differ = [name for name in {**began, **wanted} if began.get(name) != json.loads(json.dumps(wanted.get(name)))]
+        if differ:
+            shown = [f"options {' '.join(began[name]) or 'none'}" if name == "options" else name for name in differ]
+            raise ValueError(
+                f"{run} was started with other {', '.join(shown)}; choose another --run, or delete that folder"
+            )
+    write_text(path, json.dumps(wanted, indent=1))

@@ -16,6 +16,7 @@ from mmemo.evaluation.crossval import (
     collect,
     crossval,
     folds_to_do,
+    prepared,
     run_fold,
     write,
 )
@@ -60,7 +61,7 @@ def nested(
     datamodule = experiment.datamodule
     if not datamodule.classes:
         raise ValueError("--nested calibrates classes, and this experiment has dimensions alone; leave it out")
-    datamodule.setup("fit")
+    prepared(experiment)
     num_folds = datamodule.splitter.count(datamodule.manifest)
     inputs = [*datamodule.manifest_paths, Path(getattr(datamodule.splitter, "path", "")), *([space] if space else [])]
     check_same_experiment(run, config, [*overrides, f"nested {num_inner} {num_trials} {answered}"], inputs)

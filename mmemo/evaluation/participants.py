@@ -58,7 +58,7 @@ def study_result(predictions: Predictions, study: Study, num_samples: int = 1000
     Raises:
         ValueError: An outcome the model does not know, a column that is missing, or fewer than two participants.
     """
-    _check(predictions, study)
+    study.check(predictions.classes, [str(name) for name in predictions.table if "prob_" not in str(name)])
     table = predictions.table
     if "seed" in table:  # probabilities averaged
         names = [name for name in table if "prob_" in str(name)]
@@ -110,20 +110,6 @@ def study_result(predictions: Predictions, study: Study, num_samples: int = 1000
     )  # fmt: skip
 
 
-def _check(predictions: Predictions, study: Study) -> None:
-    unknown = sorted(set(study.outcome) - set(predictions.classes))
-    if unknown or not study.outcome:
-        raise ValueError(
-            f"study.outcome names {', '.join(unknown) or 'no emotion'}; expected some of "
-            f"{', '.join(predictions.classes)}"
-        )
-    wanted = [study.participant, *([study.visit] if study.visit else []), *study.covariates]
-    absent = [name for name in wanted if name not in predictions.table]
-    if absent:
-        known = [str(name) for name in predictions.table if "prob_" not in str(name)]
-        raise ValueError(f"study: no column {', '.join(map(repr, absent))} in the manifest; it has {', '.join(known)}")
-
-
 def _values(predictions: Predictions, study: Study) -> pd.DataFrame:
     """Of each utterance: whether, or how likely, it shows the outcome, and its weight."""
     table = predictions.table
@@ -137,7 +123,7 @@ def _values(predictions: Predictions, study: Study) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "participant": table[study.participant],
-            "visit": table[study.visit].astype(str).map(_sortable) if study.visit else "1",
+            "visit": table[study.visit].astype(str) if study.visit else "1",
             "value": said if study.how == "share" else likely,
             "true": true,
             "seconds": seconds.to_numpy(dtype=float),
@@ -145,9 +131,9 @@ def _values(predictions: Predictions, study: Study) -> pd.DataFrame:
     )
 
 
-def _sortable(visit: str) -> str:
-    """Numbers in a name as wide as three digits, so that visit 10 comes after visit 2."""
-    return re.sub(r"\d+", lambda found: found.group().zfill(3), visit)
+def _in_order(visit: str) -> tuple[list[int | str], ...]:
+    """Key by which visit 10 comes after visit 2."""
+    return tuple([int(part), part] if part.isdigit() else [-1, part] for part in re.split(r"(\d+)", visit))
 
 
 def _aggregate(rows: pd.DataFrame, how: str) -> dict[str, Any]:
@@ -170,8 +156,8 @@ def _true(true: np.ndarray, weight: np.ndarray, how: str) -> float:
 
 
 def _aggregated(rows: pd.DataFrame, by: list[str], how: str) -> pd.DataFrame:
-    found = [{**dict(zip(by, key, strict=True)), **_aggregate(some, how)} for key, some in rows.groupby(by, sort=True)]
-    return pd.DataFrame(found)
+    parts = sorted(rows.groupby(by), key=lambda part: (part[0][0], *map(_in_order, part[0][1:])))
+    return pd.DataFrame([{**dict(zip(by, key, strict=True)), **_aggregate(some, how)} for key, some in parts])
 
 
 def _agreement(participants: pd.DataFrame, num_samples: int, seed: int) -> dict[str, Interval]:

@@ -9,13 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from mmemo.data.manifest import VOTES_PREFIX, Manifest
+from mmemo.data.manifest import VOTES_PREFIX, Manifest, private_columns
 from mmemo.evaluation.statistics import Tallies, clusters
 from mmemo.labels import DIMENSIONS
 
 PREDICTIONS = ("predictions.parquet", "predictions.csv")
-PRIVATE = ("path", "text")
-"""Columns of a manifest that no report may show."""
 
 
 class Predictions(NamedTuple):
@@ -188,9 +186,9 @@ def with_manifest(predictions: Predictions, manifest: Manifest) -> Predictions:
         given = table[name].astype(object).where(table[name].notna(), None)
         table[name] = given.where(given.notna(), there[name].astype(object).where(there[name].notna(), None).to_numpy())
     reserved = {"fold", "seed", "answered", "warning", "side", "predicted", "confidence", "length", "noise", "seconds"}
-    added, clash = {}, []
+    added, clash, private = {}, [], private_columns(manifest.frame)
     for name in map(str, there.columns):
-        if name in (*PRIVATE, "start", "end", "channel") or name.startswith(VOTES_PREFIX) or there[name].isna().all():
+        if name in private or name.startswith(VOTES_PREFIX) or there[name].isna().all():
             continue
         if name in reserved or name.startswith("weight_") or "prob_" in name:
             clash.append(name)

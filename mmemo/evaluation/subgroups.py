@@ -198,7 +198,8 @@ def _gap_ends(sampled: np.ndarray, whole: np.ndarray, num_speakers: int, confide
     largest gap of each sample would never be near zero. Since the two were picked out of all pairs, the interval is as
     wide as one of so many must be (Bonferroni)."""
     pairs = len(whole) * (len(whole) - 1) / 2
-    return ends(sampled[int(whole.argmax())] - sampled[int(whole.argmin())], num_speakers, 1 - (1 - confidence) / pairs)
+    order = whole.argsort()  # not argmax and argmin, which are one and the same group where all tie
+    return ends(sampled[order[-1]] - sampled[order[0]], num_speakers, 1 - (1 - confidence) / pairs)
 
 
 def _odds_gap(confusion: np.ndarray) -> np.ndarray:

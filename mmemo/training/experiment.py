@@ -23,6 +23,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities import move_data_to_device, rank_zero_only
 
 from mmemo.data.datamodule import EmotionDataModule
+from mmemo.data.manifest import private_columns
 from mmemo.data.study import Study
 from mmemo.files import checksum, replacing
 from mmemo.labels import DIMENSIONS
@@ -165,7 +166,13 @@ class Experiment(LightningCLI):
             kwargs["logger"] = _loggers(root, resumes=config.ckpt_path is not None) if fitting else False
         callbacks: list[Callback] = [
             RunFolder(
-                root, config.predictions, config.gates, config.embeddings, config.pseudo_labels, config.min_confidence
+                root,
+                config.predictions,
+                config.gates,
+                config.embeddings,
+                config.pseudo_labels,
+                config.min_confidence,
+                self._get(self.config_init, "study"),
             )
         ]
         if config.trainer.enable_progress_bar is not False and sys.stderr.isatty():
@@ -178,6 +185,7 @@ class Experiment(LightningCLI):
             callbacks.append(ModelCheckpoint(folder, filename=BEST.stem, **best, **once))
             # Not save_last, which saves only when the best one improves: a killed run would lose epochs.
             callbacks.append(ModelCheckpoint(folder, filename=LAST.stem, save_on_train_epoch_end=True, **once))
+            callbacks.append(RandomState())
         if config.patience is not None:
             callbacks.append(EarlyStopping(chief, patience=config.patience, mode="max"))
         chosen = self._get(self.config_init, "trainer").callbacks or []
@@ -239,6 +247,25 @@ def _check_resumable(path: Path, config: Namespace) -> None:
         )
 
 
+class RandomState(Callback):
+    """Keeps PyTorch's random state in checkpoints, so that a killed run goes on as if nothing had happened.
+
+    Not with several processes, whose states differ and of which a checkpoint has one.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {"torch": torch.get_rng_state(), "cuda": cuda}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Now, not when training starts: Lightning fetches a resumed run's first batch before that.
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return
+        torch.set_rng_state(state_dict["torch"].cpu())
+        if state_dict["cuda"] and len(state_dict["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([state.cpu() for state in state_dict["cuda"]])
+
+
 class RunFolder(Callback):
     """Writes test metrics and predictions of a run as files.
 
@@ -249,6 +276,7 @@ class RunFolder(Callback):
         embeddings: File for the fused vectors; not written when not given.
         pseudo_labels: File for a manifest labelled by the predictions; not written when not given.
         min_confidence: Probability below which a row is not labelled so, in [0, 1].
+        study: What the predictions shall answer, which is checked before the work.
     """
 
     def __init__(
@@ -259,6 +287,7 @@ class RunFolder(Callback):
         embeddings: str | None = None,
         pseudo_labels: str | None = None,
         min_confidence: float = 0.9,
+        study: Study | None = None,
     ) -> None:
         if not 0.0 <= min_confidence <= 1.0:
             raise ValueError(f"--min_confidence {min_confidence}: expected a probability, 0 to 1")
@@ -268,7 +297,13 @@ class RunFolder(Callback):
         self.predictions = Path(predictions) if predictions else root / "predictions.csv"
         self.pseudo_labels = Path(pseudo_labels) if pseudo_labels else None
         self.min_confidence = min_confidence
+        self.study = study
         self._parts: list[Prediction] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.study is not None:
+            datamodule = trainer.datamodule  # type: ignore[attr-defined]
+            self.study.check(datamodule.classes, list(datamodule.manifest.frame))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -387,7 +422,7 @@ def embedding_table(datamodule: EmotionDataModule, prediction: Prediction) -> pd
     """
     assert prediction.embedding is not None
     frame = datamodule.manifest.frame.iloc[prediction.row.long().numpy()].reset_index(drop=True)
-    frame = frame.drop(columns=["path", "start", "end", "text"]).dropna(axis="columns", how="all")
+    frame = frame.drop(columns=private_columns(datamodule.manifest.frame)).dropna(axis="columns", how="all")
     sides = datamodule.sides()
     vectors = prediction.embedding.float().numpy()
     numbers = pd.DataFrame(vectors, columns=[f"{EMBEDDING}{number}" for number in range(vectors.shape[1])])

@@ -66,8 +66,21 @@ def test_finished_folds_are_kept_and_an_interrupted_one_goes_on(
 def test_a_run_of_another_config_is_not_mixed_in(folds_config: Path) -> None:
     run = folds_config.parent / "cv"
     crossval(folds_config, run)
-    with pytest.raises(ValueError, match="was started from another config"):
+    with pytest.raises(ValueError, match="was started with other options none"):
         crossval(folds_config, run, ["--trainer.max_epochs", "3"])
+
+
+def test_a_study_that_cannot_be_answered_is_told_before_anything_is_trained(folds_config: Path) -> None:
+    run = folds_config.parent / "cv"
+    for setting, complaint in (
+        ('{"outcome": ["grief"]}', r"study\.outcome names grief; expected some of anger"),
+        ('{"outcome": ["anger"], "covariates": ["agee"]}', r"study\.covariates names agee, which is no column"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            crossval(folds_config, run, ["--study", setting])
+        with pytest.raises(ValueError, match=complaint):
+            Experiment(["fit", "--config", str(folds_config), "--study", setting])
+    assert not run.exists()
 
 
 def test_a_split_without_folds_says_so(tiny_config: Path) -> None:

@@ -68,11 +68,12 @@ def test_a_run_without_predictions_says_what_to_do(tmp_path: Path) -> None:
 def test_the_manifest_adds_columns_but_words_and_paths() -> None:
     rows = table()
     frame = rows[["id", "speaker", "emotion"]].assign(
-        path=[f"{name}.wav" for name in rows["id"]], text="secret words", gender="f", ward="north"
-    )
+        path=[f"{name}.wav" for name in rows["id"]], text="secret words", gender="f", ward="north",
+        text_reference="other secret words", note="has slept badly since", file=[f"{name}.flac" for name in rows["id"]],
+    )  # fmt: skip
     found = with_manifest(Predictions(rows, CLASSES, []), Manifest(frame))
     assert {"gender", "ward"} <= set(found.table)
-    assert not {"text", "path"} & set(found.table)
+    assert not {"text", "path", "text_reference", "note", "file"} & set(found.table)
 
 
 def test_a_manifest_of_something_else_is_refused() -> None:

@@ -197,6 +197,14 @@ def test_a_study_from_its_yaml_to_its_page(
     assert content["study"]["num_sessions"] == 10
     assert len(pd.read_csv(run / "report" / "sessions.csv")) == 10
     assert content["reproduce"]["commands"][0].startswith("mmemo crossval --config")
+    other = tmp_path / "other.yaml"
+    other.write_text("study: {outcome: [anger], visit: session}")
+    assert main(["report", str(run), "--study", str(other)]) == 0  # another outcome needs no training
+    assert json.loads((run / "report" / "report.json").read_text())["study"]["outcome"] == ["anger"]
+    for written, complaint in (("study: {outcom: [anger]}", "has outcom; expected"), ("model: {}", "has no block")):
+        other.write_text(written)
+        assert main(["report", str(run), "--study", str(other)]) == 1
+        assert complaint in capsys.readouterr().err
     (tmp_path / "study.csv").rename(tmp_path / "moved.csv")  # its path must not get out through the warning either
     assert main(["report", str(run)]) == 1  # the study's columns are in the manifest alone
     assert main(["report", str(run), "--manifest", str(tmp_path / "moved.csv")]) == 0

@@ -55,6 +55,16 @@ def test_an_unfair_model_has_a_gap_and_a_fair_one_has_none_to_speak_of() -> None
         assert sum(raised) <= most
 
 
+def test_groups_that_tie_have_a_gap_of_nothing_with_an_interval() -> None:
+    predictions = judged()
+    women = predictions.table[predictions.table["gender"] == "female"]
+    twins = women.assign(gender="other", speaker=women["speaker"] + "_twin", id=women["id"] + "_twin")
+    found = subgroups(predictions._replace(table=pd.concat([women, twins], ignore_index=True)), "gender")
+    gap = found.gaps["uar"]
+    assert gap.value == 0
+    assert gap.low < 0 < gap.high
+
+
 def test_equalised_odds_is_fairlearns_definition() -> None:
     predictions = judged(unfair=0.2)
     found = subgroups(predictions, "gender").equalised_odds.value
