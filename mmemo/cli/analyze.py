@@ -58,7 +58,7 @@ def analyze(
         format: What is printed: a table to be read, or one line per segment as JSON or CSV.
         picture: Whether --out gets pictures too.
         min_confidence: Probability below which a segment is marked unsure, in [0, 1].
-        separate_channels: Take each channel for a speaker of its own; else they are averaged.
+        separate_channels: Take each channel for a speaker of its own, counting from 0; else they are averaged.
         transcript: Also write down what is said, by Whisper.
         language: Of the words, such as en; detected when not given.
         int8: Run the small file of the model; else the one in full precision.
@@ -74,6 +74,8 @@ def analyze(
 
     if language is not None and not transcript:
         raise ValueError("--language is of the words; add --transcript true")
+    if out is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out}: is a file, expected a folder to write into")
     recognizer = Recognizer(model or student_folder(), int8, threads)
     words = _words(language) if transcript else None
     folder = None if out is None else _Folder(out, recognizer.classes, picture)
@@ -126,10 +128,12 @@ class _Rows:
     def __init__(self, format: str, classes: list[str]) -> None:
         self.format = format
         self.classes = classes
-        if format == "csv":
-            print(",".join(_columns(classes)))
+        self._begun = False
 
     def add(self, analysis: Analysis) -> None:
+        if self.format == "csv" and not self._begun:
+            print(",".join(_columns(self.classes)))
+        self._begun = True
         if self.format == "table":
             self._table(analysis)
             return
@@ -144,7 +148,7 @@ class _Rows:
         from rich.console import Console
         from rich.table import Table
 
-        print(f"{analysis.name}: {analysis.speech_seconds:.1f} s of speech in {analysis.seconds:.1f} s")
+        print(f"{analysis.title}: {analysis.speech_seconds:.1f} s of speech in {analysis.seconds:.1f} s")
         table = Table()
         table.add_column("from", justify="right")
         table.add_column("to", justify="right")
@@ -158,9 +162,9 @@ class _Rows:
             table.add_row(*cells, *([one.text or ""] if words else []))
         console = Console()
         console.print(table)
-        shares = sorted(analysis.shares.items(), key=lambda item: -item[1])
-        listed = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares if share >= 0.005)
-        console.print(f"Of the speech: {listed}; unsure in {100 * analysis.unsure:.0f} %")
+        means = sorted(analysis.probabilities.items(), key=lambda item: -item[1])
+        listed = ", ".join(f"{name} {mean:.2f}" for name, mean in means if mean >= 0.005)
+        console.print(f"Mean probability over the speech: {listed}; unsure in {100 * analysis.unsure:.0f} % of it")
 
 
 def _words(language: str | None) -> Any:
@@ -173,14 +177,23 @@ def _words(language: str | None) -> Any:
 
 
 def _columns(classes: list[str]) -> list[str]:
-    return ["recording", "start", "end", "emotion", "confidence", *(f"prob_{name}" for name in classes), "text"]
+    return [
+        "recording",
+        "channel",
+        "start",
+        "end",
+        "emotion",
+        "confidence",
+        *(f"prob_{name}" for name in classes),
+        "text",
+    ]
 
 
 def _rows(analysis: Analysis) -> list[dict[str, Any]]:
     return [
         {
-            "recording": analysis.name, "start": one.start, "end": one.end, "emotion": one.emotion,
-            "confidence": round(one.confidence, 4),
+            "recording": analysis.name, "channel": analysis.channel, "start": one.start, "end": one.end,
+            "emotion": one.emotion, "confidence": round(one.confidence, 4),
             **{f"prob_{name}": round(value, 4) for name, value in one.probabilities.items()},
             **({} if one.text is None else {"text": one.text}),
         }
@@ -222,8 +235,9 @@ class _Folder:
             with (self.out / name).open("a" if self._used else "w") as file:
                 file.writelines(f"{line}\n" for line in found)
         shown = one.name.replace(STDIN, "stdin", 1) if one.name.startswith(STDIN) else one.name
-        stem = Path(shown).name.replace(" ", "_")
-        name = stem if stem not in self._used else f"{stem}_{len(self._used)}"
+        stem = Path(shown).name.replace(" ", "_") + ("" if one.channel is None else f"_channel{one.channel}")
+        copies = sum(name == stem or name.startswith(f"{stem}_copy") for name in self._used)
+        name = f"{stem}_copy{copies + 1}" if copies else stem
         self._used.add(name)
         timeline = [
             {"seconds": float(time), **dict(zip(self.classes, [round(float(p), 4) for p in probs], strict=True))}
@@ -231,8 +245,9 @@ class _Folder:
             if probs[0] == probs[0]
         ]
         content = {
-            "recording": one.name, "seconds": round(one.seconds, 3), "speech_seconds": round(one.speech_seconds, 3),
-            "emotion": one.emotion, "shares": one.shares, "unsure": one.unsure, "segments": rows, "timeline": timeline,
+            "recording": one.name, "channel": one.channel, "seconds": round(one.seconds, 3),
+            "speech_seconds": round(one.speech_seconds, 3), "emotion": one.emotion,
+            "probabilities": one.probabilities, "unsure": one.unsure, "segments": rows, "timeline": timeline,
         }  # fmt: skip
         with replacing(self.out / f"{name}.json") as partial:
             partial.write_text(json.dumps(content, ensure_ascii=False, indent=1))

@@ -74,7 +74,9 @@ def audio_blocks(path: str | Path, channel: int | None = None) -> Iterator[np.nd
             if file.frames == 0:
                 raise AudioError(f"{path}: holds no samples")
             if channel is not None and channel >= file.channels:
-                raise AudioError(f"{path}: has {file.channels} channels, and channel {channel + 1} was asked for")
+                raise AudioError(
+                    f"{path}: has {file.channels} channels, yet channel {channel} was asked for, counting from 0"
+                )
             resampler = None
             if file.samplerate != SAMPLE_RATE:
                 resampler = soxr.ResampleStream(file.samplerate, SAMPLE_RATE, 1, dtype="float32")

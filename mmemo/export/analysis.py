@@ -24,8 +24,9 @@ from mmemo.pretrained import SAMPLE_RATE
 STUDENT = "mmemo-student"
 UNSURE = "unsure"
 STDIN = "-"
-TIMELINE_SECONDS = 1.0  # between two points
-SMOOTHING_SECONDS = 5.0  # standard deviation of the Gaussian that weighs segments around a point
+TIMELINE_SECONDS = 0.5  # between two points
+SMOOTHING_SECONDS = 2.0  # standard deviation of the Gaussian that weighs segments around a point
+PAUSE_SECONDS = 0.5  # from the nearest speech, beyond which the timeline says nothing
 ENVELOPE_SECONDS = 0.1
 SEGMENTS_AT_ONCE = 8
 
@@ -54,11 +55,12 @@ class Analysis(NamedTuple):
     """Emotions of one recording, or of one channel of it.
 
     Args:
-        name: The file, and the channel where channels are speakers.
+        name: The file.
+        channel: Which of its channels, counting from 0, where channels are speakers; None where they are averaged.
         seconds: Its length.
         speech_seconds: How much of that is speech.
         segments: In order.
-        shares: Class -> share of the speech, each segment by its probabilities.
+        probabilities: Class -> mean over the speech of its probability.
         unsure: Share of the speech in segments that are not labelled.
         times: Points of the timeline, in seconds ``(point,)``.
         timeline: Smoothed probabilities ``(point, num_classes)``; NaN far from any speech.
@@ -66,10 +68,11 @@ class Analysis(NamedTuple):
     """
 
     name: str
+    channel: int | None
     seconds: float
     speech_seconds: float
     segments: list[Segment]
-    shares: dict[str, float]
+    probabilities: dict[str, float]
     unsure: float
     times: np.ndarray
     timeline: np.ndarray
@@ -77,10 +80,15 @@ class Analysis(NamedTuple):
 
     @property
     def emotion(self) -> str:
-        """The class with the largest share; ``unsure`` where most of the speech is."""
+        """The class that is likeliest over all; ``unsure`` where most of the speech is."""
         if self.unsure > 0.5:
             return UNSURE
-        return max(self.shares, key=lambda name: self.shares[name])
+        return max(self.probabilities, key=lambda name: self.probabilities[name])
+
+    @property
+    def title(self) -> str:
+        """File and channel."""
+        return self.name if self.channel is None else f"{self.name}, channel {self.channel}"
 
 
 Words = Callable[[Sequence[np.ndarray]], list[str]]
@@ -166,8 +174,7 @@ def analyze(
             channels = list(range(num_channels(path)))
         found = []
         for channel in channels:
-            name = str(audio) if channel is None else f"{audio} channel {channel + 1}"
-            found.append(_analysis(name, path, channel, recognizer, min_confidence, words, progress))
+            found.append(_analysis(str(audio), path, channel, recognizer, min_confidence, words, progress))
     heard = [one for one in found if one.segments]
     if not heard:
         name = "standard input" if str(audio) == STDIN else str(audio)
@@ -225,7 +232,7 @@ def _analysis(
             segments += _segments(waiting, recognizer, min_confidence, words)
             waiting = []
     seconds = num_samples / SAMPLE_RATE
-    return summary(name, seconds, segments, recognizer.classes, np.array(envelope, dtype=np.float32))
+    return summary(name, channel, seconds, segments, recognizer.classes, np.array(envelope, dtype=np.float32))
 
 
 def _segments(
@@ -244,12 +251,18 @@ def _segments(
 
 
 def summary(
-    name: str, seconds: float, segments: list[Segment], classes: Sequence[str], envelope: np.ndarray
+    name: str,
+    channel: int | None,
+    seconds: float,
+    segments: list[Segment],
+    classes: Sequence[str],
+    envelope: np.ndarray,
 ) -> Analysis:
-    """Puts segments together: shares of the whole, and a smoothed timeline.
+    """Puts segments together: means over the whole, and a smoothed timeline that stops in pauses.
 
     Args:
         name: Of the recording.
+        channel: Of it, or None.
         seconds: Its length.
         segments: In order.
         classes: In order.
@@ -258,12 +271,12 @@ def summary(
     lengths = np.array([one.end - one.start for one in segments])
     total = float(lengths.sum())
     probabilities = np.array([[one.probabilities[name] for name in classes] for one in segments])
-    times = np.arange(0.0, max(seconds, TIMELINE_SECONDS), TIMELINE_SECONDS)
+    times = np.append(np.arange(0.0, seconds, TIMELINE_SECONDS), seconds)
     timeline = np.full((len(times), len(classes)), np.nan)
-    shares = dict.fromkeys(classes, 0.0)
+    means = dict.fromkeys(classes, 0.0)
     unsure = 0.0
     if segments:
-        shares = dict(zip(classes, map(float, lengths @ probabilities / total), strict=True))
+        means = dict(zip(classes, map(float, lengths @ probabilities / total), strict=True))
         unsure = float(lengths[[one.emotion == UNSURE for one in segments]].sum() / total)
         starts, ends = np.array([one.start for one in segments]), np.array([one.end for one in segments])
         for number, time in enumerate(times):
@@ -273,9 +286,9 @@ def summary(
             )
             away = np.maximum(np.maximum(starts[near] - time, time - ends[near]), 0.0)  # 0 inside a segment
             weights = lengths[near] * np.exp(-0.5 * (away / SMOOTHING_SECONDS) ** 2)
-            if weights.sum() > 0:
+            if len(away) and away.min() <= PAUSE_SECONDS:
                 timeline[number] = weights @ probabilities[near] / weights.sum()
-    return Analysis(name, seconds, total, segments, shares, unsure, times, timeline, envelope)
+    return Analysis(name, channel, seconds, total, segments, means, unsure, times, timeline, envelope)
 
 
 def draw(analysis: Analysis, path: Path) -> None:
@@ -285,7 +298,9 @@ def draw(analysis: Analysis, path: Path) -> None:
         analysis: Of a recording.
         path: PNG to write.
     """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2])
@@ -295,13 +310,19 @@ def draw(analysis: Analysis, path: Path) -> None:
         shade = "#fff0c0" if segment.emotion == UNSURE else "#dcebff"
         above.axvspan(segment.start, segment.end, color=shade, zorder=0)
     above.set_yticks([])
-    above.set_title(f"{Path(analysis.name).name}: speech is shaded, yellow where the model is unsure")
-    classes = list(analysis.shares)
-    below.stackplot(analysis.times, np.nan_to_num(analysis.timeline).T, labels=classes, alpha=0.85)
+    title = analysis.title.replace(analysis.name, Path(analysis.name).name, 1)
+    above.set_title(f"{title}: speech is shaded, yellow where the model is unsure")
+    classes = list(analysis.probabilities)
+    colours = colormaps["tab20"].colors if len(classes) > 10 else colormaps["tab10"].colors  # type: ignore[attr-defined]
+    heard = ~np.isnan(analysis.timeline[:, 0])
+    for run in np.split(np.arange(len(heard)), np.flatnonzero(np.diff(heard.astype(int))) + 1):
+        if heard[run[0]]:  # pauses stay blank
+            below.stackplot(analysis.times[run], analysis.timeline[run].T, colors=colours, alpha=0.85)
+    handles = [Patch(color=colour, alpha=0.85, label=name) for name, colour in zip(classes, colours, strict=False)]
     below.set_ylim(0, 1)
     below.set_xlim(0, analysis.seconds)
     below.set_ylabel("probability")
     below.set_xlabel("seconds")
-    below.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    below.legend(handles=handles[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=110)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from mmemo.export.runtime import (
@@ -22,6 +23,7 @@ from mmemo.export.runtime import (
     FORMAT_VERSION,
     INT8_FILE,
     MODEL_FILE,
+    TOKENIZER_FILE,
     WEIGHTS_FILE,
     Recognizer,
 )
@@ -247,6 +249,10 @@ def export_onnx(
         wanted = [[part.numpy() for part in wrapped(*one)] for one in inputs]
     _trace(WaveformModel(simplified(model)), inputs, folder / MODEL_FILE)
     _quantize(folder / MODEL_FILE, folder / INT8_FILE)
+    files = [MODEL_FILE, INT8_FILE, WEIGHTS_FILE]
+    if "token_ids" in wrapped.input_names:
+        _save_tokenizer(model, folder / TOKENIZER_FILE)
+        files.append(TOKENIZER_FILE)
     config = {
         "format_version": FORMAT_VERSION,
         "classes": list(model.classes),
@@ -258,7 +264,7 @@ def export_onnx(
         "tokenizer": getattr(model.encoder("text"), "model_id", ""),
         **{name: (card or {}).get(name, "") for name in ("license", "training_data", "limits")},
         "metrics": (card or {}).get("metrics", {}),
-        "sha256": {name: checksum(folder / name) for name in (MODEL_FILE, INT8_FILE, WEIGHTS_FILE)},
+        "sha256": {name: checksum(folder / name) for name in files},
     }
     _write(folder / CONFIG_FILE, json.dumps(config, indent=1))
     try:
@@ -270,9 +276,8 @@ def export_onnx(
     _write(folder / CONFIG_FILE, json.dumps(config, indent=1))
     (folder / EXAMPLE_FILE).unlink(missing_ok=True)
     if _has_example(config):
-        _write(folder / EXAMPLE_FILE, _EXAMPLE)
+        _write(folder / EXAMPLE_FILE, _example(config))
     _write(folder / CARD_FILE, model_card(config, folder))
-    files = (MODEL_FILE, INT8_FILE, WEIGHTS_FILE)
     return Exported(folder, parity, num_parameters, {name: (folder / name).stat().st_size for name in files})
 
 
@@ -398,7 +403,7 @@ def _largest(arrays: Iterable[np.ndarray]) -> float:
 
 
 def _has_example(config: dict[str, Any]) -> bool:
-    return "token_ids" not in config["inputs"] and "probabilities" in config["outputs"]
+    return "waveform" in config["inputs"] and "probabilities" in config["outputs"]
 
 
 def _save_weights(model: EmotionModel, path: Path) -> None:
@@ -407,6 +412,16 @@ def _save_weights(model: EmotionModel, path: Path) -> None:
     with replacing(path) as partial:
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, partial)
         partial.chmod(0o644)
+
+
+def _save_tokenizer(model: EmotionModel, path: Path) -> None:
+    """What turns words into numbers, as one file of the light package tokenizers."""
+    encoder = model.encoder("text")
+    tokenizer = Tokenizer.from_str(encoder.tokenizer.backend_tokenizer.to_str())
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(encoder.max_tokens)
+    with replacing(path) as partial:
+        tokenizer.save(str(partial))
 
 
 def _write(path: Path, text: str) -> None:
@@ -444,12 +459,19 @@ def model_card(config: dict[str, Any], folder: Path) -> str:
     int8_said = f"dimensions within {parity['int8_largest_difference']:.2g}"
     if agreement is not None:
         int8_said = f"the same class on {100 * agreement:.1f} %"
+    words = "token_ids" in config["inputs"]
     example = f"`python {EXAMPLE_FILE} clip.wav` needs numpy, soundfile and onnxruntime alone."
+    if words:
+        example = f"`python {EXAMPLE_FILE} clip.wav 'what is said'` needs tokenizers too; mmemo's `Recognizer.predict` "
+        example += "takes the words as its second argument."
     if not _has_example(config):
         example = f"Inputs: {', '.join(config['inputs'])}; outputs: {', '.join(config['outputs'])}."
-    if config["tokenizer"]:
-        example += f" Token numbers are those of {config['tokenizer']}; the weights file lacks what is frozen."
-    reads = "token numbers of the transcript beside the waveform" if "token_ids" in config["inputs"] else "audio alone"
+    if words:
+        example += (
+            f"\nWords become numbers by `{TOKENIZER_FILE}`, that of {config['tokenizer']}. The weights file lacks "
+        )
+        example += "what is frozen."
+    reads = "the waveform and the words" if words else "audio alone"
     return f"""# {folder.name}
 
 Recognises {", ".join(config["classes"] or config["dimensions"])} in speech, from {reads}. Made by mmemo.
@@ -482,7 +504,15 @@ Parity at export, on {parity["num_clips"]} real clips: fp32 within {parity["larg
 """
 
 
-_EXAMPLE = '''"""Emotion of a clip: python example.py clip.wav (mono, 16 kHz; other rates must be resampled first)."""
+def _example(config: dict[str, Any]) -> str:
+    words = "token_ids" in config["inputs"]
+    lines = _EXAMPLE.splitlines(keepends=True)
+    return "".join(line.removeprefix("+") for line in lines if words or not line.startswith("+")).replace(
+        "CLIP", "clip.wav 'what is said'" if words else "clip.wav"
+    )
+
+
+_EXAMPLE = '''"""Emotion of a clip: python example.py CLIP"""
 
 import json
 import sys
@@ -491,14 +521,22 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import soundfile
++from tokenizers import Tokenizer
 
 here = Path(__file__).parent
 config = json.loads((here / "config.json").read_text())
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
 session = onnxruntime.InferenceSession(here / "model.int8.onnx")
 waveform, sample_rate = soundfile.read(sys.argv[1], dtype="float32", always_2d=True)
-assert sample_rate == config["sample_rate"], f"{sample_rate} Hz, expected {config['sample_rate']}"
+if sample_rate != config["sample_rate"]:
+    sys.exit(f"{sys.argv[1]}: {sample_rate} Hz; resample it to {config['sample_rate']} Hz first")
 waveform = waveform.mean(axis=1)[None]
-(probabilities,) = session.run(["probabilities"], {"waveform": waveform, "lengths": np.array([waveform.shape[1]])})
+inputs = {"waveform": waveform, "lengths": np.array([waveform.shape[1]])}
++words = " ".join(sys.argv[2:])
++token_ids = Tokenizer.from_file(str(here / "tokenizer.json")).encode(words).ids if words else []
++inputs |= {"token_ids": np.array([token_ids or [0]]), "token_lengths": np.array([len(token_ids)])}
+(probabilities,) = session.run(["probabilities"], inputs)
 for label, probability in zip(config["classes"], probabilities[0], strict=True):
     print(f"{label:<12}{probability:.3f}")
 '''

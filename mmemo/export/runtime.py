@@ -17,6 +17,7 @@ CONFIG_FILE = "config.json"
 MODEL_FILE = "model.onnx"
 INT8_FILE = "model.int8.onnx"
 WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
 SAMPLE_RATE = 16_000
 MAX_SECONDS = 300.0  # heard at once; memory grows with it
 
@@ -33,6 +34,10 @@ class Emotion(NamedTuple):
     probabilities: dict[str, float]
     embedding: np.ndarray
     dimensions: dict[str, float]
+
+    def __repr__(self) -> str:  # without a hundred numbers
+        shown = ", ".join(f"{name}={value:.3f}" for name, value in {**self.probabilities, **self.dimensions}.items())
+        return f"Emotion({shown})"
 
     @property
     def label(self) -> str:
@@ -69,16 +74,13 @@ class Recognizer:
     def __init__(self, folder: str | Path, int8: bool = True, threads: int = 0) -> None:
         import onnxruntime
 
+        if threads < 0:
+            raise ValueError(f"threads={threads}: expected a number, or 0 to let onnxruntime decide")
         self.folder = Path(folder)
         self.config = _config(self.folder)
         self.int8 = int8
         name = INT8_FILE if int8 else MODEL_FILE
-        content = (self.folder / name).read_bytes()
-        if hashlib.sha256(content).hexdigest() != self.config["sha256"][name]:
-            raise ModelFolderError(
-                f"{self.folder / name}: was changed since it was exported (its checksum is not that of {CONFIG_FILE}); "
-                "copy the folder again, or export anew"
-            )
+        content = self._read(name)
         self.classes: list[str] = self.config["classes"]
         self.inputs: list[str] = self.config["inputs"]
         self.outputs: list[str] = self.config["outputs"]
@@ -86,6 +88,20 @@ class Recognizer:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self._tokenizer = None
+        if not self.audio_only:
+            from tokenizers import Tokenizer
+
+            self._tokenizer = Tokenizer.from_str(self._read(TOKENIZER_FILE).decode())
+
+    def _read(self, name: str) -> bytes:
+        content = (self.folder / name).read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.config["sha256"][name]:
+            raise ModelFolderError(
+                f"{self.folder / name}: was changed since it was exported (its checksum is not that of {CONFIG_FILE}); "
+                "copy the folder again, or export anew"
+            )
+        return content
 
     @property
     def audio_only(self) -> bool:
@@ -97,29 +113,34 @@ class Recognizer:
         found = self._session.run(self.outputs, dict(zip(self.inputs, inputs, strict=True)))
         return dict(zip(self.outputs, found, strict=True))
 
-    def predict(self, audio: str | Path | np.ndarray) -> Emotion:
+    def predict(self, audio: str | Path | np.ndarray, text: str | None = None) -> Emotion:
         """Emotion of one recording.
 
         Args:
             audio: File, or waveform ``(samples,)`` float32 at 16 kHz.
+            text: What is said in it, for a model that also reads; may be empty.
 
         Raises:
             AudioError: The file cannot be read.
-            ValueError: The array is no waveform, or the model needs words.
+            ValueError: The array is no waveform, or words are missing or not wanted.
         """
-        return self.predict_batch([audio])[0]
+        return self.predict_batch([audio], None if text is None else [text])[0]
 
-    def predict_batch(self, recordings: Sequence[str | Path | np.ndarray]) -> list[Emotion]:
-        """Emotions of several recordings; in full precision they are computed together.
+    def predict_batch(
+        self, recordings: Sequence[str | Path | np.ndarray], texts: Sequence[str] | None = None
+    ) -> list[Emotion]:
+        """Emotions of several recordings; in full precision those of a model that hears alone are computed together.
 
         Args:
             recordings: Files, or waveforms ``(samples,)`` float32 at 16 kHz.
+            texts: What is said in each, for a model that also reads.
         """
-        if not self.audio_only:
-            raise ModelFolderError(
-                f"{self.folder}: this model reads words too; use `Recognizer.run` with token numbers, or a student "
-                "that hears audio alone"
-            )
+        if self.audio_only and texts is not None:
+            raise ValueError(f"{self.folder}: this model hears audio alone; leave the words out")
+        if not self.audio_only and (texts is None or len(texts) != len(recordings)):
+            raise ValueError(f"{self.folder}: this model reads words too; give the words of each recording")
+        if "waveform" not in self.inputs:
+            raise ModelFolderError(f"{self.folder}: this model reads words alone; use `Recognizer.run`")
         waveforms = [_waveform(one) for one in recordings]
         for waveform in waveforms:
             if len(waveform) > MAX_SECONDS * SAMPLE_RATE:
@@ -127,9 +148,27 @@ class Recognizer:
                     f"a recording of {len(waveform) / SAMPLE_RATE:.0f} s is too long to be heard at once (at most "
                     f"{MAX_SECONDS:.0f} s); use mmemo.analyze, or `stream`"
                 )
+        if texts is not None:
+            return [
+                emotion
+                for waveform, text in zip(waveforms, texts, strict=True)
+                for emotion in self._emotions(
+                    self.run(waveform[None], np.array([len(waveform)], dtype=np.int64), *self.tokens(text))
+                )
+            ]
         if self.int8 or not waveforms:  # quantisation takes its scale from all that is in a batch: one at a time
             return [emotion for waveform in waveforms for emotion in self._together([waveform])]
         return self._together(waveforms)
+
+    def tokens(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Words as the model takes them: ``token_ids (1, token)`` and ``token_lengths (1,)``, int64.
+
+        Args:
+            text: May be empty.
+        """
+        assert self._tokenizer is not None
+        token_ids = self._tokenizer.encode(text).ids if text.strip() else []
+        return np.array([token_ids or [0]], dtype=np.int64), np.array([len(token_ids)], dtype=np.int64)
 
     def _together(self, waveforms: Sequence[np.ndarray]) -> list[Emotion]:
         longest = max(len(one) for one in waveforms)
@@ -194,12 +233,17 @@ class Stream:
     Args:
         recognizer: Hears each window.
         window_seconds: How much of the latest sound is heard each time, above 0.
-        hop_seconds: How often, above 0.
+        hop_seconds: How often, above 0, at most ``window_seconds``.
     """
 
     def __init__(self, recognizer: Recognizer, window_seconds: float = 3.0, hop_seconds: float = 0.5) -> None:
-        if not (0 < window_seconds < float("inf") and 0 < hop_seconds < float("inf")):
-            raise ValueError(f"window_seconds={window_seconds}, hop_seconds={hop_seconds}: expected seconds above 0")
+        if not (0 < window_seconds < float("inf") and 0 < hop_seconds <= window_seconds):
+            raise ValueError(
+                f"window_seconds={window_seconds}, hop_seconds={hop_seconds}: expected seconds above 0, and a hop no "
+                "longer than the window, so that nothing is missed"
+            )
+        if not recognizer.audio_only:
+            raise ModelFolderError(f"{recognizer.folder}: this model reads words too; a stream has none")
         self.recognizer = recognizer
         self.window = max(1, round(window_seconds * SAMPLE_RATE))
         self.hop = max(1, round(hop_seconds * SAMPLE_RATE))
@@ -243,6 +287,8 @@ def _config(folder: Path) -> dict[str, Any]:
             f"{folder}: has format version {version}, this mmemo reads {FORMAT_VERSION}; export it anew, or install "
             "the mmemo that made it"
         )
+    if "token_ids" in config["inputs"] and not (folder / TOKENIZER_FILE).is_file():
+        raise ModelFolderError(f"{folder}: lacks {TOKENIZER_FILE}; copy the whole folder, or export anew")
     return config
 
 

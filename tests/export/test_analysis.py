@@ -81,23 +81,23 @@ def test_blocks_are_the_file_at_any_rate(tmp_path: Path) -> None:
         path = tmp_path / f"{rate}.wav"
         soundfile.write(path, soxr.resample(waveform, 16_000, rate), rate)
         assert sum(map(len, audio_blocks(path))) == pytest.approx(len(waveform), abs=20)
-    with pytest.raises(AudioError, match="has 2 channels, and channel 3"):
+    with pytest.raises(AudioError, match="has 2 channels, yet channel 2"):
         list(audio_blocks(tmp_path / "a.flac", channel=2))
 
 
-def test_shares_and_timeline_are_what_the_segments_say() -> None:
+def test_means_and_timeline_are_what_the_segments_say() -> None:
     sure = dict(zip(CLASSES, (0.8, 0.1, 0.1), strict=True))
     unsure = dict(zip(CLASSES, (0.34, 0.33, 0.33), strict=True))
     segments = [Segment(0, 3, "anger", 0.8, sure), Segment(10, 11, UNSURE, 0.34, unsure)]
-    found = summary("talk", 60.0, segments, CLASSES, np.zeros(600, dtype=np.float32))
+    found = summary("talk", None, 60.0, segments, CLASSES, np.zeros(600, dtype=np.float32))
     assert found.speech_seconds == 4
-    assert found.shares["anger"] == pytest.approx((3 * 0.8 + 0.34) / 4)
+    assert found.probabilities["anger"] == pytest.approx((3 * 0.8 + 0.34) / 4)
     assert found.unsure == 0.25
     assert found.emotion == "anger"
     assert found._replace(unsure=0.6).emotion == UNSURE
-    assert found.timeline.shape == (60, 3)
-    assert found.timeline[1, 0] > found.timeline[8, 0] > 0.34, "smooth in between"
-    assert np.isnan(found.timeline[50]).all(), "nothing is said of what is far from any speech"
+    assert found.timeline.shape == (121, 3)
+    assert found.timeline[0, 0] > found.timeline[7, 0] > found.timeline[20, 0] >= 0.34, "smooth in between"
+    assert np.isnan(found.timeline[[10, 50, 120]]).all(), "nothing is said in a pause"
     rows = found.timeline[~np.isnan(found.timeline[:, 0])]
     np.testing.assert_allclose(rows.sum(1), 1)
 
@@ -107,7 +107,8 @@ def test_channels_are_speakers_when_asked(folder: Path, recording: Path, tmp_pat
     path = tmp_path / "call.wav"
     soundfile.write(path, np.stack([waveform, np.roll(waveform, 8000)], 1), 16_000)
     left, right = analyze(path, folder, separate_channels=True)
-    assert left.name.endswith("channel 1")
+    assert (left.channel, right.channel) == (0, 1)
+    assert left.title == f"{path}, channel 0"
     assert right.segments[0].start == pytest.approx(left.segments[0].start + 0.5, abs=0.1)
     assert len(analyze(path, folder)) == 1
 
@@ -134,7 +135,7 @@ def test_the_verb_writes_all_and_says_what_failed(
     lines = [json.loads(line) for line in (out / "segments.jsonl").read_text().splitlines()]
     assert [line["start"] for line in lines] == table["start"].tolist()
     content = json.loads((out / "talk.wav.json").read_text())
-    assert sum(content["shares"].values()) == pytest.approx(1)
+    assert sum(content["probabilities"].values()) == pytest.approx(1)
     assert len(content["timeline"]) > 5
     assert (out / "talk.wav.png").stat().st_size > 10_000
 

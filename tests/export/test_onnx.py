@@ -157,8 +157,33 @@ def test_a_teacher_of_voice_and_words_exports_too(tiny_whisper: Path, tiny_bert:
         wanted = WaveformModel(model)(*inputs)[0]
     found = recognizer.run(*(one.numpy() for one in inputs))["probabilities"]
     np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
-    with pytest.raises(ModelFolderError, match="reads words too"):
+    said = "Go away, so!"
+    said_ids, said_length = recognizer.tokens(said)
+    assert said_ids[0].tolist() == model.encoder("text").tokenize(said).tolist()
+    assert said_length.tolist() == [said_ids.shape[1]]
+    assert len(recognizer.tokens("go " * 1000)[0][0]) == len(model.encoder("text").tokenize("go " * 1000))
+    heard = recognizer.predict(waveform, "go away so")
+    np.testing.assert_allclose(list(heard.probabilities.values()), wanted.numpy()[0], atol=1e-4)
+    silent = recognizer.predict_batch([waveform], [""])[0]
+    assert list(silent.probabilities.values()) != pytest.approx(list(heard.probabilities.values()), abs=1e-4)
+    with pytest.raises(ValueError, match="reads words too"):
         recognizer.predict(waveform)
+    soundfile.write(tmp_path / "clip.wav", waveform, 16_000, subtype="FLOAT")
+    example = [sys.executable, str(tmp_path / "teacher" / "example.py")]
+    printed = subprocess.run([*example, str(tmp_path / "clip.wav"), "go", "away"], capture_output=True, text=True)
+    assert printed.returncode == 0, printed.stderr
+    expected = Recognizer(tmp_path / "teacher").predict(waveform, "go away").probabilities
+    shown = dict(line.split() for line in printed.stdout.splitlines())
+    assert {name: float(value) for name, value in shown.items()} == pytest.approx(expected, abs=6e-4)
+    soundfile.write(tmp_path / "clip.wav", waveform, 8_000)
+    for arguments, complaint in (([], "Emotion of a clip"), ([str(tmp_path / "clip.wav")], "resample it to 16000 Hz")):
+        printed = subprocess.run([*example, *arguments], capture_output=True, text=True)
+        assert printed.returncode == 1
+        assert complaint in printed.stderr
+        assert "Traceback" not in printed.stderr
+    (tmp_path / "teacher" / "tokenizer.json").unlink()
+    with pytest.raises(ModelFolderError, match=r"lacks tokenizer\.json"):
+        Recognizer(tmp_path / "teacher")
 
 
 def test_the_verb_exports_a_run(tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
