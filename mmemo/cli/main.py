@@ -59,11 +59,18 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     verb = argv[0]
     if verb not in VERBS:
-        print(f"mmemo: no verb {verb!r}, expected one of {', '.join(VERBS)}; see `mmemo --help`", file=sys.stderr)
+        from difflib import get_close_matches
+
+        near = get_close_matches(verb, VERBS, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(VERBS)};"
+        print(f"mmemo: no verb {verb!r}, {meant} see `mmemo --help`", file=sys.stderr)
         return 2
     try:
         module = import_module("mmemo.cli.trainer" if verb in TRAINER_VERBS else f"mmemo.cli.{verb}")
         return module.run(argv if verb in TRAINER_VERBS else argv[1:])
+    except BrokenPipeError:  # of `mmemo ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("\ninterrupted; what was finished is kept", file=sys.stderr)
         return 130

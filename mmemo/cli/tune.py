@@ -82,9 +82,5 @@ def tune(
     own = "outside the space" if math.isnan(found.own_score) else f"{100 * found.own_score:.1f}"
     table.add_row("inner folds (own settings)", f"{100 * found.score:.1f} ({own})", "")
     console.print(table)
-    if found.judged:
-        console.print(
-            "Outer test speakers: " + ", ".join(f"{name} {value:.3f}" for name, value in found.judged.items())
-        )
     console.print(f"Runnable: {run / BEST_CONFIG}; trials, picture and figures beside it", soft_wrap=True)
     return 0

@@ -272,6 +272,8 @@ def hold_out_speakers(
     Raises:
         SplitError: There are not enough speakers to leave one for training.
     """
+    if num_speakers < 0:
+        raise SplitError(f"data.split.init_args.num_val_speakers={num_speakers}: expected 0 or more")
     speakers = manifest.frame["speaker"].iloc[rows]
     names = np.sort(speakers.dropna().unique().astype(str))
     if len(names) <= num_speakers:

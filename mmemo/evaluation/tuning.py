@@ -27,6 +27,8 @@ STORAGE = "study.sqlite"
 STUDY = "mmemo"
 BEST_CONFIG = "best.yaml"
 SUMMARY = "tuning.json"
+FEW_SPEAKERS = 6
+"""Outer test speakers below which swaps cannot give a p-value under 0.05."""
 Sampler = Literal["tpe", "random", "grid", "cmaes", "nsga2"]
 
 
@@ -173,10 +175,9 @@ def tune(
 
     if settings.metric is not None and settings.metric.startswith("mae"):
         raise ValueError(f"--metric {settings.metric}: an error, of which less is better; use ccc")
-    if settings.num_trials < 1 or settings.num_folds < 2:
-        raise ValueError(
-            f"num_trials={settings.num_trials}, num_folds={settings.num_folds}: expected 1 or more, 2 or more"
-        )
+    for name, value, least in (("trials", settings.num_trials, 1), ("folds", settings.num_folds, 2)):
+        if value < least:
+            raise ValueError(f"--{name} {value}: expected {least} or more")
     known = read_space(space)
     run.mkdir(parents=True, exist_ok=True)
     inside = inner_config(config, run / "inner.yaml", overrides, settings.outer_fold, settings.num_folds)
@@ -190,6 +191,7 @@ def tune(
         study.enqueue_trial(own, skip_if_exists=True)
 
     def objective(trial: Any) -> float:
+        trial.set_user_attr("sampler", settings.sampler)
         chosen = {key: _suggest(trial, key, values) for key, values in known.items()}
         options = as_options(chosen)
         folder = run / "trials" / hashlib.sha256((mark + json.dumps(chosen, sort_keys=True)).encode()).hexdigest()[:12]
@@ -197,6 +199,9 @@ def tune(
         for fold in range(1, settings.num_folds + 1):
             try:
                 scores.append(_score(inside, folder, fold, options, settings.metric))
+            except KeyboardInterrupt:
+                study.enqueue_trial(trial.params)  # of a worker that is killed outright, the storage sees to it
+                raise
             except FloatingPointError as error:
                 tell(f"trial {trial.number}: given up, {error} {chosen}")
                 raise optuna.TrialPruned from None
@@ -332,6 +337,7 @@ def _study(settings: Tuning, run: Path, known: Mapping[str, Any], mark: str) -> 
         storage = optuna.storages.RDBStorage(
             url, engine_kwargs={"connect_args": {"timeout": 30}} if url.startswith("sqlite") else None,
             heartbeat_interval=30, grace_period=90,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=2),  # of a worker that was killed
         )  # fmt: skip
         study = optuna.create_study(
             study_name=f"{STUDY}-{mark[:16]}", storage=storage, direction="maximize", load_if_exists=True,
@@ -447,7 +453,7 @@ def _summarise(
     summary = {
         "settings": chosen, "score": float(best.value), "own_score": None if math.isnan(own_score) else own_score,
         "importance": importance, "judged": judged, "trials": len(study.trials), "finished": len(complete),
-        "sampler": settings.sampler,
+        "samplers": sorted({trial.user_attrs["sampler"] for trial in complete if "sampler" in trial.user_attrs}),
     }  # fmt: skip
     write_text(run / SUMMARY, json.dumps(summary, indent=1))
     return Tuned(options, chosen, float(best.value), own_score, importance, judged, run / BEST_CONFIG)
@@ -491,13 +497,17 @@ def _judge(
             "difference_high": compared.difference.high,
             "p": compared.p_permutation,
         }
-        better = compared.difference.value > 0
+        points = compared.difference
+        num = len(counts[0].speakers)
+        side = "above" if points.value > 0 else "below" if points.value < 0 else "from"
+        few = "; so few speakers decide nothing" if num < FEW_SPEAKERS else ""
         tell(
-            f"On the outer test speakers the best settings are {100 * abs(compared.difference.value):.1f} points "
-            f"{'above' if better else 'not above: below'} the config's own"
-            if compared.difference.value
-            else "On the outer test speakers the best settings are no better than the config's own"
+            f"On {num} outer test speakers the best settings are {100 * abs(points.value):.1f} points {side} the "
+            f"config's own (95 % {100 * points.low:+.1f} to {100 * points.high:+.1f}, p = {compared.p_permutation:.2f})"
+            f"{few}"
         )
+    else:
+        tell("On the outer test speakers: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
     return found
 
 

@@ -150,6 +150,9 @@ class Experiment(LightningCLI):
                 )
             config.ckpt_path = str(path)
         if self.subcommand == "fit":
+            epochs = config.trainer.max_epochs
+            if epochs is not None and epochs < 1 and epochs != -1:
+                raise ValueError(f"trainer.max_epochs {epochs}: expected 1 or more, or -1 for no end but --patience")
             _check_run_folder(Path(config.trainer.default_root_dir), config)
             if config.ckpt_path == "last":
                 _check_resumable(Path(config.trainer.default_root_dir) / LAST, config)

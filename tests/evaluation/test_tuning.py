@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 
 import pandas as pd
@@ -159,6 +160,36 @@ def test_a_trial_that_diverges_is_given_up_and_a_score_that_is_none_is_told(
     monkeypatch.undo()
     with pytest.raises(ValueError, match="the model is judged by"):
         room.tune(config, space, tmp_path / "b", Tuning(num_trials=1, num_folds=2, metric="f2"))
+
+
+class Killed(BaseException):
+    """What no part of the search catches, as it cannot catch being killed."""
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, Killed])
+def test_what_an_interrupted_worker_tried_is_tried_again_and_samplers_are_told(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: type[BaseException]
+) -> None:
+    from mmemo.evaluation import tuning as room
+
+    space, run = tmp_path / "space.yaml", tmp_path / "run"
+    space.write_text("model.init_args.optimizer.init_args.lr: {low: 0.001, high: 0.1}\n")
+    tried: list[float] = []
+
+    def killed(inside: Path, folder: Path, fold: int, options: list[str], metric: str | None) -> float:
+        tried.append(float(options[1]))
+        if len(tried) == 4:
+            raise end
+        return tried[-1]
+
+    monkeypatch.setattr(room, "_score", killed)
+    with pytest.raises(end):
+        room.tune(config, space, run, Tuning("random", num_trials=3, num_folds=2, prune=False, judge=False))
+    with sqlite3.connect(run / "study.sqlite") as storage:  # its last sign of life was long ago
+        storage.execute("update trial_heartbeats set heartbeat = datetime('now', '-1 hour')")
+    room.tune(config, space, run, Tuning("nsga2", num_trials=3, num_folds=2, prune=False, judge=False))
+    assert tried.count(tried[3]) == 4, "both folds before, the second of them interrupted, and both again"
+    assert json.loads((run / "tuning.json").read_text())["samplers"] == ["nsga2", "random"]
 
 
 def test_a_manifest_that_was_changed_is_another_search(
