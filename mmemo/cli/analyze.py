@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mmemo.cli.verb import call
+from mmemo.cli.verb import call, screen
 
 if TYPE_CHECKING:
     from mmemo.export.analysis import Analysis
@@ -145,7 +145,6 @@ class _Rows:
 
     @staticmethod
     def _table(analysis: Analysis) -> None:
-        from rich.console import Console
         from rich.table import Table
 
         print(f"{analysis.title}: {analysis.speech_seconds:.1f} s of speech in {analysis.seconds:.1f} s")
@@ -160,7 +159,7 @@ class _Rows:
         for one in analysis.segments:
             cells = [_clock(one.start), _clock(one.end), one.emotion, f"{one.confidence:.2f}"]
             table.add_row(*cells, *([one.text or ""] if words else []))
-        console = Console()
+        console = screen()
         console.print(table)
         means = sorted(analysis.probabilities.items(), key=lambda item: -item[1])
         listed = ", ".join(f"{name} {mean:.2f}" for name, mean in means if mean >= 0.005)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmemo.cli.verb import call
+from mmemo.cli.verb import call, screen
 
 
 def run(argv: list[str]) -> int:
@@ -22,13 +22,12 @@ def cache(clear: str | None = None) -> int:
     Args:
         clear: Name of the feature cache to delete, or `all`. Transcripts and converted weights stay.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from mmemo.pretrained import cache_root
     from mmemo.training.features import cache_sizes, clear_cache
 
-    console = Console()
+    console = screen()
     if clear is not None:
         freed = clear_cache(None if clear == "all" else clear)
         console.print(f"Freed {freed / 1e6:.1f} MB")

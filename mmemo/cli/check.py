@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmemo.cli.verb import call
+from mmemo.cli.verb import call, screen
 
 
 def run(argv: list[str]) -> int:
@@ -27,7 +27,6 @@ def check(manifest: Path, picture: Path | None = None, leaks: bool = False) -> i
             label, with a red flag where a model could learn that instead of the emotion; takes some seconds.
         picture: PNG of label, duration and loudness distributions; beside the manifest when not given.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from mmemo.data.audio_facts import audio_facts
@@ -36,7 +35,7 @@ def check(manifest: Path, picture: Path | None = None, leaks: bool = False) -> i
     from mmemo.data.manifest import read_manifest
     from mmemo.pretrained import is_offline
 
-    console = Console()
+    console = screen()
     loaded = read_manifest(manifest)
     utterances = list(loaded)
     facts = audio_facts(utterances)
@@ -61,8 +60,9 @@ def check(manifest: Path, picture: Path | None = None, leaks: bool = False) -> i
         doors = side_doors(loaded, facts)
         flagged = [door.name for door in doors if door.flagged]
         audit = Table(
-            "what alone", "UAR, %", "chance, %", "tells, %", "judged on", "", title="Leak audit: the label from"
-        )
+            "known alone", "UAR, %", "chance, %", "information, %", "judged on", "",
+            title="Leak audit: how well each of these alone tells the emotion",
+        )  # fmt: skip
         for door in doors:
             judged = "unseen speakers" if door.grouped else "other utterances"
             mark = "[bold red]RED FLAG[/bold red]" if door.flagged else ""
@@ -71,21 +71,31 @@ def check(manifest: Path, picture: Path | None = None, leaks: bool = False) -> i
                 judged, mark,
             )  # fmt: skip
         console.print(audit)
-        if not doors:
+        if doors:
+            console.print(
+                "Information is how much less uncertain the emotion becomes (log loss against that of chance); a red "
+                f"flag is {100 * RED_FLAG:.0f} % of the way from chance to certainty, in UAR or in information",
+                soft_wrap=True,
+            )
+        else:
             console.print("Too few labelled utterances for a leak audit")
         for name in flagged:
             console.print(
-                f"{name} alone goes {100 * RED_FLAG:.0f} % or more of the way from chance to certainty: a model may "
-                "learn it instead of the emotion. Balance the corpus, or divide it so that this does not help",
+                f"{name}: a model may learn it instead of the emotion. Balance the corpus, or divide it so that this "
+                "does not help",
                 soft_wrap=True,
             )
     target = picture or manifest.with_name(f"{manifest.stem}_check.png")
     draw_distributions(loaded, facts, target)
     console.print(f"Distributions: {target}", soft_wrap=True)
     if broken or found or flagged:
-        console.print(
-            "Mend these." + (" Training leaves broken audio out with data.broken_audio: skip." if broken else "")
-        )
+        advice = {
+            "Replace broken recordings, or leave them out with data.broken_audio: skip": broken,
+            "Put each speaker and recording on one side of the split column, or use mmemo.data.GroupKFold": found,
+        }
+        for line, present in advice.items():
+            if present:
+                console.print(f"To do: {line}.", soft_wrap=True)
         return 1
     console.print("No broken audio, no leaks" + (", no red flags" if leaks else ""))
     return 0

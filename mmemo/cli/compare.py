@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from mmemo.cli.verb import call
+from mmemo.cli.verb import call, screen
 
 
 def run(argv: list[str]) -> int:
@@ -36,7 +36,6 @@ def compare(
         correction: For as many comparisons as there are pairs.
         out: JSON file to write.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from mmemo.evaluation.comparison import compare_runs
@@ -65,9 +64,14 @@ def compare(
             *(f"{value:.3f}" for value in (one.p_permutation, p_value)),
             *("" if value != value else f"{value:.3f}" for value in (one.p_mcnemar, one.p_folds)),
         )
-    console = Console()
+    console = screen()
     console.print(table)
+    if any(value != value for one in found for value in (one.p_folds, one.p_mcnemar)):
+        console.print("Blank: p (folds) needs runs of the same folds, p (McNemar) classes and one seed", soft_wrap=True)
     for (first, second), one in zip(pairs, found, strict=True):
+        if one.visible == 0:
+            console.print(f"{_name(first)} - {_name(second)}: no resample of the speakers tells them apart")
+            continue
         visible = f"{100 * one.visible:.1f} points" if of_classes else f"{one.visible:.3f}"
         console.print(
             f"{_name(first)} - {_name(second)}: with {one.num_speakers} speakers a difference under "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmemo.cli.verb import call_with_rest
+from mmemo.cli.verb import call_with_rest, screen
 
 
 def run(argv: list[str]) -> int:
@@ -43,7 +43,6 @@ def crossval(
         answered: With --nested, share of utterances that shall get an answer, in (0, 1]; the others are too unsure.
         options: Options of `mmemo fit`.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from mmemo.evaluation.crossval import COMMAND_FILE, repeated, spread
@@ -96,7 +95,7 @@ def crossval(
             *(f"{100 * value:.1f}" for value in values),
             f"{100 * mean:.1f} ± {100 * deviation:.1f}",
         )
-    console = Console()
+    console = screen()
     console.print(table)
     for warning in result.warnings:
         console.print(f"[bold]Warning:[/bold] {warning}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmemo.cli.verb import call_with_rest
+from mmemo.cli.verb import call_with_rest, screen
 
 
 def run(argv: list[str]) -> int:
@@ -39,7 +39,6 @@ def explain(
         words: Whether pictures show words; not offline, and not in a study, when not given.
         options: Options of `mmemo fit`, such as --data.manifest OTHER.csv.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from mmemo.evaluation.explanations import explain_run
@@ -47,7 +46,7 @@ def explain(
     if number < 1:
         raise ValueError(f"--number {number}: expected 1 or more")
     found = explain_run(run, [ids] if isinstance(ids, str) else ids, number, checkpoint, fold, words, options)
-    console = Console()
+    console = screen()
     table = Table(title="Deletion test: fall of the probability, points")
     for name in ("what", "taken away", "marked most", "random"):
         table.add_column(name, justify="left" if name == "what" else "right")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mmemo.cli.verb import call
+from mmemo.cli.verb import call, screen
 
 
 def run(argv: list[str]) -> int:
@@ -44,7 +44,6 @@ def export(
         training_data: For the model card.
         limits: For the model card.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from mmemo.export.checkpoint import export_checkpoint
@@ -66,7 +65,7 @@ def export(
     }
     for name, size in found.num_bytes.items():
         table.add_row(name, f"{size / 1000:.0f}", said.get(name, ""))
-    console = Console()
+    console = screen()
     console.print(table)
     if not json.loads((out / CONFIG_FILE).read_text())["metrics"]:
         console.print(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmemo.cli.verb import call
+from mmemo.cli.verb import call, screen
 
 
 def run(argv: list[str]) -> int:
@@ -37,14 +37,13 @@ def report(
             noise are looked at wherever they are known.
         study: YAML with a block `study`, in the place of what the run began with: another outcome needs no training.
     """
-    from rich.console import Console
 
     from mmemo.data.study import read_study
     from mmemo.evaluation.report import report as write
 
     asked = read_study(study) if study is not None else None
     found = write(run, out, manifest, [columns] if isinstance(columns, str) else columns, asked)
-    console = Console()
+    console = screen()
     for line in [*found.content["summary"], *(f"Warning: {line}" for line in found.content["warnings"])]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"Page: {found.html}; the same as JSON and LaTeX beside it", soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmemo.cli.verb import call_with_rest
+from mmemo.cli.verb import call_with_rest, screen
 
 
 def run(argv: list[str]) -> int:
@@ -53,7 +53,6 @@ def robustness(
         device: cpu or cuda; a GPU if there is one when not given.
         options: Options of `mmemo fit`, such as --data.manifest OTHER.csv.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from mmemo.evaluation.robustness import conditions
@@ -81,7 +80,7 @@ def robustness(
             f"{100 * row.uar_low:.1f} to {100 * row.uar_high:.1f}" if row.uar_low == row.uar_low else "one speaker"
         )
         table.add_row(row.condition, f"{100 * row.uar:.1f}", interval, f"{100 * row.kept:.1f}")
-    console = Console()
+    console = screen()
     console.print(table)
     for reason in dict.fromkeys(result.skipped.values()):
         names = [name for name, why in result.skipped.items() if why == reason]

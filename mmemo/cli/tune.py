@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from mmemo.cli.verb import call_with_rest
+from mmemo.cli.verb import call_with_rest, screen
 
 
 def run(argv: list[str]) -> int:
@@ -56,7 +56,6 @@ def tune(
             the outer test speakers.
         options: Options of `mmemo fit`.
     """
-    from rich.console import Console
     from rich.table import Table
 
     try:
@@ -68,7 +67,7 @@ def tune(
 
     if not config.is_file():
         raise ValueError(f"{config}: no such file, expected the YAML of an experiment")
-    console = Console()
+    console = screen()
     settings = Tuning(sampler, trials, folds, outer_fold, prune, metric, storage, seed, judge)
     found = search(
         config, space, run, settings, options, lambda line: console.print(line, markup=False, highlight=False)

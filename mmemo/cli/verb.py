@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def screen() -> Console:
+    """Where tables go: as wide as the terminal, or wide enough for a file or a pipe not to cut them."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 
 
 def call(function: Callable[..., int], argv: list[str], verb: str) -> int:

@@ -159,11 +159,12 @@ class GroupKFold:
 
     def __call__(self, manifest: Manifest) -> Split:
         groups = _groups(manifest, self.group)
+        if groups.nunique() < 2:
+            raise SplitError(f"{manifest.path}: one {self.group} alone cannot be judged on others")
         if not 2 <= self.num_folds <= groups.nunique():
             raise SplitError(
                 f"{manifest.path}: num_folds={self.num_folds}, expected 2 to {groups.nunique()}, "
                 f"the number of {self.group}s"
-                + ("; one alone cannot be judged on others" if groups.nunique() < 2 else "")
             )
         if not 1 <= self.fold <= self.num_folds:
             raise SplitError(f"fold={self.fold}, expected 1 to {self.num_folds}")

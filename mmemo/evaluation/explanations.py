@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -37,6 +38,7 @@ class Explanation(NamedTuple):
 
     Args:
         id: Of the utterance.
+        emotion: Its label, if it has one.
         predicted: The likeliest class, which is explained.
         confidence: Its probability.
         log_mel: What is heard ``(frame, mel)``; None for a model without a spectrogram.
@@ -52,6 +54,7 @@ class Explanation(NamedTuple):
     """
 
     id: str
+    emotion: str | None
     predicted: str
     confidence: float
     log_mel: np.ndarray | None
@@ -129,7 +132,7 @@ def explain(
             else:
                 read = cells[0].cpu().numpy()
     return Explanation(
-        utterance.id, model.classes[place], float(probs[place]), log_mel, heard, words, read, error,
+        utterance.id, utterance.emotion, model.classes[place], float(probs[place]), log_mel, heard, words, read, error,
         _gate_means(model, output), _weights(model, output), attention, deletion,
     )  # fmt: skip
 
@@ -331,7 +334,7 @@ def explain_run(
         raise ValueError(
             f"{', '.join(unknown[:5])}: no test utterance of {member}; expected ids such as {', '.join(names[:3])}"
         )
-    rows = [names.index(name) for name in ids] if ids else _some_of_each(test.frame["emotion"], num_utterances)
+    rows = [names.index(name) for name in ids] if ids else _some_of_each(test.frame, num_utterances)
     folder = run / FOLDER
     found = []
     for row in track(rows, "Explaining", transient=True, disable=not progress):
@@ -350,8 +353,8 @@ def explain_run(
         "deletion": deletion,
         "utterances": [
             {
-                "id": one.id, "predicted": one.predicted, "confidence": one.confidence, "error": one.error,
-                "gates": one.gates, "weights": one.weights, "deletion": one.deletion,
+                "id": one.id, "emotion": one.emotion, "predicted": one.predicted, "confidence": one.confidence,
+                "error": one.error, "gates": one.gates, "weights": one.weights, "deletion": one.deletion,
                 **({"words": one.words, "read": None if one.read is None else one.read.tolist()} if words else {}),
             }
             for one in found
@@ -361,13 +364,20 @@ def explain_run(
     return Explained(folder, found, cast(Any, deletion))
 
 
-def _some_of_each(emotions: Any, number: int) -> list[int]:
-    """Rows of as many classes as there are, in turn."""
+def _some_of_each(frame: pd.DataFrame, number: int) -> list[int]:
+    """Rows of as many classes as there are, in turn, and each time of another speaker."""
     rows: list[int] = []
-    queues = [list(part.index) for _, part in emotions.reset_index(drop=True).groupby(emotions.reset_index(drop=True))]
+    table = pd.DataFrame({"emotion": frame["emotion"].to_numpy(), "speaker": frame["speaker"].to_numpy(dtype=object)})
+    table["turn"] = table.groupby(["emotion", "speaker"], dropna=False).cumcount()
+    table["place"] = table["speaker"].astype("category").cat.codes
+    num_speakers = table["place"].nunique()
+    queues = []
+    for place, (_, part) in enumerate(table.groupby("emotion")):
+        rotated = (part["place"] - place) % num_speakers  # each class begins with another speaker
+        queues.append(list(part.assign(place=rotated).sort_values(["turn", "place"]).index))
     while len(rows) < number and any(queues):
         rows += [queue.pop(0) for queue in queues if queue]
-    return rows[:number] or list(range(min(number, len(emotions))))
+    return rows[:number] or list(range(min(number, len(frame))))
 
 
 def draw(one: Explanation, path: Path, words: bool = True) -> Path:
@@ -411,7 +421,7 @@ def draw(one: Explanation, path: Path, words: bool = True) -> Path:
         elif name == "attention":
             for label, values in one.attention.items():
                 axis.plot(np.linspace(0, 1, len(values)), values * len(values), lw=1.2, label=label)
-            axis.legend(frameon=False, fontsize=7)
+            axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
             axis.set(ylabel="attention", xlabel="share of the utterance", ylim=(0, None))
         elif name == "words":
             assert one.read is not None
@@ -427,7 +437,9 @@ def draw(one: Explanation, path: Path, words: bool = True) -> Path:
             axis.set(xlim=(0, 1), xlabel="mean gate")
     believed = ", ".join(f"{name} {value:.2f}" for name, value in one.weights.items())
     figure.suptitle(
-        f"{one.id}: {one.predicted} {100 * one.confidence:.0f} %" + (f"; believed: {believed}" if believed else "")
+        f"{one.id}: {one.predicted} {100 * one.confidence:.0f} %"
+        + (f", labelled {one.emotion}" if one.emotion else "")
+        + (f"; believed: {believed}" if believed else "")
     )
     with replacing(path) as partial:
         figure.savefig(partial, dpi=110, format="png")

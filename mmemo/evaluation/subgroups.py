@@ -170,6 +170,9 @@ def subgroups(
         groups.append(Group(name, num, present, figures, warning))
         if warning:
             warnings.append(f"{column} {name}: {warning}")
+    outside = [name for name in names if name not in judged]
+    if outside and len(judged) > 1:
+        warnings.append(f"the gap is between groups that are large enough; without {', '.join(outside)}")
     gaps, odds = {}, Interval(*[float("nan")] * 3)
     if len(judged) > 1:
         chosen = [names.index(name) for name in judged]

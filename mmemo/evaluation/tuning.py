@@ -337,7 +337,8 @@ def _study(settings: Tuning, run: Path, known: Mapping[str, Any], mark: str) -> 
         storage = optuna.storages.RDBStorage(
             url, engine_kwargs={"connect_args": {"timeout": 30}} if url.startswith("sqlite") else None,
             heartbeat_interval=30, grace_period=90,
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=2),  # of a worker that was killed
+            # Of a worker that was killed: tried again.
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=2),
         )  # fmt: skip
         study = optuna.create_study(
             study_name=f"{STUDY}-{mark[:16]}", storage=storage, direction="maximize", load_if_exists=True,
