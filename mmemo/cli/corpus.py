@@ -78,7 +78,13 @@ def corpus(
         frame["path"] = [
             None if path != path or path is None else _relative(Path(path), here) for path in frame["path"]
         ]
-    manifest = Manifest(frame, out)
+    try:
+        manifest = Manifest(frame, out)
+    except ManifestError as error:
+        said = "; --values '{emotion: {angry: anger}}' renames values" if name == "table" else ""
+        raise ManifestError(
+            f"{root} makes no manifest, and {out} was not written{said}\n" + str(error).replace(f"{out} row", "row")
+        ) from None
     if trim_db is not None:
         _trim(manifest, trim_db)
     if cleaned is not None and not (denoise or loudness_lufs is not None):

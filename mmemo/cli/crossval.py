@@ -60,6 +60,11 @@ def crossval(
         raise ValueError("--nested and --seeds together would take days; repeat --nested with --seed_everything N")
     if not 0 < answered <= 1:
         raise ValueError(f"--answered {answered}: expected a share above 0, at most 1")
+    console = screen()
+
+    def tell(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     if nested or seeds:
         run = run or Path("runs") / f"{config.stem}_{'nested' if nested else 'seeds'}"
     if nested:
@@ -71,12 +76,12 @@ def crossval(
         from mmemo.evaluation.nested import nested as nest
 
         assert run is not None
-        result = nest(config, run, nested, options, space, trials, answered)
+        result = nest(config, run, nested, options, space, trials, answered, tell)
     elif seeds:
         assert run is not None
-        result = repeated(config, run, seeds, options)
+        result = repeated(config, run, seeds, options, tell)
     else:
-        result = cross_validate(config, run, options)
+        result = cross_validate(config, run, options, tell)
     changed = [("--seeds", seeds), ("--nested", nested), ("--space", space), ("--trials", trials if space else 0)]
     given = [word for name, value in changed if value for word in (name, str(value).replace(" ", ""))]
     write_text(result.run / COMMAND_FILE, " ".join(["mmemo crossval --config", str(config), *given, *options]))
@@ -95,7 +100,6 @@ def crossval(
             *(f"{100 * value:.1f}" for value in values),
             f"{100 * mean:.1f} ± {100 * deviation:.1f}",
         )
-    console = screen()
     console.print(table)
     for warning in result.warnings:
         console.print(f"[bold]Warning:[/bold] {warning}")

@@ -40,7 +40,13 @@ class CrossValidation(NamedTuple):
     warnings: list[str]
 
 
-def crossval(config: Path, run: Path | None = None, overrides: Sequence[str] = ()) -> CrossValidation:
+def silent(line: str) -> None:
+    """Tells nobody."""
+
+
+def crossval(
+    config: Path, run: Path | None = None, overrides: Sequence[str] = (), tell: Callable[[str], None] = silent
+) -> CrossValidation:
     """Runs all folds of an experiment; finished ones are kept, a killed one continues at its last epoch.
 
     Several processes may be started on one run: each takes folds that no other has.
@@ -50,6 +56,7 @@ def crossval(config: Path, run: Path | None = None, overrides: Sequence[str] = (
         run: Folder of the cross-validation, one folder per fold in it; the experiment's
             ``trainer.default_root_dir`` when not given.
         overrides: Options of ``mmemo fit`` that win over the YAML.
+        tell: Takes a line on each fold.
 
     Raises:
         ValueError: The split has one fold alone, or the run was started from another config.
@@ -65,14 +72,16 @@ def crossval(config: Path, run: Path | None = None, overrides: Sequence[str] = (
         )
     inputs = [*datamodule.manifest_paths, Path(getattr(datamodule.splitter, "path", ""))]
     check_same_experiment(run, config, overrides, inputs)
-    for folder, fold in folds_to_do(run, num_folds):
+    for folder, fold in folds_to_do(run, num_folds, tell):
         run_fold(config, folder, fold, overrides)
     result = collect(run, num_folds)
     write(result)
     return result
 
 
-def repeated(config: Path, run: Path, seeds: Sequence[int], overrides: Sequence[str] = ()) -> CrossValidation:
+def repeated(
+    config: Path, run: Path, seeds: Sequence[int], overrides: Sequence[str] = (), tell: Callable[[str], None] = silent
+) -> CrossValidation:
     """The same folds with several seeds: what is left to chance in training shows.
 
     Args:
@@ -80,6 +89,7 @@ def repeated(config: Path, run: Path, seeds: Sequence[int], overrides: Sequence[
         run: Folder, one folder per seed in it.
         seeds: What ``seed_everything`` is set to, each in turn.
         overrides: As for :func:`crossval`.
+        tell: Likewise.
 
     Returns:
         All of them; predictions have a column ``seed``.
@@ -87,7 +97,8 @@ def repeated(config: Path, run: Path, seeds: Sequence[int], overrides: Sequence[
     if len(set(seeds)) < len(seeds) or not seeds:
         raise ValueError(f"seeds {list(seeds)}: expected different numbers, such as [0, 1, 2]")
     found = {
-        seed: crossval(config, run / f"seed{seed}", [*overrides, "--seed_everything", str(seed)]) for seed in seeds
+        seed: crossval(config, run / f"seed{seed}", [*overrides, "--seed_everything", str(seed)], tell)
+        for seed in seeds
     }
     metrics: dict[str, list[float]] = {}
     for one in found.values():
@@ -100,10 +111,13 @@ def repeated(config: Path, run: Path, seeds: Sequence[int], overrides: Sequence[
     return result
 
 
-def folds_to_do(run: Path, num_folds: int) -> Iterator[tuple[Path, int]]:
+def folds_to_do(run: Path, num_folds: int, tell: Callable[[str], None] = silent) -> Iterator[tuple[Path, int]]:
     """Folds that are not finished and that no other worker has, each locked while it is in hand, until all are done."""
     first = getattr(rank_zero_only, "rank", 0) == 0  # the other processes of DDP follow the first
     waiting = list(range(1, num_folds + 1))
+    there = [str(fold) for fold in waiting if (run / f"fold{fold}" / PREDICTIONS_FILE).exists()]
+    if there:
+        tell(f"{run}: finished before: fold {', '.join(there)}")
     while waiting:
         before = len(waiting)
         for fold in list(waiting):
@@ -114,6 +128,7 @@ def folds_to_do(run: Path, num_folds: int) -> Iterator[tuple[Path, int]]:
                 if first:
                     lock.acquire(timeout=0.0)
                 if not (folder / PREDICTIONS_FILE).exists():
+                    tell(f"{run}: fold {fold} of {num_folds}" + (", goes on" if (folder / LAST).exists() else ""))
                     yield folder, fold
                 waiting.remove(fold)
             except Timeout:
@@ -180,7 +195,7 @@ def run_fold(
     Returns:
         Metric name, such as ``test/uar`` -> its value.
     """
-    common = ["--config", str(config), *overrides]
+    common = ["--config", str(config), "--trainer.enable_model_summary", "false", *overrides]
     given = (yaml.safe_load(config.read_text()).get("data") or {}).get("split")
     if not given and not any(word.startswith("--data.split") for word in overrides):
         common += ["--data.split", "mmemo.data.OfficialSplit"]  # what the data module takes then

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from mmemo.evaluation.crossval import (
     folds_to_do,
     prepared,
     run_fold,
+    silent,
     write,
 )
 from mmemo.evaluation.predictions import labelled_probs
@@ -35,6 +36,7 @@ def nested(
     space: Path | None = None,
     num_trials: int = 20,
     answered: float = 0.8,
+    tell: Callable[[str], None] = silent,
 ) -> CrossValidation:
     """Cross-validation in which everything that is chosen is chosen inside: no outer test speaker has any part in it.
 
@@ -51,6 +53,7 @@ def nested(
         space: YAML of what is tuned, as for ``mmemo tune``; nothing when not given.
         num_trials: How many settings are tried in each outer fold.
         answered: Share of utterances that shall get an answer; the others are too unsure.
+        tell: Takes a line on each fold and trial.
 
     Returns:
         All outer folds; predictions have columns ``calibrated_prob_...`` and ``answered``.
@@ -65,13 +68,13 @@ def nested(
     num_folds = datamodule.splitter.count(datamodule.manifest)
     inputs = [*datamodule.manifest_paths, Path(getattr(datamodule.splitter, "path", "")), *([space] if space else [])]
     check_same_experiment(run, config, [*overrides, f"nested {num_inner} {num_trials} {answered}"], inputs)
-    for folder, fold in folds_to_do(run, num_folds):
+    for folder, fold in folds_to_do(run, num_folds, tell):
         chosen: list[str] = []
         if space is not None:
             settings = Tuning(num_trials=num_trials, num_folds=num_inner, outer_fold=fold, judge=False)
-            chosen = tune(config, space, folder / "tuning", settings, overrides).overrides
+            chosen = tune(config, space, folder / "tuning", settings, overrides, tell).overrides
         inside = inner_config(config, folder / "inner.yaml", [*overrides, *chosen], fold, num_inner)
-        inner = crossval(inside, folder / "inner")
+        inner = crossval(inside, folder / "inner", tell=tell)
         decided = Decisions.fitted(inner.predictions, answered)
         write_text(folder / DECISIONS_FILE, json.dumps(decided.as_json(), indent=1))
         run_fold(config, folder, fold, [*overrides, *chosen], decided.apply)

@@ -507,7 +507,7 @@ def _reproduce(run: Path, member: Path | None, config: dict[str, Any], private: 
     )
     if private:
         command = " ".join(str(_without_paths(word)) for word in command.split())
-    found["commands"] = [command, f"mmemo report {run.name}"]
+    found["commands"] = [command, f"mmemo report {run.name if private else run}"]
     found["tuned"] = (member / "tuning").is_dir() if member is not None else False
     found["nested"] = (member / "decisions.json").is_file() if member is not None else False
     return found

@@ -17,7 +17,7 @@ import pandas as pd
 import yaml
 from filelock import FileLock
 
-from mmemo.evaluation.crossval import PREDICTIONS_FILE, run_fold, spread
+from mmemo.evaluation.crossval import PREDICTIONS_FILE, run_fold, silent, spread
 from mmemo.evaluation.predictions import labelled_probs
 from mmemo.evaluation.statistics import Tallies, compare_tallies
 from mmemo.files import checksum
@@ -155,7 +155,7 @@ def tune(
     run: Path,
     settings: Tuning,
     overrides: Sequence[str] = (),
-    tell: Callable[[str], None] = lambda line: None,
+    tell: Callable[[str], None] = silent,
 ) -> Tuned:
     """Searches, or goes on with a search; several processes on one folder or storage share its trials.
 

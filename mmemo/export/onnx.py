@@ -229,16 +229,20 @@ def export_onnx(
 
     Args:
         model: In eval mode, as from ``mmemo.load_model``.
-        folder: To be made; files in it are replaced.
+        folder: To be made; an export in it is replaced.
         waveforms: Real clips ``(samples,)`` at 16 kHz, of odd lengths, on which the files are checked.
         texts: Their transcripts, for a model that reads.
         card: What the model card says besides: ``license``, ``training_data``, ``metrics``, ``limits``.
 
     Raises:
-        ValueError: Without clips, or where a file does not agree with PyTorch.
+        ValueError: Without clips, where the folder holds other files, or a file does not agree with PyTorch.
     """
     if not waveforms:
         raise ValueError("export checks its files on real clips; give it some")
+    ours = {CONFIG_FILE, MODEL_FILE, INT8_FILE, WEIGHTS_FILE, TOKENIZER_FILE, EXAMPLE_FILE, CARD_FILE}
+    others = sorted({path.name for path in folder.iterdir()} - ours) if folder.is_dir() else []
+    if others:
+        raise ValueError(f"{folder}: holds other files ({', '.join(others[:3])}); choose a folder for the model alone")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).unlink(missing_ok=True)  # a folder that is half written has none
     _save_weights(model, folder / WEIGHTS_FILE)

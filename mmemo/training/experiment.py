@@ -61,7 +61,8 @@ class Experiment(LightningCLI):
     """
 
     def __init__(self, args: Sequence[str], run: bool = True) -> None:
-        logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # tips and adverts
+        for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):  # tips and adverts
+            logging.getLogger(name).setLevel(logging.WARNING)
         super().__init__(
             EmotionSystem,
             EmotionDataModule,

@@ -565,10 +565,12 @@ def load_model(checkpoint: str | os.PathLike[str]) -> EmotionModel:
         raise FileNotFoundError(f"{path}: no such checkpoint; `mmemo fit` writes them to RUN/checkpoints")
     try:
         system = EmotionSystem.load_from_checkpoint(path, map_location="cpu")
-    except (pickle.UnpicklingError, TypeError, KeyError) as error:
+    except (pickle.UnpicklingError, KeyError, EOFError):
+        raise ValueError(f"{path}: not a checkpoint of `mmemo fit`, which writes them to RUN/checkpoints") from None
+    except TypeError as error:
         raise ValueError(
-            f"{path}: not a checkpoint of `mmemo fit` ({str(error).splitlines()[0]}); a system built by hand around "
-            "module objects cannot be reloaded, build it from a YAML"
+            f"{path}: cannot be reloaded ({str(error).splitlines()[0]}); a system built by hand around module objects "
+            "keeps no settings, build it from a YAML"
         ) from None
     return system.model.eval()
 

@@ -40,6 +40,8 @@ def test_every_verb_explains_itself(verb: str) -> None:
 def test_a_verb_that_is_not_there_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian"]) == 2
     assert "no verb 'trian', expected one of" in capsys.readouterr().err
+    assert main(["analyse", "a.wav"]) == 2
+    assert "no verb 'analyse', did you mean analyze?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
