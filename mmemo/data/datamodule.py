@@ -19,10 +19,12 @@ from mmemo.data.audio import AudioError, AudioFacts
 from mmemo.data.audio_facts import audio_facts
 from mmemo.data.augment import Soundalikes, WaveformAugmentation, WordAugmentation
 from mmemo.data.batch import BucketSampler, EmotionBatch, Example, collate
+from mmemo.data.checks import broken_audio
 from mmemo.data.manifest import MAX_SHOWN, SPLITS, Manifest, ManifestError, join_manifests, read_manifest
 from mmemo.data.ratings import mapped_votes, vote_shares, voted_emotions
 from mmemo.data.splits import OfficialSplit, Split, SplitError, Splitter, check_speakers_disjoint
 from mmemo.labels import DIMENSIONS, UNLABELLED
+from mmemo.pretrained import is_offline
 
 log = logging.getLogger(__name__)
 
@@ -398,10 +400,7 @@ class EmotionDataModule(LightningDataModule):
         facts = audio_facts(utterances, progress=progress)
         broken = [number for number, fact in enumerate(facts) if fact is not None and fact.problem]
         if broken:
-            lines = [
-                f"{utterances[number].id}: {utterances[number].path}: {facts[number].problem}"  # type: ignore[union-attr]
-                for number in broken[:MAX_SHOWN]
-            ]
+            lines = broken_audio(utterances, facts, private=is_offline())[:MAX_SHOWN]
             if len(broken) > MAX_SHOWN:
                 lines.append(f"and {len(broken) - MAX_SHOWN} more")
             listed = "\n".join(lines)

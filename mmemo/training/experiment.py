@@ -222,7 +222,7 @@ def _loggers(root: Path, resumes: bool) -> list[Logger]:
         before = path.read_text()
         csv_logger.experiment.metrics_keys = before.splitlines()[0].split(",")  # opening it deleted the file
         path.write_text(before)
-    return [csv_logger, TensorBoardLogger(str(root), name="", version="tensorboard")]
+    return [csv_logger, TensorBoardLogger(str(root), name="tensorboard", version="")]
 
 
 def _check_run_folder(root: Path, config: Namespace) -> None:

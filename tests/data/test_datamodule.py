@@ -96,7 +96,7 @@ def test_a_speaker_on_two_sides_is_refused(tiny_corpus: Path, tmp_path: Path) ->
 
 
 def test_broken_audio_is_refused_or_left_out_as_the_config_says(
-    tiny_corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny_corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [str(tiny_corpus.parent / path) for path in pd.read_csv(tiny_corpus)["path"]]
     for row, kind in enumerate(BAD):
@@ -106,6 +106,11 @@ def test_broken_audio_is_refused_or_left_out_as_the_config_says(
         ready(manifest).inspect_audio(progress=False)
     for reason in BAD.values():
         assert reason in str(error.value)
+    assert paths[0] not in str(error.value), "offline, as a study is, files have no names"
+    with monkeypatch.context() as online, pytest.raises(ManifestError) as error:
+        online.setenv("MMEMO_OFFLINE", "0")
+        ready(manifest).inspect_audio(progress=False)
+    assert paths[0] in str(error.value)
 
     datamodule = ready(manifest, broken_audio="skip")
     with caplog.at_level(logging.WARNING):
