@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities import move_data_to_device
 from pytorch_lightning.utilities.seed import isolate_rng
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,10 +17,9 @@ from mmemo.data.batch import EmotionBatch
 from mmemo.data.datamodule import EmotionDataModule
 from mmemo.data.manifest import ManifestError
 from mmemo.files import checksum
-from mmemo.losses import CrossEntropy, SoftenedLogits, Taught
+from mmemo.losses import SoftenedLogits, Taught
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
 from mmemo.training.features import MODALITIES, FeatureCache, attach_sources, text_content, words_of
-from mmemo.training.finetuning import Finetuning
 from mmemo.training.system import EmotionSystem, load_model, speaker_mark
 
 TEACHING_VERSION = 2
@@ -45,16 +43,8 @@ class DistillationSystem(EmotionSystem):
         distillation: What the student takes over, added to the loss on the labels: ``mmemo.losses.SoftenedLogits``,
             ``FeatureHints``, ``RelationalDistances``; softened logits when not given.
         audio_only: Refuse a student that reads words: it is meant to be used without a transcript.
-        loss: On the labels.
-        optimizer: As for ``EmotionSystem``, and so the rest.
-        audio_finetuning: See there.
-        text_finetuning: See there.
-        one_cycle: See there.
-        cache_features: See there; the student must read the views that the teacher heard.
-        by_modality: See there.
-        modality_dropout: See there.
-        mixup: See there; what the teacher said is mixed alike.
-        hooks: See there.
+        options: Of :class:`EmotionSystem`. Its ``loss`` is that on the labels; with ``mixup``, what the teacher said is
+            mixed alike; without ``cache_features`` the student would not hear the views that the teacher heard.
     """
 
     def __init__(
@@ -64,21 +54,9 @@ class DistillationSystem(EmotionSystem):
         teacher: str | list[str],
         distillation: list[nn.Module] | None = None,
         audio_only: bool = True,
-        loss: nn.Module = CrossEntropy(),  # noqa: B008 - as in EmotionSystem
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        audio_finetuning: Finetuning | None = None,
-        text_finetuning: Finetuning | None = None,
-        one_cycle: bool = True,
-        cache_features: bool = True,
-        by_modality: bool = False,
-        modality_dropout: float = 0.0,
-        mixup: float = 0.0,
-        hooks: list[nn.Module] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            classes, model, loss, optimizer, audio_finetuning, text_finetuning, one_cycle, cache_features, by_modality,
-            modality_dropout, mixup, hooks,
-        )  # fmt: skip
+        super().__init__(classes, model, **options)
         self.teacher = [Path(teacher)] if isinstance(teacher, str) else [Path(path) for path in teacher]
         if not self.teacher:
             raise ValueError("DistillationSystem(teacher=[]): name a checkpoint of `mmemo fit`")
