@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from onnx import load as load_graph
 
 from mmemo import EmotionModel, export_onnx
 from mmemo.cli.main import main
@@ -125,6 +126,27 @@ def test_dimensions_come_out_too(tmp_path: Path) -> None:
     emotion = Recognizer(tmp_path / "both").predict(clips(0.6)[0])
     assert list(emotion.dimensions) == ["valence", "arousal", "dominance"]
     assert all(-1 < value < 1 for value in emotion.dimensions.values())
+
+
+def test_activations_stay_whole_where_rounding_them_changes_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An activation that dwarfs the others leaves them no bits; the weights alone are then rounded."""
+    model = student()
+    found = export_onnx(model, tmp_path / "plain", clips(*SECONDS))
+    assert json.loads((found.folder / "config.json").read_text())["int8"] == "weights and activations"
+    heard = Recognizer(found.folder, int8=False).predict_batch(clips(*SECONDS))
+    norm, linear = model.fusion.pooled.norms[0], model.head.layers[1]
+    with torch.no_grad():
+        norm.running_mean += torch.from_numpy(np.mean([one.embedding for one in heard], axis=0))  # answers differ
+        linear.bias.zero_()
+        linear.weight[:, 0] = 0  # one input of the head is huge, and counts for nothing
+        norm.running_mean[0] = -1e5
+    found = export_onnx(model, tmp_path / "huge", clips(*SECONDS))
+    assert json.loads((found.folder / "config.json").read_text())["int8"] == "weights"
+    assert found.parity.int8_agreement == 1.0
+    assert "MatMulNBits" in {node.op_type for node in load_graph(found.folder / "model.int8.onnx").graph.node}
+    assert "weights in 8 bits" in (found.folder / "README.md").read_text()
 
 
 def test_a_file_that_does_not_agree_is_not_handed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
