@@ -368,7 +368,7 @@ def _quantize(source: Path, target: Path, weights_only: bool) -> None:
         if weights_only:
             import onnx
 
-            quantizer = MatMulNBitsQuantizer(onnx.load(source), bits=8, block_size=128, is_symmetric=True)
+            quantizer = MatMulNBitsQuantizer(onnx.load(source), bits=8, block_size=32, is_symmetric=True)
             quantizer.process()
             onnx.save(quantizer.model.model, partial)
             return
