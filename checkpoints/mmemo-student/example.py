@@ -1,4 +1,4 @@
-"""Emotion of a clip: python example.py clip.wav (mono, 16 kHz; other rates must be resampled first)."""
+"""Emotion of a clip: python example.py clip.wav"""
 
 import json
 import sys
@@ -10,10 +10,14 @@ import soundfile
 
 here = Path(__file__).parent
 config = json.loads((here / "config.json").read_text())
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
 session = onnxruntime.InferenceSession(here / "model.int8.onnx")
 waveform, sample_rate = soundfile.read(sys.argv[1], dtype="float32", always_2d=True)
-assert sample_rate == config["sample_rate"], f"{sample_rate} Hz, expected {config['sample_rate']}"
+if sample_rate != config["sample_rate"]:
+    sys.exit(f"{sys.argv[1]}: {sample_rate} Hz; resample it to {config['sample_rate']} Hz first")
 waveform = waveform.mean(axis=1)[None]
-(probabilities,) = session.run(["probabilities"], {"waveform": waveform, "lengths": np.array([waveform.shape[1]])})
+inputs = {"waveform": waveform, "lengths": np.array([waveform.shape[1]])}
+(probabilities,) = session.run(["probabilities"], inputs)
 for label, probability in zip(config["classes"], probabilities[0], strict=True):
     print(f"{label:<12}{probability:.3f}")

@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: Command line without the program's name; that of the process when not given.
 
     Returns:
-        0 when all went well, 1 for bad input, 2 for a bad command line, 130 when interrupted.
+        0 when all went well, 1 for bad input, 2 for a bad command line, 130 when interrupted, 141 when what it prints
+        is not read to its end.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
@@ -67,10 +68,12 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         module = import_module("mmemo.cli.trainer" if verb in TRAINER_VERBS else f"mmemo.cli.{verb}")
-        return module.run(argv if verb in TRAINER_VERBS else argv[1:])
-    except BrokenPipeError:  # of `mmemo ... | head`
+        status: int = module.run(argv if verb in TRAINER_VERBS else argv[1:])
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # of `mmemo ... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 141
     except KeyboardInterrupt:
         print("\ninterrupted; what was finished is kept", file=sys.stderr)
         return 130

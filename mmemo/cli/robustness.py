@@ -85,7 +85,7 @@ def robustness(
     for reason in dict.fromkeys(result.skipped.values()):
         names = [name for name, why in result.skipped.items() if why == reason]
         console.print(f"Left out ({reason}): {', '.join(names)}")
-    if not any("words" in name for name in result.skipped):
+    if result.reads:
         console.print(
             "Noise changes the voice alone: the words stay those of the manifest, and wrong ones are conditions of "
             "their own"

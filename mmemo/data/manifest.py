@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,15 @@ WORDS = ("text", "text_reference")
 """Columns of what is said: the transcript, and what stood there before it."""
 VOTES_PREFIX = "votes_"
 SPLITS = ("train", "val", "test")
-SENTENCE_WORDS = 3
-"""Words on average from which a column is taken for sentences."""
-FILE_NAME = r"(?i)[/\\]|\.(?:wav|flac|mp3|ogg|opus|m4a|aac|mp4|txt|json|eaf|textgrid)$"
+REPORTS_OWN = (
+    "fold", "seed", "answered", "warning", "side", "predicted", "confidence", "length", "noise", "seconds"
+)  # fmt: skip
+"""Names that a report gives to columns of its own."""
+SENTENCE_WORDS, SENTENCE_LENGTH = 3, 25
+"""Words, and characters, on average from which a column of different values is taken for sentences."""
+WORDY = r"transcript|utterance|sentence|note|comment|remark|text|words"
+"""In the name of a column whose different values are taken for sentences however short they are."""
+FILE_NAME = r"(?i)^(?:[a-z]:)?[/\\]|\.(?:wav|flac|mp3|ogg|opus|m4a|aac|mp4|txt|json|eaf|textgrid)$"
 MAX_SHOWN = 20  # problems listed in one error
 
 
@@ -144,22 +151,46 @@ class Manifest:
         return path
 
 
-def private_columns(frame: pd.DataFrame) -> list[str]:
-    """Columns that no output may show: where recordings are, what is said in them, and any further column of sentences
-    or of file names.
+def private_columns(frame: pd.DataFrame, wanted: Collection[str] = ()) -> list[str]:
+    """Columns that no output may show: where recordings are, what is said in them, and any further column that looks
+    like sentences or file names.
 
     Args:
         frame: Of a manifest.
+        wanted: Columns that somebody asked for by name, who knows what is in them.
     """
     found = [name for name in ("path", "start", "end", "channel", *WORDS) if name in frame]
-    for name in frame.columns.difference([*COLUMNS, *WORDS], sort=False):
+    for name in map(str, frame.columns.difference([*COLUMNS, *WORDS, *wanted], sort=False)):
         values = frame[name].dropna()
-        if not len(values) or not pd.api.types.is_string_dtype(values):
+        if not len(values) or pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
             continue
         texts = values.astype(str)
-        if texts.str.split().str.len().mean() >= SENTENCE_WORDS or texts.str.contains(FILE_NAME).mean() >= 0.5:
-            found.append(str(name))
+        different = texts.nunique() > max(0.2 * len(texts), 1)
+        long = texts.str.split().str.len().mean() >= SENTENCE_WORDS or texts.str.len().mean() >= SENTENCE_LENGTH
+        files = texts.str.contains(FILE_NAME).mean() >= 0.5
+        if (different and (long or re.search(WORDY, name.lower()))) or files:
+            found.append(name)
     return found
+
+
+def shown_columns(frame: pd.DataFrame, wanted: Collection[str] = ()) -> list[str]:
+    """Columns that a report has of a manifest: those with a value, that are not private, and not called as its own.
+
+    Args:
+        frame: Of a manifest.
+        wanted: As for :func:`private_columns`.
+    """
+    private = private_columns(frame, wanted)
+    return [
+        name
+        for name in map(str, frame.columns)
+        if not (name in private or name.startswith(VOTES_PREFIX) or is_reports_own(name) or frame[name].isna().all())
+    ]
+
+
+def is_reports_own(name: str) -> bool:
+    """Whether a report has a column of that name itself."""
+    return name in REPORTS_OWN or name.startswith("weight_") or "prob_" in name
 
 
 def join_manifests(manifests: Mapping[str, Manifest]) -> Manifest:

@@ -35,12 +35,17 @@ class Study:
     covariates: list[str] = field(default_factory=list)
     name: str = "study"
 
+    @property
+    def columns(self) -> list[str]:
+        """Columns that it names."""
+        return [self.participant, *([self.visit] if self.visit else []), *self.covariates]
+
     def check(self, classes: Sequence[str], columns: Collection[str]) -> None:
         """Says, before anything is trained, what could not be answered afterwards.
 
         Args:
             classes: Emotions that the model tells apart.
-            columns: Of the manifest.
+            columns: Of the manifest, with values, that a report has.
 
         Raises:
             ValueError: An outcome that is no class, or a column that is not there.
@@ -60,8 +65,8 @@ class Study:
             absent = [name for name in names if name is not None and name not in columns]
             if absent:
                 raise ValueError(
-                    f"study.{what} names {', '.join(absent)}, which is no column of the manifest; it has "
-                    f"{', '.join(columns)}"
+                    f"study.{what} names {', '.join(absent)}, which is no column with values that a report can show; "
+                    f"the manifest has {', '.join(columns)}"
                 )
 
 
@@ -76,7 +81,10 @@ def read_study(path: Path) -> Study:
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file, expected a YAML with a block `study`")
-    content = yaml.safe_load(path.read_text())
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is no YAML ({str(error).splitlines()[0]})") from None
     block = content.get("study") if isinstance(content, dict) else None
     if not isinstance(block, dict):
         raise ValueError(f"{path}: has no block `study`, such as `study: {{outcome: [sadness]}}`")
@@ -88,4 +96,12 @@ def read_study(path: Path) -> Study:
         )
     if block.get("how", "share") not in HOW:
         raise ValueError(f"{path}: study.how {block['how']}: expected one of {', '.join(HOW)}")
+    for name in ("outcome", "covariates"):
+        value = block.get(name, [])
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            raise ValueError(f"{path}: study.{name} {value!r}: expected a list of names, such as [{value}]")
+    for name in ("participant", "visit", "name"):
+        value = block.get(name, "")
+        if not isinstance(value, str) and not (name == "visit" and value is None):
+            raise ValueError(f"{path}: study.{name} {value!r}: expected a name")
     return Study(**block)

@@ -12,12 +12,13 @@ from mmemo.evaluation.statistics import (
     corrected_resampled_t,
     mcnemar,
 )
+from mmemo.labels import DIMENSIONS
 
 
 def compare_runs(
     first: Predictions, second: Predictions, figure: str | None = None, num_samples: int = 5000, seed: int = 0
 ) -> Comparison:
-    """Paired comparison of two runs; each may have several seeds, over which figures are averaged.
+    """Paired comparison of two runs; each may have several seeds, over which each speaker's tallies are averaged.
 
     Args:
         first: Predictions of one run.
@@ -32,7 +33,13 @@ def compare_runs(
     """
     figure = figure or ("uar" if first.classes else "ccc")
     if figure.startswith(("ccc", "mae")):
-        first, second = (one._replace(classes=[]) for one in (first, second))
+        names = [name for name in first.dimensions if name in second.dimensions]
+        if not names:
+            raise ValueError("the runs have no dimension in common; compare runs that predict the same")
+        others = [f"predicted_{name}" for name in DIMENSIONS if name not in names]
+        first, second = (
+            one._replace(table=one.table.drop(columns=others, errors="ignore"), classes=[]) for one in (first, second)
+        )
     first, second = same_utterances(first.labelled, second.labelled)
     if first.table.empty:
         raise ValueError(f"no utterance of these runs has a label that {figure} is a figure of; compare another metric")

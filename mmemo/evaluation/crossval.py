@@ -15,6 +15,7 @@ import yaml
 from filelock import FileLock, Timeout
 from pytorch_lightning.utilities import rank_zero_only
 
+from mmemo.data.manifest import shown_columns
 from mmemo.files import checksum
 from mmemo.training.experiment import LAST, METRICS_FILE, Experiment, write_table, write_text
 
@@ -116,7 +117,7 @@ def folds_to_do(run: Path, num_folds: int, tell: Callable[[str], None] = silent)
     first = getattr(rank_zero_only, "rank", 0) == 0  # the other processes of DDP follow the first
     waiting = list(range(1, num_folds + 1))
     there = [str(fold) for fold in waiting if (run / f"fold{fold}" / PREDICTIONS_FILE).exists()]
-    if there:
+    if there and first:
         tell(f"{run}: finished before: fold {', '.join(there)}")
     while waiting:
         before = len(waiting)
@@ -128,7 +129,9 @@ def folds_to_do(run: Path, num_folds: int, tell: Callable[[str], None] = silent)
                 if first:
                     lock.acquire(timeout=0.0)
                 if not (folder / PREDICTIONS_FILE).exists():
-                    tell(f"{run}: fold {fold} of {num_folds}" + (", goes on" if (folder / LAST).exists() else ""))
+                    if first:
+                        goes_on = ", goes on" if (folder / LAST).exists() else ""
+                        tell(f"{run}: fold {fold} of {num_folds}{goes_on}")
                     yield folder, fold
                 waiting.remove(fold)
             except Timeout:
@@ -223,7 +226,7 @@ def prepared(experiment: Experiment) -> None:
     datamodule.setup("fit")
     study = experiment.config_init.study
     if study is not None:
-        study.check(datamodule.classes, list(datamodule.manifest.frame))
+        study.check(datamodule.classes, shown_columns(datamodule.manifest.frame, study.columns))
 
 
 def check_same_experiment(run: Path, config: Path, overrides: Sequence[str], inputs: Sequence[Path]) -> None:
@@ -233,12 +236,14 @@ def check_same_experiment(run: Path, config: Path, overrides: Sequence[str], inp
         "options": list(overrides),
         **{str(path): checksum(path) for path in inputs if path.is_file()},
     }
+    wanted = {name: json.dumps(value, default=str) for name, value in wanted.items()}  # dates and NaN too
     path = run / EXPERIMENT_FILE
     if path.exists():
         began = json.loads(path.read_text())
-        differ = [name for name in {**began, **wanted} if began.get(name) != json.loads(json.dumps(wanted.get(name)))]
+        differ = [name for name in {**began, **wanted} if began.get(name) != wanted.get(name)]
         if differ:
-            shown = [f"options {' '.join(began[name]) or 'none'}" if name == "options" else name for name in differ]
+            options = " ".join(json.loads(began["options"])) or "none"
+            shown = [f"options {options}" if name == "options" else name for name in differ]
             raise ValueError(
                 f"{run} was started with other {', '.join(shown)}; choose another --run, or delete that folder"
             )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from mmemo.data.manifest import VOTES_PREFIX, Manifest, private_columns
+from mmemo.data.manifest import COLUMNS, WORDS, Manifest, is_reports_own, private_columns, shown_columns
 from mmemo.evaluation.statistics import Tallies, clusters
 from mmemo.labels import DIMENSIONS
 
@@ -151,12 +151,13 @@ def read_predictions(source: Path, side: str = "test") -> Predictions:
     return Predictions(table, classes, [str(warning) for warning in warnings])
 
 
-def with_manifest(predictions: Predictions, manifest: Manifest) -> Predictions:
+def with_manifest(predictions: Predictions, manifest: Manifest, wanted: Collection[str] = ()) -> Predictions:
     """Adds what the manifest says of each utterance, but its words and where its audio is.
 
     Args:
         predictions: Of a run.
         manifest: With the same ids.
+        wanted: Columns asked for by name; others that look like words or file names are left out.
 
     Raises:
         ValueError: An utterance is not in the manifest, or has another emotion there.
@@ -185,16 +186,16 @@ def with_manifest(predictions: Predictions, manifest: Manifest) -> Predictions:
     for name in ("speaker", "emotion"):  # a file of probabilities may lack them
         given = table[name].astype(object).where(table[name].notna(), None)
         table[name] = given.where(given.notna(), there[name].astype(object).where(there[name].notna(), None).to_numpy())
-    reserved = {"fold", "seed", "answered", "warning", "side", "predicted", "confidence", "length", "noise", "seconds"}
-    added, clash, private = {}, [], private_columns(manifest.frame)
-    for name in map(str, there.columns):
-        if name in private or name.startswith(VOTES_PREFIX) or there[name].isna().all():
-            continue
-        if name in reserved or name.startswith("weight_") or "prob_" in name:
-            clash.append(name)
-        elif name not in table:
-            added[name] = there[name].to_numpy()
+    shown, private = shown_columns(there, wanted), private_columns(there, wanted)
+    added = {name: there[name].to_numpy() for name in shown if name not in table}
     warnings = list(predictions.warnings)
+    withheld = [name for name in private if name not in COLUMNS and name not in WORDS]
+    if withheld:
+        warnings.append(
+            f"columns {', '.join(withheld)} of the manifest look like words or file names; they are not shown, unless "
+            "a study or --columns names them"
+        )
+    clash = [name for name in there if is_reports_own(name)]
     if clash:
         warnings.append(
             f"columns {', '.join(clash)} of the manifest have names that reports use; they are not looked at"

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import date
 from importlib import metadata, resources
 from pathlib import Path
@@ -99,7 +100,7 @@ def report(
     warnings = list(predictions.warnings)
     seconds = math.nan
     if table is not None:
-        predictions = with_manifest(predictions, table)
+        predictions = with_manifest(predictions, table, [*columns, *(study.columns if study else [])])
         predictions, seconds = _with_audio(predictions, table, warnings)
     else:
         warnings.append(problem)
@@ -125,7 +126,12 @@ def report(
     found = study_result(predictions, study) if study is not None else None
     if found is not None:
         _study(found, content, pictures)
-    content["reproduce"] = _reproduce(run, member, config, private)
+    shown = config | ({"study": asdict(study)} if study is not None and config else {})
+    content["reproduce"] = _reproduce(run, member, shown, private)
+    asked = ["--study experiment.yaml"] if study is not None and asdict(study) != config.get("study") else []
+    asked += [f"--columns '{json.dumps(list(columns))}'"] if columns else []
+    asked += ["--manifest MANIFEST"] if manifest is not None else []
+    content["reproduce"]["commands"][-1] = " ".join([content["reproduce"]["commands"][-1], *asked])
     content["summary"] = _summary(content)
     folder = out or run / FOLDER
     page = _page(content, pictures)
@@ -387,6 +393,8 @@ def _subgroups(
         scale = 100 if main == "uar" else 1
         overall = intervals(view.tallies(), num_samples=2)[main][0].value
         for column in dict.fromkeys([*usual_columns(view), *columns]):
+            if len(views) > 1 and column in view.table and view.table[column].nunique() < 2:
+                continue  # one value alone among the utterances with such a label
             found = subgroups(view, column)
             picture = "_".join(filter(None, ["subgroup", column, kind]))
             content["subgroups"].append(
@@ -442,6 +450,7 @@ def _robustness(run: Path, content: dict[str, Any], pictures: dict[str, Any]) ->
     if path.is_file():
         rows = json.loads(path.read_text())["conditions"]
         content["robustness"] = rows
+        content["robustness_reads"] = any("words" in row["condition"] for row in rows)
         pictures["robustness"] = charts.robustness(rows)
 
 
@@ -563,12 +572,11 @@ def _summary(content: dict[str, Any]) -> list[str]:
             f"When it says it is sure, it is off by {100 * before:.0f} points on average"
             + (f"; calibrated, by {100 * after['ece']:.0f}." if after else ".")
         )
-        gaps = [
-            (part["gaps"]["uar"], part["column"]) for part in content["subgroups"]
-            if "uar" in part["gaps"] and part["column"] not in ("length", "noise") and part["gaps"]["uar"].low > 0
-        ]  # fmt: skip
-        for gap, column in gaps:
-            found.append(f"It does not serve all alike: groups of {column} are {100 * gap.value:.0f} points apart.")
+    for part in content["subgroups"]:
+        gap = part["gaps"].get(part["main"])
+        if gap is not None and gap.low > 0 and part["column"] not in ("length", "noise"):
+            apart = f"{100 * gap.value:.0f} points" if part["main"] == "uar" else f"{gap.value:.2f} of mean CCC"
+            found.append(f"It does not serve all alike: groups of {part['column']} are {apart} apart.")
     for name, one in content.get("dimensions", {}).items():
         found.append(
             f"Its {name} agrees with the raters' by a CCC of {one['ccc'].value:.2f} (1 is perfect, 0 is none)."
@@ -626,8 +634,7 @@ def _percent(value: Any) -> str:
 
 def _number(value: Any, digits: int = 3) -> str:
     if isinstance(value, Interval):
-        ends = "" if math.isnan(value.low) else f" ({value.low:.{digits}f} to {value.high:.{digits}f})"
-        return f"{value.value:.{digits}f}{ends}"
+        return value.number(digits)
     return "n/a" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.{digits}f}"
 
 

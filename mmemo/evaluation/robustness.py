@@ -176,11 +176,13 @@ class Robustness(NamedTuple):
     Args:
         table: One row per condition: kind, strength, uar with its interval, accuracy, share of correct answers kept.
         skipped: Condition -> why the model cannot be put to it.
+        reads: Whether the model reads words.
         folder: Where table, picture and JSON are.
     """
 
     table: pd.DataFrame
     skipped: dict[str, str]
+    reads: bool
     folder: Path
 
 
@@ -279,7 +281,7 @@ def robustness(
     write_table(folder / "robustness.csv", table)
     write_text(folder / "robustness.json", json.dumps(_as_json(table, skipped), indent=1))
     draw(table, folder / "robustness.png")
-    return Robustness(table, skipped, folder)
+    return Robustness(table, skipped, "text" in model.modalities, folder)
 
 
 class _Judge:

@@ -89,11 +89,13 @@ def ends(drawn: np.ndarray, num_speakers: int, confidence: float) -> tuple[float
 
     Args:
         drawn: Of each sample of speakers.
-        num_speakers: How many there are.
+        num_speakers: How many there are; of one alone there are no ends.
         confidence: Of the interval.
     """
     from scipy.stats import norm, t
 
+    if num_speakers < 2:
+        return float("nan"), float("nan")
     tail = (1 - confidence) / 2
     scale = math.sqrt(num_speakers / (num_speakers - 1))
     share = float(norm.cdf(scale * t.ppf(tail, num_speakers - 1)))
@@ -148,6 +150,19 @@ class Tallies(NamedTuple):
         sums = np.zeros((len(people), *parts.shape[1:]))
         np.add.at(sums, numbers, parts)
         return Tallies(people, sums, partial(dimension_figures, names=tuple(names)))
+
+    def num_speakers(self, figure: str) -> int:
+        """How many speakers a figure rests on: of a dimension, those of whom it is known.
+
+        Args:
+            figure: Its name.
+        """
+        names = getattr(self.figures, "keywords", {}).get("names")
+        counts = self.sums.reshape(len(self.sums), -1).sum(1)
+        if names is not None:
+            places = [place for place, name in enumerate(names) if figure.partition("_")[2] in ("", name)]
+            counts = self.sums[:, places, 0].sum(1)
+        return int((counts > 0).sum())
 
     def drawn(self, weights: np.ndarray) -> np.ndarray:
         """Sums of samples of speakers ``(sample, ...)``.
@@ -277,8 +292,9 @@ def intervals(
     found = {}
     for name, value in values.items():
         columns = drawn[name].reshape(num_samples, -1)
+        own = tallies.num_speakers(name)
         found[name] = [
-            Interval(float(one), *ends(columns[:, number], num_speakers, confidence))
+            Interval(float(one), *ends(columns[:, number], own, confidence))
             for number, one in enumerate(np.atleast_1d(value))
         ]
     return found

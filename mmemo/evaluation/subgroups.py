@@ -165,8 +165,13 @@ def subgroups(
         figures = {}
         of_draws = tallies.figures(drawn[name])
         for figure, value in tallies.figures(tallies.sums.sum(0)).items():
-            limits = ends(of_draws[figure], present, confidence) if present > 1 else (float("nan"),) * 2
-            figures[figure] = Interval(float(value), *limits)
+            figures[figure] = Interval(float(value), *ends(of_draws[figure], tallies.num_speakers(figure), confidence))
+        unknown_here = [one.removeprefix("ccc_") for one, value in figures.items() if np.isnan(value.value)]
+        unknown_here = [one for one in unknown_here if one in predictions.dimensions]
+        if not predictions.classes and unknown_here:
+            warning = "; ".join(
+                filter(None, [warning, f"{', '.join(unknown_here)} not known, so its mean CCC is of other dimensions"])
+            )
         groups.append(Group(name, num, present, figures, warning))
         if warning:
             warnings.append(f"{column} {name}: {warning}")
@@ -180,9 +185,10 @@ def subgroups(
         samples = np.stack([drawn[name] for name in judged])  # (group, sample, ...)
         whole, sampled = (parts[0].figures(sums) for sums in (totals, samples))
         for figure in whole:
-            gap = float(np.ptp(whole[figure]))
-            limits = _gap_ends(sampled[figure], whole[figure], len(speakers), confidence)
-            gaps[figure] = Interval(gap, *limits)
+            known = ~np.isnan(whole[figure])
+            if known.sum() > 1:
+                limits = _gap_ends(sampled[figure][known], whole[figure][known], len(speakers), confidence)
+                gaps[figure] = Interval(float(np.ptp(whole[figure][known])), *limits)
         if predictions.classes:
             odds = Interval(float(_odds_gap(totals)), float("nan"), float("nan"))
     return Subgroups(column, groups, gaps, odds, warnings)

@@ -199,9 +199,9 @@ def tune(
         for fold in range(1, settings.num_folds + 1):
             try:
                 scores.append(_score(inside, folder, fold, options, settings.metric))
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of the former
                 study.enqueue_trial(trial.params)  # of a worker that is killed outright, the storage sees to it
-                raise
+                raise KeyboardInterrupt from None
             except FloatingPointError as error:
                 tell(f"trial {trial.number}: given up, {error} {chosen}")
                 raise optuna.TrialPruned from None

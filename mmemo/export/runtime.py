@@ -138,7 +138,10 @@ class Recognizer:
         if self.audio_only and texts is not None:
             raise ValueError(f"{self.folder}: this model hears audio alone; leave the words out")
         if not self.audio_only and (texts is None or len(texts) != len(recordings)):
-            raise ValueError(f"{self.folder}: this model reads words too; give the words of each recording")
+            raise ValueError(
+                f"{self.folder}: this model reads words too; give the words of each recording, as in "
+                "predict(audio, text) or predict_batch(recordings, texts)"
+            )
         if "waveform" not in self.inputs:
             raise ModelFolderError(f"{self.folder}: this model reads words alone; use `Recognizer.run`")
         waveforms = [_waveform(one) for one in recordings]
@@ -166,7 +169,8 @@ class Recognizer:
         Args:
             text: May be empty.
         """
-        assert self._tokenizer is not None
+        if self._tokenizer is None:
+            raise ValueError(f"{self.folder}: this model hears audio alone and takes no words")
         token_ids = self._tokenizer.encode(text).ids if text.strip() else []
         return np.array([token_ids or [0]], dtype=np.int64), np.array([len(token_ids)], dtype=np.int64)
 
@@ -178,7 +182,7 @@ class Recognizer:
         return self._emotions(self.run(padded, np.array([len(one) for one in waveforms], dtype=np.int64)))
 
     def predict_files(self, paths: Iterable[str | Path], batch_size: int = 16) -> Iterator[tuple[Path, Emotion]]:
-        """Emotions of files, a batch at a time.
+        """Emotions of files, a batch at a time, of a model that hears audio alone.
 
         Args:
             paths: Files.

@@ -23,7 +23,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities import move_data_to_device, rank_zero_only
 
 from mmemo.data.datamodule import EmotionDataModule
-from mmemo.data.manifest import private_columns
+from mmemo.data.manifest import private_columns, shown_columns
 from mmemo.data.study import Study
 from mmemo.files import checksum, replacing
 from mmemo.labels import DIMENSIONS
@@ -307,7 +307,7 @@ class RunFolder(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.study is not None:
             datamodule = trainer.datamodule  # type: ignore[attr-defined]
-            self.study.check(datamodule.classes, list(datamodule.manifest.frame))
+            self.study.check(datamodule.classes, shown_columns(datamodule.manifest.frame, self.study.columns))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mmemo.data.manifest import Manifest, ManifestError, read_manifest
+from mmemo.data.manifest import Manifest, ManifestError, private_columns, read_manifest, shown_columns
 
 
 def write(path: Path, text: str) -> Path:
@@ -153,3 +153,29 @@ def test_a_million_rows_load_in_ten_seconds_and_two_gigabytes(tmp_path: Path, su
     assert rows == 1_000_000
     assert seconds < 10
     assert gigabytes < 2
+
+
+CHINESE = "\u6211\u771f\u7684\u4e0d\u77e5\u9053\u8be5\u600e\u4e48\u529e\u624d\u597d\u554a" * 2
+"""A sentence is one word without a space."""
+
+
+def test_columns_that_look_like_words_or_files_are_private_and_codes_and_dates_are_not() -> None:
+    size = 20
+    frame = pd.DataFrame(
+        {
+            "id": [f"u{row}" for row in range(size)], "path": "x.wav", "text": "hello",
+            "transcript": [f"no {row}" for row in range(size)],
+            "heard": [f"I really do not know about {row}" for row in range(size)],
+            "said": [CHINESE + str(row) for row in range(size)],
+            "source": [f"clip{row}.flac" for row in range(size)], "folder": "/home/someone",
+            "day": [f"0{row % 9 + 1}/06/2020" for row in range(size)], "code": ["A/01", "B/02"] * 10,
+            "diagnosis": ["major depressive disorder", "no disorder at all"] * 10, "dose": range(size),
+        }
+    )  # fmt: skip
+    manifest = Manifest(frame).frame
+    assert set(private_columns(manifest)) == {
+        "path", "start", "end", "channel", "text", "transcript", "heard", "said", "source", "folder",
+    }  # fmt: skip
+    assert shown_columns(manifest) == ["id", "day", "code", "diagnosis", "dose"]
+    assert "heard" in shown_columns(manifest, ["heard"])
+    assert "text" not in shown_columns(manifest, ["text"])

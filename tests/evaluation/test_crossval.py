@@ -75,6 +75,7 @@ def test_a_study_that_cannot_be_answered_is_told_before_anything_is_trained(fold
     for setting, complaint in (
         ('{"outcome": ["grief"]}', r"study\.outcome names grief; expected some of anger"),
         ('{"outcome": ["anger"], "covariates": ["agee"]}', r"study\.covariates names agee, which is no column"),
+        ('{"outcome": ["anger"], "covariates": ["age"]}', r"study\.covariates names age, which is no column with valu"),
     ):
         with pytest.raises(ValueError, match=complaint):
             crossval(folds_config, run, ["--study", setting])

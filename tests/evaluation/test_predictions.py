@@ -69,11 +69,17 @@ def test_the_manifest_adds_columns_but_words_and_paths() -> None:
     rows = table()
     frame = rows[["id", "speaker", "emotion"]].assign(
         path=[f"{name}.wav" for name in rows["id"]], text="secret words", gender="f", ward="north",
-        text_reference="other secret words", note="has slept badly since", file=[f"{name}.flac" for name in rows["id"]],
+        text_reference="other secret words",
+        note=[f"slept badly, {name}" for name in rows["id"]],
+        file=[f"{name}.flac" for name in rows["id"]],
     )  # fmt: skip
     found = with_manifest(Predictions(rows, CLASSES, []), Manifest(frame))
     assert {"gender", "ward"} <= set(found.table)
     assert not {"text", "path", "text_reference", "note", "file"} & set(found.table)
+    assert any("note, file" in line for line in found.warnings), "what is withheld is told"
+    asked = with_manifest(Predictions(rows, CLASSES, []), Manifest(frame), ["note", "text"])
+    assert "note" in asked.table
+    assert "text" not in asked.table
 
 
 def test_a_manifest_of_something_else_is_refused() -> None:

@@ -218,6 +218,18 @@ def test_figures_of_moments_are_those_of_the_values() -> None:
     assert np.isnan(intervals(nothing)["ccc"][0].value)
 
 
+def test_an_interval_counts_the_speakers_of_whom_a_dimension_is_known() -> None:
+    random = np.random.default_rng(0)
+    true = random.uniform(-1, 1, (60, 2))
+    said = true + random.normal(0, 0.3, true.shape)
+    speakers = np.repeat(list("abcdef"), 10)
+    true[speakers != "a", 1] = np.nan
+    found = intervals(Tallies.of_dimensions(true, said, speakers, ["valence", "dominance"]))
+    assert found["ccc_valence"][0].low < found["ccc_valence"][0].value < found["ccc_valence"][0].high
+    assert np.isnan(found["ccc_dominance"][0].low), "one speaker alone says nothing of others"
+    assert not np.isnan(found["ccc_dominance"][0].value)
+
+
 def test_dimensions_are_compared_as_classes_are() -> None:
     names = ["valence", "arousal"]
     better, worse = (Tallies.of_dimensions(*values(one), names) for one in (0.0, 0.4))

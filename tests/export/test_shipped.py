@@ -12,6 +12,7 @@ import pytest
 
 from mmemo.cli.main import main
 from mmemo.export.analysis import STUDENT, student_folder
+from mmemo.export.onnx import example
 from mmemo.export.runtime import Recognizer
 from mmemo.labels import EMOTIONS
 from tests.conftest import CORPORA, ROOT
@@ -28,6 +29,7 @@ def test_it_is_whole_and_small_and_says_what_it_may_be_used_for() -> None:
     assert recognizer.audio_only
     Recognizer(folder, int8=False)
     assert (folder / "model.int8.onnx").stat().st_size <= 500_000
+    assert (folder / "example.py").read_text() == example(recognizer.config), "as it would be exported today"
     card = (folder / "README.md").read_text()
     for wanted in ("CC BY-NC-SA 4.0", "commercial", "EMO-DB", "recall of surprise", "Acted", "languages"):
         assert wanted in card
