@@ -80,6 +80,27 @@ def student(name: str) -> CrossValidation:
     return crossval(path, RUN / name, options)
 
 
+def honest_teachers(name: str, table: pd.DataFrame) -> list[str]:
+    """Checkpoints of frozen Whisper, five folds over a table: of each speaker there is one that never heard them.
+
+    Args:
+        name: Of the cross-validation.
+        table: Rows of the manifest.
+    """
+    side = manifest().with_name(f"{name}.csv")
+    if not side.exists():
+        table.to_csv(side, index=False)
+    config = yaml.safe_load(FROZEN.read_text())
+    split = {"num_folds": 5, "num_val_speakers": 0}
+    config["data"] |= {"manifest": str(side), "split": {"class_path": "mmemo.data.GroupKFold", "init_args": split}}
+    path = RUN / "honest" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    run = RUN / "honest" / name
+    crossval(path, run)
+    return [str(run / f"fold{fold}" / "checkpoints" / "last.ckpt") for fold in range(1, 6)]
+
+
 def inner(changes: list[str]) -> None:
     """Judges settings on the training-side speakers of fold 1."""
     held_out = pd.read_csv(corpus("ravdess") / "emobox_folds.csv", dtype=str)["test_actors"][0].split()

@@ -42,6 +42,11 @@ class DistillationSystem(EmotionSystem):
             learns from that fold's teacher, which has not heard the test speakers either.
         distillation: What the student takes over, added to the loss on the labels: ``mmemo.losses.SoftenedLogits``,
             ``FeatureHints``, ``RelationalDistances``; softened logits when not given.
+        cross_fitted: Each utterance is taught by those teachers alone that have not heard its speaker, as when they are
+            the folds of a cross-validation over the training speakers (Dao et al. 2021,
+            <https://arxiv.org/abs/2104.09732>): a teacher is all but certain of what it was trained on, and tells the
+            student little more than the labels do. With softened logits alone, since vectors of different teachers do
+            not compare.
         audio_only: Refuse a student that reads words: it is meant to be used without a transcript.
         options: Of :class:`EmotionSystem`. Its ``loss`` is that on the labels; with ``mixup``, what the teacher said is
             mixed alike; without ``cache_features`` the student would not hear the views that the teacher heard.
@@ -53,6 +58,7 @@ class DistillationSystem(EmotionSystem):
         model: Callable[[list[str]], EmotionModel],
         teacher: str | list[str],
         distillation: list[nn.Module] | None = None,
+        cross_fitted: bool = False,
         audio_only: bool = True,
         **options: Any,
     ) -> None:
@@ -74,6 +80,12 @@ class DistillationSystem(EmotionSystem):
                     f"{type(part).__name__} is nothing to distil; expected some of mmemo.losses: SoftenedLogits, "
                     "FeatureHints, RelationalDistances"
                 )
+            if cross_fitted and part.takes != "logits":
+                raise ValueError(
+                    f"{type(part).__name__} takes the teacher's vectors, and with cross_fitted: true utterances have "
+                    "different teachers, whose vectors do not compare; distil SoftenedLogits alone"
+                )
+        self.cross_fitted = cross_fitted
         self._lessons: Lessons | None = None
 
     @property
@@ -96,7 +108,7 @@ class DistillationSystem(EmotionSystem):
             fold = str(datamodule.splitter.fold)
             teachers = [Path(str(path).replace("{fold}", fold)) for path in self.teacher]
             with isolate_rng():  # a run must not depend on whether the teacher was heard already
-                self._lessons = lessons(teachers, self.model.classes, datamodule, self.trainer)
+                self._lessons = lessons(teachers, self.model.classes, datamodule, self.trainer, self.cross_fitted)
             datamodule.attach(students)
             with isolate_rng():  # a projector must not shift the draws of what comes after it
                 for part in self.distillation:
@@ -161,7 +173,11 @@ class Lessons(NamedTuple):
 
 
 def lessons(
-    checkpoints: Sequence[Path], classes: Sequence[str], datamodule: EmotionDataModule, trainer: Any
+    checkpoints: Sequence[Path],
+    classes: Sequence[str],
+    datamodule: EmotionDataModule,
+    trainer: Any,
+    cross_fitted: bool = False,
 ) -> Lessons:
     """Lets teachers hear every view of the training rows; what was heard before is read from the cache.
 
@@ -170,25 +186,58 @@ def lessons(
         classes: Of the student, which must be the teachers'.
         datamodule: After its ``setup``.
         trainer: Knows device, precision and processes.
+        cross_fitted: Each row is taught by those teachers alone that have not heard its speaker; there are no vectors
+            then.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
         ValueError: A teacher tells other classes apart.
-        ManifestError: A teacher was trained on speakers of the validation or test side.
+        ManifestError: A teacher was trained on speakers of the validation or test side, or with ``cross_fitted`` all
+            teachers have heard a training speaker.
     """
-    said = [_said_by(path, classes, datamodule, trainer) for path in checkpoints]
+    said = [_said_by(path, classes, datamodule, trainer, cross_fitted) for path in checkpoints]
     rows = datamodule.split.train  # now without those whose audio is broken
     position = torch.full((len(datamodule.manifest),), -1)
     position[torch.from_numpy(rows)] = torch.arange(len(rows))
-    probs = torch.stack([logits.float().softmax(-1) for logits, _, _ in said]).mean(0)
-    side_by_side = [torch.cat([each[number] for each in said], dim=-1) for number in (1, 2)]
-    return Lessons(position, probs.clamp(min=1e-8).log(), *side_by_side)
+    probs = torch.zeros(len(rows), datamodule.num_views, len(classes))
+    teachers = torch.zeros(len(rows))
+    for one in said:
+        places = position[torch.from_numpy(one.rows)]
+        probs[places] += one.logits.float().softmax(-1)
+        teachers[places] += 1
+    if (teachers == 0).any():
+        untaught = datamodule.manifest.frame["id"].iloc[rows[(teachers == 0).numpy()]]
+        raise ManifestError(
+            f"cross_fitted: all teachers were trained on the speakers of {len(untaught)} training rows, such as "
+            f"{untaught.iloc[0]}; name the folds of a cross-validation, each of which leaves some speakers out"
+        )
+    logits = (probs / teachers[:, None, None]).clamp(min=1e-8).log()
+    if cross_fitted:
+        nothing = logits[..., :0]
+        return Lessons(position, logits, nothing, nothing)
+    embedding = torch.cat([one.embedding for one in said], dim=-1)
+    return Lessons(position, logits, embedding, torch.cat([one.hidden for one in said], dim=-1))
+
+
+class Said(NamedTuple):
+    """What one teacher said, in half precision.
+
+    Args:
+        rows: Of the manifest, those that it heard.
+        logits: ``(row, view, num_classes)``.
+        embedding: ``(row, view, dim)``.
+        hidden: ``(row, view, dim)``.
+    """
+
+    rows: np.ndarray
+    logits: Tensor
+    embedding: Tensor
+    hidden: Tensor
 
 
 def _said_by(
-    path: Path, classes: Sequence[str], datamodule: EmotionDataModule, trainer: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, embedding and hidden features of one teacher, each ``(row, view, ...)``, in half precision."""
+    path: Path, classes: Sequence[str], datamodule: EmotionDataModule, trainer: Any, cross_fitted: bool
+) -> Said:
     model = load_model(path)
     if set(model.classes) != set(classes):
         raise ValueError(f"{path}: the teacher tells {list(model.classes)} apart, the student {list(classes)}")
@@ -199,21 +248,31 @@ def _said_by(
     seen = f"{datamodule.num_views}:{augmentation}:{trainer.precision}:{frozen}"
     cache = FeatureCache(f"teacher-{TEACHING_VERSION}:{checksum(path)}:{seen}")
     keys = _keys(model, datamodule)
-    rows = datamodule.split.train
+    rows = np.asarray(datamodule.split.train, int)
+    if cross_fitted:
+        heard = _heard_speakers(path)
+        rows = rows[[speaker_mark(name) not in heard for name in datamodule.manifest.frame["speaker"].iloc[rows]]]
     missing = np.array([row for row in rows if keys[row] not in cache], dtype=int)
     share = missing[trainer.global_rank :: trainer.world_size]
     if len(share):
         _listen(model, cache, keys, datamodule, share, trainer)
     trainer.strategy.barrier("the teacher has heard all")
-    dim = model.fusion.dim
-    table = torch.from_numpy(np.stack([cache.read(keys[row])[:, 0] for row in datamodule.split.train]))
-    logits, embedding, heard = table.split([len(classes), dim, table.shape[-1] - len(classes) - dim], dim=-1)
-    return logits[..., [model.classes.index(name) for name in classes]], embedding.clone(), heard.clone()
+    dims = [len(classes), model.fusion.dim, sum(cast(Any, part).dim for part in model.modalities.values())]
+    table = torch.zeros(len(rows), datamodule.num_views, sum(dims), dtype=torch.float16)
+    for number, row in enumerate(rows):
+        table[number] = torch.from_numpy(cache.read(keys[row])[:, 0])
+    logits, embedding, hidden_features = table.split(dims, dim=-1)
+    order = [model.classes.index(name) for name in classes]
+    return Said(rows, logits[..., order], embedding.clone(), hidden_features.clone())
+
+
+def _heard_speakers(path: Path) -> set[str]:
+    return set(torch.load(path, map_location="cpu", weights_only=True).get("heard_speakers", ()))
 
 
 def _refuse_leak(path: Path, datamodule: EmotionDataModule) -> None:
     """A teacher that has heard a speaker who is to judge its student would pass on what it knows of them."""
-    heard = set(torch.load(path, map_location="cpu", weights_only=True).get("heard_speakers", ()))
+    heard = _heard_speakers(path)
     judges = np.concatenate([np.asarray(datamodule.split.val, int), np.asarray(datamodule.split.test, int)])
     names = datamodule.manifest.frame["speaker"].iloc[judges].dropna().unique().tolist()
     shared = sorted(name for name in names if speaker_mark(name) in heard)

@@ -193,6 +193,36 @@ def test_a_teacher_that_knows_the_judges_is_refused(tiny_config: Path, tiny_corp
     fitted(student(tiny_config, str(teacher)), "--data.manifest", str(path), "--data.allow_speaker_overlap", "true")
 
 
+def test_cross_fitted_each_speaker_is_taught_by_those_who_never_heard_them(
+    tiny_config: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    table = pd.read_csv(tiny_corpus, dtype=str)
+    table["path"] = [str(tiny_corpus.parent / name) for name in table["path"]]
+    teachers = []
+    for left_out in (["s0"], ["s1", "s2"]):
+        path = tmp_path / f"without_{left_out[0]}.csv"
+        table[~table["speaker"].isin(left_out)].to_csv(path, index=False)
+        run = tmp_path / f"without_{left_out[0]}"
+        Experiment(
+            ["fit", "--config", str(tiny_config), "--data.manifest", str(path), "--trainer.default_root_dir", str(run)]
+        )
+        teachers.append(str(run / "checkpoints" / "last.ckpt"))
+    alone = [fitted(student(tiny_config, one))._lessons for one in teachers]
+    system = fitted(student(tiny_config, teachers, cross_fitted=True))  # type: ignore[arg-type]
+    rows = system.trainer.datamodule.split.train  # type: ignore[attr-defined]
+    speakers = pd.read_csv(tiny_corpus, dtype=str)["speaker"].iloc[rows]
+    assert system._lessons is not None
+    for row, (speaker, said) in enumerate(zip(speakers, system._lessons.logits, strict=True)):
+        one = alone[0 if speaker == "s0" else 1]
+        assert one is not None
+        torch.testing.assert_close(said.softmax(-1), one.logits[row].softmax(-1))
+    assert system._lessons.dims == {"embedding": 0, "hidden": 0}
+    with pytest.raises(ManifestError, match="trained on the speakers of 12 training rows, such as s1_"):
+        fitted(student(tiny_config, teachers[0], cross_fitted=True))
+    with pytest.raises(ValueError, match="FeatureHints takes the teacher's vectors"):
+        fitted(student(tiny_config, teachers, ["FeatureHints"], cross_fitted=True))  # type: ignore[arg-type]
+
+
 def test_mistakes_are_told(tiny_config: Path, teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         fitted(student(tiny_config, str(tmp_path / "none.ckpt")))

@@ -540,3 +540,24 @@ def test_predictions_become_labels_of_a_corpus_without_any(tiny_config: Path, tm
     threshold = float(pd.read_csv(run / "predictions.csv")["confidence"].median())
     Experiment(["predict", *common, "--min_confidence", str(threshold)])
     assert 0 < len(read_manifest(pseudo)) < 36
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_memory_that_the_heap_keeps_is_given_back() -> None:
+    code = """
+import torch
+from mmemo.training.experiment import give_back_memory
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
+torch.ones(5_000_000)  # 20 MB, freed: from now on blocks of that size are cut from the heap
+before = resident()
+blocks = [torch.ones(250_000 + 1000 * number) for number in range(400)]
+kept = [torch.ones(1000) for _ in range(10)]  # above them: the heap cannot shrink by itself
+del blocks
+held = resident() - before
+give_back_memory()
+print(held, resident() - before)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    held, left = map(float, told.stdout.split())
+    assert held > 150, "or there is nothing to see here"
+    assert left < held / 4
