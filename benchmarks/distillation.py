@@ -2,15 +2,14 @@
 
     python benchmarks/distillation.py                      # resumable fold by fold; several may work on one folder
     python benchmarks/distillation.py --only small nano    # these alone; the others keep their last figures
-    python benchmarks/distillation.py --inner --set --data.num_views 16    # to choose by: training side of fold 1 alone
+    python benchmarks/distillation.py --inner --set --model.init_args.cross_fitted true    # to choose by
 
 The last form judges settings of the small student on two grouped folds of fold 1's training-side speakers. Its teachers
-are fold 1's, who have heard those speakers too: it compares settings, and its figures are too good.
+are five folds of frozen Whisper over those that the student learns from; with `--labels` there is none.
 
 A fold's teacher is the mean of two, both of `benchmarks/ravdess_finetuned.py`: Whisper base with its last blocks
-trained, and frozen. `labels` is the small student with the same views, mixup and
-epochs, taught by nobody. Each fold's small student is exported, and the int8 file judged on the fold's test clips by
-onnxruntime.
+trained, and frozen. `labels` is the small student with the same views, mixup and epochs, taught by nobody. Each fold's
+models are exported, and the files judged on the fold's test clips by onnxruntime.
 """
 
 from __future__ import annotations
@@ -33,9 +32,12 @@ from ravdess_finetuned import CONFIG, FROZEN, manifest
 from ravdess_finetuned import RUN as TEACHERS
 from record import HERE, RESULTS, corpus, record
 
+from mmemo.data.manifest import read_manifest
+from mmemo.data.splits import GroupKFold
 from mmemo.evaluation.crossval import CrossValidation, crossval, run_fold
 from mmemo.export.checkpoint import export_checkpoint
 from mmemo.export.runtime import CONFIG_FILE, Recognizer
+from mmemo.training.experiment import LAST
 
 CONFIGS = HERE.parent / "configs"
 RUN = HERE.parent / "runs" / "bench_distillation"
@@ -68,9 +70,7 @@ def student(name: str) -> CrossValidation:
     options = settings()
     config = yaml.safe_load(path.read_text())
     if name == "labels":
-        config["model"]["class_path"] = "mmemo.EmotionSystem"
-        for setting in ("teacher", "distillation"):
-            del config["model"]["init_args"][setting]
+        untaught(config)
         path = RUN / "labels.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(config, sort_keys=False))
@@ -80,8 +80,44 @@ def student(name: str) -> CrossValidation:
     return crossval(path, RUN / name, options)
 
 
-def honest_teachers(name: str, table: pd.DataFrame) -> list[str]:
-    """Checkpoints of frozen Whisper, five folds over a table: of each speaker there is one that never heard them.
+def untaught(config: dict[str, Any]) -> None:
+    """Takes teachers out of a config."""
+    config["model"]["class_path"] = "mmemo.EmotionSystem"
+    for setting in ("teacher", "distillation"):
+        del config["model"]["init_args"][setting]
+
+
+def inner(changes: list[str], labels: bool) -> None:
+    """Judges settings of the small student on two folds of fold 1's training-side speakers.
+
+    Args:
+        changes: Options of ``mmemo fit``.
+        labels: Leave the teachers out.
+    """
+    held_out = pd.read_csv(corpus("ravdess") / "emobox_folds.csv", dtype=str)["test_actors"][0].split()
+    table = pd.read_csv(manifest(), dtype=str)
+    side = manifest().with_name("students_side.csv")
+    table[~table["speaker"].isin(held_out)].to_csv(side, index=False)
+    split = {"num_folds": 5, "num_val_speakers": 0}
+    for fold in (1, 2):
+        learned = GroupKFold(**split, fold=fold)(read_manifest(side)).train
+        teach(f"inner{fold}", pd.read_csv(side, dtype=str).iloc[learned])
+    config = yaml.safe_load((CONFIGS / "ravdess_student_small.yaml").read_text())
+    config["data"] |= {"manifest": str(side), "split": {"class_path": "mmemo.data.GroupKFold", "init_args": split}}
+    paths = [RUN / "teachers" / "inner{fold}" / f"fold{one}" / LAST for one in range(1, 6)]
+    config["model"]["init_args"]["teacher"] = [str(path) for path in paths]
+    if labels:
+        untaught(config)
+    name = hashlib.sha256(repr((changes, labels)).encode()).hexdigest()[:12]
+    path = RUN / f"inner_{name}.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    found = [100 * run_fold(path, RUN / f"inner_{name}" / f"fold{fold}", fold, changes)["test/uar"] for fold in (1, 2)]
+    told = "labels" if labels else "taught"
+    print(told, changes, [round(value, 2) for value in found], f"mean {statistics.mean(found):.2f}")
+
+
+def teach(name: str, table: pd.DataFrame) -> None:
+    """Five folds of frozen Whisper over the speakers of a table: for each of them one teacher is unbiased.
 
     Args:
         name: Of the cross-validation.
@@ -91,35 +127,12 @@ def honest_teachers(name: str, table: pd.DataFrame) -> list[str]:
     if not side.exists():
         table.to_csv(side, index=False)
     config = yaml.safe_load(FROZEN.read_text())
-    split = {"num_folds": 5, "num_val_speakers": 0}
-    config["data"] |= {"manifest": str(side), "split": {"class_path": "mmemo.data.GroupKFold", "init_args": split}}
-    path = RUN / "honest" / f"{name}.yaml"
+    split = {"class_path": "mmemo.data.GroupKFold", "init_args": {"num_folds": 5, "num_val_speakers": 0}}
+    config["data"] |= {"manifest": str(side), "split": split}
+    path = RUN / "teachers" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(config, sort_keys=False))
-    run = RUN / "honest" / name
-    crossval(path, run)
-    return [str(run / f"fold{fold}" / "checkpoints" / "last.ckpt") for fold in range(1, 6)]
-
-
-def inner(changes: list[str]) -> None:
-    """Judges settings on the training-side speakers of fold 1."""
-    held_out = pd.read_csv(corpus("ravdess") / "emobox_folds.csv", dtype=str)["test_actors"][0].split()
-    table = pd.read_csv(manifest(), dtype=str)
-    side = manifest().with_name("students_side.csv")
-    table[~table["speaker"].isin(held_out)].to_csv(side, index=False)
-    config = yaml.safe_load((CONFIGS / "ravdess_student_small.yaml").read_text())
-    config["data"] |= {"manifest": str(side), "allow_speaker_overlap": True}  # of teacher and student's judges
-    config["data"]["split"] = {
-        "class_path": "mmemo.data.GroupKFold", "init_args": {"num_folds": 5, "num_val_speakers": 0}
-    }  # fmt: skip
-    paths = [str(TEACHERS / kind / "fold1" / "checkpoints" / "last.ckpt") for kind in ("audio", "frozen")]
-    config["model"]["init_args"]["teacher"] = paths
-    name = hashlib.sha256(repr(changes).encode()).hexdigest()[:12]
-    path = RUN / f"inner_{name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    found = [100 * run_fold(path, RUN / f"inner_{name}" / f"fold{fold}", fold, changes)["test/uar"] for fold in (1, 2)]
-    print(changes, [round(value, 2) for value in found], f"mean {statistics.mean(found):.2f}")
+    crossval(path, RUN / "teachers" / name)
 
 
 def accuracy(predictions: pd.DataFrame) -> float:
@@ -176,7 +189,7 @@ def as_files(runs: Sequence[Path], predictions: pd.DataFrame, int8: bool) -> Fil
 
 def exported(member: Path) -> Path:
     """The files of one fold's model, named after its checkpoint; made once."""
-    checkpoint = member / "checkpoints" / "last.ckpt"
+    checkpoint = member / LAST
     folder = member / f"exported_{hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12]}"
     if not (folder / "README.md").exists():
         export_checkpoint(checkpoint, folder, num_clips=40 if TEACHERS in member.parents else 200)
@@ -187,11 +200,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--inner", action="store_true")
+    parser.add_argument("--labels", action="store_true")
     parser.add_argument("--set", nargs=argparse.REMAINDER, default=[])
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     if options.inner:
-        return inner(options.set)
+        return inner(options.set, options.labels)
     taught = teacher()
     for name in options.only:
         one = None if name == "teacher" else student(name)
