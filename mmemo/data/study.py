@@ -71,10 +71,10 @@ class Study:
 
 
 def read_study(path: Path) -> Study:
-    """The study of an experiment's YAML.
+    """The study of an experiment's YAML, or of one that holds nothing else.
 
     Args:
-        path: File with a block ``study``.
+        path: File with a block ``study``, or with what would stand in it.
 
     Raises:
         ValueError: There is no such file or block, or a setting in it that a study does not have.
@@ -85,7 +85,7 @@ def read_study(path: Path) -> Study:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: is no YAML ({str(error).splitlines()[0]})") from None
-    block = content.get("study") if isinstance(content, dict) else None
+    block = content.get("study", content if "outcome" in content else None) if isinstance(content, dict) else None
     if not isinstance(block, dict):
         raise ValueError(f"{path}: has no block `study`, such as `study: {{outcome: [sadness]}}`")
     known = [one.name for one in fields(Study)]

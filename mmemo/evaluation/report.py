@@ -539,8 +539,9 @@ def _without_paths(value: Any) -> Any:
 def _summary(content: dict[str, Any]) -> list[str]:
     """In plain words, for somebody who reads nothing else."""
     data, found = content["data"], []
-    hours = f", {data['hours']:.1f} hours" if data["hours"] else ""
-    tested = f"Judged on {data['num_utterances']:,} utterances of {data['num_speakers']} speakers{hours}"
+    hours = data["hours"] or 0
+    heard = f", {hours:.1f} hours" if hours >= 1 else f", {60 * hours:.0f} minutes" if hours else ""
+    tested = f"Judged on {data['num_utterances']:,} utterances of {data['num_speakers']} speakers{heard}"
     leaky = any("not separated" in one or "on two sides" in one for one in content["warnings"])
     known = bool(content["reproduce"]["config"])
     found.append(

@@ -167,7 +167,10 @@ def analyze(
         raise ValueError(f"min_confidence={min_confidence}: expected a probability, 0 to 1")
     recognizer = model if isinstance(model, Recognizer) else Recognizer(model or student_folder())
     if not recognizer.classes or not recognizer.audio_only:
-        raise ModelFolderError(f"{recognizer.folder}: analysis needs a model of classes that hears audio alone")
+        raise ModelFolderError(
+            f"{recognizer.folder}: analysis needs a model of classes that hears audio alone; distil one "
+            "for the voice from it, or leave --model out for the one that comes with mmemo"
+        )
     with _file(audio) as path:
         channels: list[int | None] = [None]
         if separate_channels and num_channels(path) > 1:

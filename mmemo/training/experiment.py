@@ -10,6 +10,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -25,7 +26,7 @@ from pytorch_lightning.utilities import move_data_to_device, rank_zero_only
 
 from mmemo.data.datamodule import EmotionDataModule
 from mmemo.data.manifest import private_columns, shown_columns
-from mmemo.data.study import Study
+from mmemo.data.study import Study, read_study
 from mmemo.files import checksum, replacing
 from mmemo.labels import DIMENSIONS
 from mmemo.pretrained import go_offline
@@ -67,7 +68,7 @@ class Experiment(LightningCLI):
         super().__init__(
             EmotionSystem,
             EmotionDataModule,
-            args=list(args),
+            args=_with_study(args),
             run=run,
             subclass_mode_model=True,
             seed_everything_default=0,
@@ -123,7 +124,8 @@ class Experiment(LightningCLI):
         )  # fmt: skip
         parser.add_argument(
             "--study", type=Study | None, default=None,
-            help="What a health study asks: outcome, participants, visits, covariates; `mmemo report` answers.",
+            help="What a health study asks: outcome, participants, visits, covariates, or a YAML file that says so; "
+            "`mmemo report` answers.",
         )  # fmt: skip
         parser.add_argument(
             "--offline", type=bool, default=False,
@@ -215,6 +217,15 @@ def experiment_of(run: Path, overrides: Sequence[str] = ()) -> Experiment:
         yaml.safe_dump(settings, file, sort_keys=False)
         file.flush()
         return Experiment(["--config", file.name, *overrides], run=False)
+
+
+def _with_study(args: Sequence[str]) -> list[str]:
+    """A command line with the contents of the file that `--study` names in the place of its name."""
+    words = [part for word in args for part in (word.split("=", 1) if word.startswith("--study=") else [word])]
+    for place, word in enumerate(words[1:], 1):
+        if words[place - 1] == "--study" and word.endswith((".yaml", ".yml", ".json")):
+            words[place] = json.dumps(asdict(read_study(Path(word))))
+    return words
 
 
 def _loggers(root: Path, resumes: bool) -> list[Logger]:

@@ -30,7 +30,8 @@ class SentenceParser(LightningArgumentParser):
             super().error(message, ex)
         options += SentenceParser.inside
         program = self.prog.replace(" [options]", "") if self.prog.startswith("mmemo") else "mmemo"
-        print(f"{program}: {sentence(message, options)}; `mmemo fit --help` lists all options", file=sys.stderr)
+        listed = "`mmemo fit --help` lists the options of experiments, `mmemo VERB --help` those of a verb"
+        print(f"{program}: {sentence(message, options)}; {listed}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -542,6 +542,20 @@ def test_predictions_become_labels_of_a_corpus_without_any(tiny_config: Path, tm
     assert 0 < len(read_manifest(pseudo)) < 36
 
 
+@pytest.mark.parametrize("block", ["", "study: "])
+def test_a_study_can_be_a_file_of_its_own(tiny_config: Path, block: str) -> None:
+    path = tiny_config.parent / "study.yaml"
+    path.write_text(block + "{outcome: [sadness], how: mean}")
+    for given in (["--study", str(path)], [f"--study={path}"]):
+        study = Experiment(["--config", str(tiny_config), *given], run=False).config_init.study
+        assert (study.outcome, study.how, study.participant) == (["sadness"], "mean", "speaker")
+    path.write_text("outcomes: [sadness]")
+    with pytest.raises(ValueError, match="has no block `study`"):
+        Experiment(["--config", str(tiny_config), "--study", str(path)], run=False)
+    with pytest.raises(ValueError, match="no such file, expected a YAML with a block `study`"):
+        Experiment(["--config", str(tiny_config), "--study", "nothing.yaml"], run=False)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
 def test_memory_that_the_heap_keeps_is_given_back() -> None:
     code = """
