@@ -41,9 +41,10 @@ LICENSE = (
     "that."
 )
 LIMITS = (
-    "Acted speech in English and German: a student that had not heard the German corpus was little better than chance on "
-    "it, so on other microphones, spontaneous speech, other languages, children or noisy rooms expect much less, and "
-    "measure on recordings of your own first. It hears how something is said, not what. It is no medical device, and no judge of a single person."
+    "Acted speech in English and German: a student that had not heard the German corpus was little better than chance "
+    "on it, so on other microphones, spontaneous speech, other languages, children or noisy rooms expect much less, "
+    "and measure on recordings of your own first. It hears how something is said, not what. It is no medical device, "
+    "and no judge of a single person."
 )
 SPEAKERS = {
     "ravdess": "RAVDESS, 8 other actors",

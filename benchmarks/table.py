@@ -239,6 +239,7 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
             "uar_ravdess": ("RAVDESS, 8 actors, seven emotions, UAR, %", ""),
             "uar_emodb": ("EMO-DB, 5 speakers, four of the seven emotions, UAR, %", ""),
             "uar_spoken": ("spoken words, whose emotion is not in the voice, UAR, %", ""),
+            "uar_emodb_corpus_never_heard": ("a student that never heard EMO-DB, on all of it, UAR, %", ""),
             "int8_kilobytes": ("size, kB", "at most 500"),
             "int8_agreement": ("same class as PyTorch, %", "at least 98"),
         },
