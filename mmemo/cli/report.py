@@ -30,8 +30,8 @@ def report(
     anywhere without a network, and shows neither words nor paths of recordings.
 
     Args:
-        run: Folder of `mmemo crossval`, or of `mmemo fit` after `mmemo predict`.
-        out: Folder to write; RUN/report when not given.
+        run: Folder of `mmemo crossval`, or of `mmemo fit` after `mmemo predict`; or a file of predictions.
+        out: Folder to write; RUN/report, of a file NAME_report beside it, when not given.
         manifest: What was predicted; that of the run's config when not given.
         columns: Further columns of the manifest to look at subgroups of; gender, age, language, corpus, length and
             noise are looked at wherever they are known.

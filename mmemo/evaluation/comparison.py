@@ -43,6 +43,8 @@ def compare_runs(
     first, second = same_utterances(first.labelled, second.labelled)
     if first.table.empty:
         raise ValueError(f"no utterance of these runs has a label that {figure} is a figure of; compare another metric")
+    if len(first.seeds) < 2 and len(second.seeds) < 2:  # one model each, whichever seed it had
+        first, second = (one._replace(table=one.table.drop(columns="seed", errors="ignore")) for one in (first, second))
     tallies = [_per_seed(one) for one in (first, second)]
     found = compare_tallies(tallies[0], tallies[1], figure, num_samples, seed)
     truth = first.table.drop_duplicates("id")["emotion"].map({name: n for n, name in enumerate(first.classes)})

@@ -81,8 +81,8 @@ def report(
     """Writes the report of a run.
 
     Args:
-        run: Folder of ``mmemo crossval``, or of ``mmemo fit`` after ``mmemo predict``.
-        out: Folder to write; ``RUN/report`` when not given.
+        run: Folder of ``mmemo crossval``, or of ``mmemo fit`` after ``mmemo predict``; or a file of predictions.
+        out: Folder to write; ``RUN/report``, of a file ``NAME_report`` beside it, when not given.
         manifest: What was predicted; that of the run's config when not given.
         columns: Further columns to look at subgroups of, beside the usual ones.
         study: What a health study asks; that of the run's config when not given.
@@ -133,7 +133,7 @@ def report(
     asked += ["--manifest MANIFEST"] if manifest is not None else []
     content["reproduce"]["commands"][-1] = " ".join([content["reproduce"]["commands"][-1], *asked])
     content["summary"] = _summary(content)
-    folder = out or run / FOLDER
+    folder = out or (run / FOLDER if run.is_dir() else run.with_name(f"{run.stem}_{FOLDER}"))
     page = _page(content, pictures)
     write_text(folder / "report.html", page)
     write_text(folder / "report.json", json.dumps(plain(content), indent=1))
@@ -493,8 +493,8 @@ def _reproduce(run: Path, member: Path | None, config: dict[str, Any], private: 
         "sha256": {},
         "private": private,
     }
-    files = {"predictions": next((run / f"predictions.{kind}" for kind in ("parquet", "csv")
-                                  if (run / f"predictions.{kind}").is_file()), None)}  # fmt: skip
+    places = [run / f"predictions.{kind}" for kind in ("parquet", "csv")] if run.is_dir() else [run]
+    files = {"predictions": next((place for place in places if place.is_file()), None)}
     if member is not None:
         files["config"] = member / "config.yaml"
         data = config.get("data", {})
@@ -516,7 +516,8 @@ def _reproduce(run: Path, member: Path | None, config: dict[str, Any], private: 
     )
     if private:
         command = " ".join(str(_without_paths(word)) for word in command.split())
-    found["commands"] = [command, f"mmemo report {run.name if private else run}"]
+    made = [command] if run.is_dir() else []
+    found["commands"] = [*made, f"mmemo report {run.name if private else run}"]
     found["tuned"] = (member / "tuning").is_dir() if member is not None else False
     found["nested"] = (member / "decisions.json").is_file() if member is not None else False
     return found

@@ -143,3 +143,7 @@ def test_seeds_are_averaged() -> None:
     assert found.second.value == pytest.approx(np.mean(means))
     assert np.isnan(found.p_mcnemar)
     assert np.isnan(found.p_folds)  # one run has a seed for each fold, the other has none
+    named = compare_runs(*alone)
+    bare = compare_runs(*(one._replace(table=one.table.drop(columns="seed")) for one in alone))
+    assert (named.p_mcnemar, named.p_folds) == (bare.p_mcnemar, bare.p_folds)  # one model each, whichever seed it had
+    assert not np.isnan([named.p_mcnemar, named.p_folds]).any()

@@ -148,6 +148,16 @@ def test_a_browser_shows_it_on_a_telephone_and_on_a_desk(page: Path) -> None:
         browser.close()
 
 
+def test_a_file_of_predictions_has_a_page_too(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    file = (run / "predictions.parquet").rename(tmp_path / "elsewhere.parquet")
+    found = report(file, manifest=run / "manifest.csv")
+    assert found.html == tmp_path / "elsewhere_report" / "report.html"
+    (command,) = found.content["reproduce"]["commands"]
+    assert command.endswith("elsewhere.parquet --manifest MANIFEST")
+    assert list(found.content["reproduce"]["sha256"]) == ["predictions"]
+
+
 def test_one_speaker_a_missing_class_and_another_manifest_are_told(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     table = pd.read_parquet(run / "predictions.parquet")
