@@ -2,9 +2,9 @@
 
     python benchmarks/distillation.py                      # resumable fold by fold; several may work on one folder
     python benchmarks/distillation.py --only small nano    # these alone; the others keep their last figures
-    python benchmarks/distillation.py --inner --set --model.init_args.cross_fitted true    # to choose by
+    python benchmarks/distillation.py --inner small --set --model.init_args.cross_fitted true    # to choose by
 
-The last form judges settings of the small student on two grouped folds of fold 1's training-side speakers. Its teachers
+The last form judges settings of a student on two grouped folds of fold 1's training-side speakers. Its teachers
 are five folds of frozen Whisper over those that the student learns from; with `--labels` there is none.
 
 A fold's teacher is the mean of two, both of `benchmarks/ravdess_finetuned.py`: Whisper base with its last blocks
@@ -87,10 +87,11 @@ def untaught(config: dict[str, Any]) -> None:
         del config["model"]["init_args"][setting]
 
 
-def inner(changes: list[str], labels: bool) -> None:
-    """Judges settings of the small student on two folds of fold 1's training-side speakers.
+def inner(name: str, changes: list[str], labels: bool) -> None:
+    """Judges settings of a student on two folds of fold 1's training-side speakers.
 
     Args:
+        name: Of the student.
         changes: Options of ``mmemo fit``.
         labels: Leave the teachers out.
     """
@@ -99,21 +100,23 @@ def inner(changes: list[str], labels: bool) -> None:
     side = manifest().with_name("students_side.csv")
     table[~table["speaker"].isin(held_out)].to_csv(side, index=False)
     split = {"num_folds": 5, "num_val_speakers": 0}
-    for fold in (1, 2):
+    for fold in () if labels else (1, 2):
         learned = GroupKFold(**split, fold=fold)(read_manifest(side)).train
         teach(f"inner{fold}", pd.read_csv(side, dtype=str).iloc[learned])
-    config = yaml.safe_load((CONFIGS / "ravdess_student_small.yaml").read_text())
+    config = yaml.safe_load((CONFIGS / f"ravdess_student_{name}.yaml").read_text())
     config["data"] |= {"manifest": str(side), "split": {"class_path": "mmemo.data.GroupKFold", "init_args": split}}
     paths = [RUN / "teachers" / "inner{fold}" / f"fold{one}" / LAST for one in range(1, 6)]
     config["model"]["init_args"]["teacher"] = [str(path) for path in paths]
     if labels:
         untaught(config)
-    name = hashlib.sha256(repr((changes, labels)).encode()).hexdigest()[:12]
-    path = RUN / f"inner_{name}.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    found = [100 * run_fold(path, RUN / f"inner_{name}" / f"fold{fold}", fold, changes)["test/uar"] for fold in (1, 2)]
+    written = yaml.safe_dump(config, sort_keys=False)
+    run = RUN / f"inner_{hashlib.sha256(repr((written, changes)).encode()).hexdigest()[:12]}"
+    path = run.with_suffix(".yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(written)
+    found = [100 * run_fold(path, run / f"fold{fold}", fold, changes)["test/uar"] for fold in (1, 2)]
     told = "labels" if labels else "taught"
-    print(told, changes, [round(value, 2) for value in found], f"mean {statistics.mean(found):.2f}")
+    print(name, told, changes, [round(value, 2) for value in found], f"mean {statistics.mean(found):.2f}")
 
 
 def teach(name: str, table: pd.DataFrame) -> None:
@@ -199,13 +202,13 @@ def exported(member: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--inner", action="store_true")
+    parser.add_argument("--inner", choices=["small", "nano", "base"])
     parser.add_argument("--labels", action="store_true")
     parser.add_argument("--set", nargs=argparse.REMAINDER, default=[])
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     if options.inner:
-        return inner(options.set, options.labels)
+        return inner(options.inner, options.set, options.labels)
     taught = teacher()
     for name in options.only:
         one = None if name == "teacher" else student(name)

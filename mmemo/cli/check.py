@@ -16,7 +16,7 @@ def run(argv: list[str]) -> int:
     return call(check, argv, "check")
 
 
-def check(manifest: Path, picture: Path | None = None, leaks: bool = False) -> int:
+def check(manifest: Path, picture: Path | None = None, leaks: bool = False, private: bool = False) -> int:
     """Validates a manifest, lists every broken recording and every leak, and draws its distributions.
 
     Exits with 1 when there is anything to mend.
@@ -25,6 +25,7 @@ def check(manifest: Path, picture: Path | None = None, leaks: bool = False) -> i
         manifest: CSV or Parquet file.
         leaks: Also say how well the speaker, the duration, the loudness, the sample rate, or where a file is, tells its
             label, with a red flag where a model could learn that instead of the emotion; takes some seconds.
+        private: Name no files, as in a health study; so it is with MMEMO_OFFLINE=1.
         picture: PNG of label, duration and loudness distributions; beside the manifest when not given.
     """
     from rich.table import Table
@@ -35,6 +36,7 @@ def check(manifest: Path, picture: Path | None = None, leaks: bool = False) -> i
     from mmemo.data.manifest import read_manifest
     from mmemo.pretrained import is_offline
 
+    private = private or is_offline()
     console = screen()
     loaded = read_manifest(manifest)
     utterances = list(loaded)
@@ -48,7 +50,6 @@ def check(manifest: Path, picture: Path | None = None, leaks: bool = False) -> i
     for name, rows in loaded.frame.fillna({"emotion": "(none)"}).groupby("emotion"):
         labels.add_row(str(name), str(len(rows)), str(rows["speaker"].nunique()))
     console.print(labels)
-    private = is_offline()  # a study names no files
     broken, found = broken_audio(utterances, facts, private), shared(loaded, facts, private)
     for title, problems in (("broken audio", broken), ("leaks between splits", found)):
         if problems:

@@ -66,6 +66,9 @@ def compare(
         )
     console = screen()
     console.print(table)
+    for folder, predictions in read.items():
+        for warning in predictions.warnings:
+            console.print(f"Warning: {_name(folder)}: {warning}", markup=False, highlight=False, soft_wrap=True)
     if any(value != value for one in found for value in (one.p_folds, one.p_mcnemar)):
         console.print("Blank: p (folds) needs runs of the same folds, p (McNemar) classes and one seed", soft_wrap=True)
     for (first, second), one in zip(pairs, found, strict=True):
@@ -81,7 +84,13 @@ def compare(
         )
     if out is not None:
         content = [
-            {"first": str(first), "second": str(second), "p_corrected": p_value, **one._asdict()}
+            {
+                "first": str(first),
+                "second": str(second),
+                "p_corrected": p_value,
+                **one._asdict(),
+                "warnings": sorted({*read[first].warnings, *read[second].warnings}),
+            }
             for (first, second), one, p_value in zip(pairs, found, p_values, strict=True)
         ]
         with replacing(out) as partial:

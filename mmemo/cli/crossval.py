@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from mmemo.cli.verb import call_with_rest, screen
@@ -82,11 +83,14 @@ def crossval(
         result = repeated(config, run, seeds, options, tell)
     else:
         result = cross_validate(config, run, options, tell)
-    changed = [("--seeds", seeds), ("--nested", nested), ("--space", space), ("--trials", trials if space else 0)]
+    changed = [
+        ("--run", run), ("--seeds", seeds), ("--nested", nested), ("--answered", answered if nested else 0),
+        ("--space", space), ("--trials", trials if space else 0),
+    ]  # fmt: skip
     given = [word for name, value in changed if value for word in (name, str(value).replace(" ", ""))]
-    write_text(result.run / COMMAND_FILE, " ".join(["mmemo crossval --config", str(config), *given, *options]))
-    num_folds = len(next(iter(result.metrics.values())))
-    table = Table(title=f"{config.stem}: {num_folds} folds, per cent")
+    write_text(result.run / COMMAND_FILE, shlex.join(["mmemo", "crossval", "--config", str(config), *given, *options]))
+    num_folds = result.num_folds
+    table = Table(title=f"{config.stem}: {num_folds} folds; shares in per cent")
     table.add_column("metric")
     for fold in range(1, num_folds + 1):
         per_seed = num_folds // max(len(seeds), 1)
@@ -95,11 +99,10 @@ def crossval(
     table.add_column("mean ± deviation", justify="right")
     for name, values in sorted(result.metrics.items()):
         mean, deviation = spread(values)
-        table.add_row(
-            name.removeprefix("test/"),
-            *(f"{100 * value:.1f}" for value in values),
-            f"{100 * mean:.1f} ± {100 * deviation:.1f}",
-        )
+        is_share = not name.rpartition("/")[2].startswith(("ccc", "mae"))
+        figures = [f"{100 * value:.1f}" if is_share else f"{value:.3f}" for value in (*values, mean, deviation)]
+        *each, mean_shown, deviation_shown = ["-" if figure == "nan" else figure for figure in figures]
+        table.add_row(name.removeprefix("test/"), *each, f"{mean_shown} ± {deviation_shown}")
     console.print(table)
     for warning in result.warnings:
         console.print(f"[bold]Warning:[/bold] {warning}")

@@ -81,5 +81,7 @@ def tune(
     own = "outside the space" if math.isnan(found.own_score) else f"{100 * found.own_score:.1f}"
     table.add_row("inner folds (own settings)", f"{100 * found.score:.1f} ({own})", "")
     console.print(table)
+    for warning in found.warnings:
+        console.print(f"Warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Runnable: {run / BEST_CONFIG}; trials, picture and figures beside it", soft_wrap=True)
     return 0

@@ -287,13 +287,16 @@ def hold_out_speakers(
     return rows[~held_out], rows[held_out]
 
 
-def check_speakers_disjoint(manifest: Manifest, split: Split, allow_overlap: bool = False) -> list[str]:
+def check_speakers_disjoint(
+    manifest: Manifest, split: Split, allow_overlap: bool = False, column: str = "speaker"
+) -> list[str]:
     """Refuses a split in which a speaker stands on two sides.
 
     Args:
         manifest: The table.
         split: Row numbers.
         allow_overlap: Whether to warn instead of refusing.
+        column: Of the speakers; a study may call its participants otherwise.
 
     Returns:
         Warnings that every result of this split must carry; none for an honest split.
@@ -302,18 +305,18 @@ def check_speakers_disjoint(manifest: Manifest, split: Split, allow_overlap: boo
         SplitError: A speaker is on two sides, or rows without a speaker hide whether one is.
     """
     problems = []
-    speakers = manifest.frame["speaker"]
+    speakers = manifest.frame[column].astype(object)
     sides = {name: speakers.iloc[rows] for name, rows in zip(SPLITS, split, strict=True)}
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
-        shared = sorted(set(sides[first].dropna()) & set(sides[second].dropna()))
+        shared = sorted(map(str, set(sides[first].dropna()) & set(sides[second].dropna())))
         if shared:
-            problems.append(f"{len(shared)} speakers are both in {first} and in {second}: {', '.join(shared[:5])}")
+            problems.append(f"{len(shared)} {column}s are both in {first} and in {second}: {', '.join(shared[:5])}")
     unnamed = sum(int(side.isna().sum()) for side in sides.values())
     if unnamed:
-        problems.append(f"{unnamed} rows name no speaker, so one may stand on two sides")
+        problems.append(f"{unnamed} rows name no {column}, so one may stand on two sides")
     if problems and not allow_overlap:
         raise SplitError(
-            f"{manifest.path}: {'; '.join(problems)}. Results would be too good; split by speaker, or set "
+            f"{manifest.path}: {'; '.join(problems)}. Results would be too good; split by {column}, or set "
             "data.allow_speaker_overlap: true and every result will say so"
         )
-    return [f"speakers not separated: {problem}" for problem in problems]
+    return [f"{column}s not separated: {problem}" for problem in problems]

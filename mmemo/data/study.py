@@ -9,6 +9,9 @@ from typing import Literal, get_args
 
 import yaml
 
+from mmemo.data.manifest import Manifest
+from mmemo.data.splits import Split, check_speakers_disjoint
+
 How = Literal["share", "mean", "max"]
 HOW = get_args(How)
 
@@ -68,6 +71,24 @@ class Study:
                     f"study.{what} names {', '.join(absent)}, which is no column with values that a report can show; "
                     f"the manifest has {', '.join(columns)}"
                 )
+
+    def check_split(self, manifest: Manifest, split: Split, allow_overlap: bool = False) -> list[str]:
+        """Refuses a split in which a participant stands on two sides, whatever a speaker is there.
+
+        Args:
+            manifest: The table.
+            split: Row numbers.
+            allow_overlap: Whether to warn instead of refusing.
+
+        Returns:
+            Warnings that every result must carry.
+
+        Raises:
+            SplitError: A participant is on two sides.
+        """
+        if self.participant == "speaker":
+            return []  # seen to for every experiment
+        return check_speakers_disjoint(manifest, split, allow_overlap, self.participant)
 
 
 def read_study(path: Path) -> Study:

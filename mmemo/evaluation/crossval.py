@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ class CrossValidation(NamedTuple):
 
     Args:
         run: Its folder.
-        metrics: Metric name, such as ``test/uar`` -> its value on each fold.
+        metrics: Metric name, such as ``test/uar`` -> its value on each fold; NaN where a fold has it not.
         predictions: Out-of-fold predictions, one row per utterance, with a column ``fold``.
         warnings: What every result of these folds must carry.
     """
@@ -39,6 +40,11 @@ class CrossValidation(NamedTuple):
     metrics: dict[str, list[float]]
     predictions: pd.DataFrame
     warnings: list[str]
+
+    @property
+    def num_folds(self) -> int:
+        """How many values each metric has: folds times seeds."""
+        return max(map(len, self.metrics.values()))
 
 
 def silent(line: str) -> None:
@@ -101,10 +107,9 @@ def repeated(
         seed: crossval(config, run / f"seed{seed}", [*overrides, "--seed_everything", str(seed)], tell)
         for seed in seeds
     }
-    metrics: dict[str, list[float]] = {}
-    for one in found.values():
-        for name, values in one.metrics.items():
-            metrics.setdefault(name, []).extend(values)
+    names = dict.fromkeys(name for one in found.values() for name in one.metrics)
+    nowhere = [math.nan] * next(iter(found.values())).num_folds
+    metrics = {name: [value for one in found.values() for value in one.metrics.get(name, nowhere)] for name in names}
     tables = [one.predictions.assign(seed=seed) for seed, one in found.items()]
     warnings = list(dict.fromkeys(warning for one in found.values() for warning in one.warnings))
     result = CrossValidation(run, metrics, pd.concat(tables, ignore_index=True), warnings)
@@ -147,7 +152,10 @@ def folds_to_do(run: Path, num_folds: int, tell: Callable[[str], None] = silent)
 def write(result: CrossValidation) -> None:
     """Writes predictions and metrics into the run's folder."""
     write_table(result.run / PREDICTIONS_FILE, result.predictions)
-    summary = {"metrics": result.metrics, "warnings": result.warnings}
+    metrics = {
+        name: [None if math.isnan(value) else value for value in values] for name, values in result.metrics.items()
+    }
+    summary = {"metrics": metrics, "warnings": result.warnings}
     write_text(result.run / SUMMARY_FILE, json.dumps(summary, indent=1))
 
 
@@ -164,19 +172,22 @@ def collect(run: Path, num_folds: int) -> CrossValidation:
     for fold in range(1, num_folds + 1):
         results = json.loads((run / f"fold{fold}" / METRICS_FILE).read_text())
         for name, value in results["metrics"].items():
-            metrics.setdefault(name, []).append(value)
+            metrics.setdefault(name, [math.nan] * num_folds)[fold - 1] = value
         warnings += [warning for warning in results["warnings"] if warning not in warnings]
         tables.append(pd.read_parquet(run / f"fold{fold}" / PREDICTIONS_FILE).assign(fold=fold))
     return CrossValidation(run, metrics, pd.concat(tables, ignore_index=True), warnings)
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation over folds.
+    """Mean and sample standard deviation over the folds that have the figure.
 
     Args:
-        values: One per fold.
+        values: One per fold, NaN where a fold has it not.
     """
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    there = [value for value in values if not math.isnan(value)]
+    if not there:
+        return math.nan, math.nan
+    return float(np.mean(there)), float(np.std(there, ddof=1)) if len(there) > 1 else 0.0
 
 
 def run_fold(
@@ -227,6 +238,7 @@ def prepared(experiment: Experiment) -> None:
     study = experiment.config_init.study
     if study is not None:
         study.check(datamodule.classes, shown_columns(datamodule.manifest.frame, study.columns))
+        study.check_split(datamodule.manifest, datamodule.split, datamodule.allow_speaker_overlap)
 
 
 def check_same_experiment(run: Path, config: Path, overrides: Sequence[str], inputs: Sequence[Path]) -> None:

@@ -121,7 +121,7 @@ def read_predictions(source: Path, side: str = "test") -> Predictions:
                 else "run `mmemo predict --config ...` or `mmemo crossval` first"
             )  # fmt: skip
             raise ValueError(f"{source}: has no predictions; {hint}")
-        path = found[0]
+        path = max(found, key=lambda one: one.stat().st_mtime)  # `mmemo predict` may have written another since
     if not path.is_file():
         raise ValueError(f"{path}: no such run or file; `mmemo crossval` and `mmemo predict` write predictions")
     text = dict.fromkeys(("id", "speaker", "emotion", "side"), str)
@@ -141,6 +141,8 @@ def read_predictions(source: Path, side: str = "test") -> Predictions:
     for name in ("speaker", "emotion"):
         if name not in table:
             table[name] = None
+    if "side" not in table and side != "test":
+        raise ValueError(f"{path}: has predictions of the test side alone")
     if "side" in table:
         table = table[table["side"] == side].reset_index(drop=True)
         if table.empty:
@@ -211,7 +213,7 @@ def same_utterances(first: Predictions, second: Predictions) -> tuple[Prediction
         second: Of the other.
 
     Raises:
-        ValueError: They tell other classes apart, or judge other utterances.
+        ValueError: They tell other classes apart, judge other utterances, or give one another emotion or speaker.
     """
     if first.classes != second.classes:
         raise ValueError(
@@ -223,6 +225,17 @@ def same_utterances(first: Predictions, second: Predictions) -> tuple[Prediction
         raise ValueError(
             f"the runs judge other utterances ({only} are in one of them alone); a paired comparison needs the same"
         )
+    for name in ("emotion", "speaker"):
+        own, other = (one.table.drop_duplicates("id").set_index("id")[name] for one in (first, second))
+        own = own.astype(object).where(own.notna(), None)
+        other = other.astype(object).where(other.notna(), None).reindex(own.index)
+        differ = (own != other) & ~(own.isna() & other.isna())
+        if differ.any():
+            found = differ.idxmax()
+            raise ValueError(
+                f"the runs give {int(differ.sum())} utterances another {name}, such as {found!r} ({own[found]} and "
+                f"{other[found]}); a paired comparison needs the same manifest"
+            )
     return tuple(one._replace(table=one.table.sort_values(["id"], ignore_index=True)) for one in (first, second))  # type: ignore[return-value]
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
@@ -23,6 +24,7 @@ from mmemo.data.manifest import Manifest, read_manifest
 from mmemo.data.study import Study
 from mmemo.evaluation import charts
 from mmemo.evaluation.calibration import (
+    CALIBRATIONS,
     Reliability,
     brier,
     coverage_over_splits,
@@ -55,6 +57,22 @@ CLASS_NAMES = {"uar": "UAR, %", "accuracy": "accuracy, %", "macro_f1": "macro F1
 PACKAGES = ("mmemo", "torch", "pytorch-lightning", "transformers", "torchmetrics", "numpy", "scikit-learn")
 COVERAGE = 0.9
 FEW_SAMPLES = 1000  # of speakers, for figures that are slow to compute
+PATH_KEYS = (
+    "manifest",
+    "path",
+    "default_root_dir",
+    "teacher",
+    "folder",
+    "weights",
+    "run",
+    "config",
+    "space",
+    "ckpt_path",
+)
+FILE_ENDINGS = (
+    ".csv", ".tsv", ".parquet", ".ckpt", ".wav", ".flac", ".mp3", ".m4a", ".ogg", ".txt", ".json", ".yaml", ".yml",
+)  # fmt: skip
+"""By either a study's page knows a file name."""
 
 
 class Report(NamedTuple):
@@ -117,7 +135,7 @@ def report(
     if predictions.classes:
         _check_classes(labelled, warnings)
         _classes(labelled, content, pictures)
-        _confidence(labelled, content, pictures, warnings)
+        _confidence(labelled, _validation(run, labelled.classes), content, pictures, warnings)
         _modalities(labelled, content)
     _dimensions(predictions, content, pictures)
     _subgroups(predictions, columns, content, pictures)
@@ -318,7 +336,7 @@ def _drawn_interval(drawn: np.ndarray, num_speakers: int) -> Interval:
 
 
 def _area_draws(truth: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """ROC area (the rank statistic of Mann and Whitney) and average precision of each row of weights.
+    """ROC area (Mann and Whitney's rank statistic, ties count half) and average precision of each row of weights.
 
     Args:
         truth: Whether an utterance is of the class ``(utterance,)``.
@@ -327,26 +345,53 @@ def _area_draws(truth: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tu
     """
     order = np.argsort(-score, kind="stable")
     hit = truth[order]
+    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # of each run of equal scores
     roc, average = np.empty(len(weights)), np.empty(len(weights))
     for row, weight in enumerate(weights):
         ordered = weight[order]
-        found, said = np.cumsum(ordered * hit), np.cumsum(ordered)
-        others = said[-1] - found[-1]
+        found, said = np.cumsum(ordered * hit)[last], np.cumsum(ordered)[last]
+        new = np.diff(found, prepend=0)
+        others = np.diff(said - found, prepend=0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            roc[row] = (ordered * ~hit * found).sum() / (found[-1] * others)
-            average[row] = (ordered * hit * found / np.maximum(said, 1e-12)).sum() / found[-1]
+            roc[row] = (others * (found - new / 2)).sum() / (found[-1] * others.sum())
+            average[row] = (new * found / np.maximum(said, 1e-12)).sum() / found[-1]
     return roc, average
 
 
-def _confidence(labelled: Predictions, content: dict[str, Any], pictures: dict[str, Any], warnings: list[str]) -> None:
+def _validation(run: Path, classes: Sequence[str]) -> Predictions | None:
+    """Validation rows, where the run predicted them too (``--data.predict_on all``)."""
+    try:
+        found = read_predictions(run, "val").labelled
+    except ValueError:
+        return None
+    return found if found.classes == list(classes) and len(found.table) else None
+
+
+def _confidence(
+    labelled: Predictions,
+    validation: Predictions | None,
+    content: dict[str, Any],
+    pictures: dict[str, Any],
+    warnings: list[str],
+) -> None:
     probs, target, speakers = labelled.probs, labelled.target, labelled.speakers
-    calibrated, how = labelled.calibrated, "temperature fitted on inner folds"
-    enough = len(np.unique(speakers)) > 1
-    if calibrated is None and enough:
-        calibrated, how = out_of_speaker(probs, target, speakers), "temperature fitted on the other test speakers"
+    scaled: dict[str, np.ndarray] = {}
+    if validation is not None:
+        fitted_on = "the validation speakers"
+        scaled = {name: fit(validation.probs, validation.target)(probs) for name, fit in CALIBRATIONS.items()}
+    elif len(np.unique(speakers)) > 1:
+        fitted_on = "the other test speakers"
+        scaled = {name: out_of_speaker(probs, target, speakers, name) for name in CALIBRATIONS}
+    if labelled.calibrated is not None:
+        fitted_on = "inner folds"
+        scaled = {"temperature": labelled.calibrated}
     shown: dict[str, Reliability] = {"as it is": reliability(probs, target)}
-    content["calibration"] = {"before": _calibration(probs, target), "after": None, "how": how}
+    content["calibration"] = {"before": _calibration(probs, target), "after": None, "vector": None, "how": None}
+    calibrated = scaled.get("temperature")
+    if "vector" in scaled:
+        content["calibration"]["vector"] = _calibration(scaled["vector"], target)
     if calibrated is not None:
+        content["calibration"]["how"] = f"temperature fitted on {fitted_on}"
         shown["calibrated"] = reliability(calibrated, target)
         content["calibration"]["after"] = _calibration(calibrated, target)
     pictures["reliability"] = charts.reliability(shown)
@@ -515,7 +560,11 @@ def _reproduce(run: Path, member: Path | None, config: dict[str, Any], private: 
         else f"mmemo {'fit' if member == run else 'crossval'} --config experiment.yaml"
     )
     if private:
-        command = " ".join(str(_without_paths(word)) for word in command.split())
+        words = shlex.split(command)
+        command = " ".join(
+            str(_without_paths(word, before if before.startswith("--") else ""))
+            for before, word in zip(["", *words], words, strict=False)
+        )
     made = [command] if run.is_dir() else []
     found["commands"] = [*made, f"mmemo report {run.name if private else run}"]
     found["tuned"] = (member / "tuning").is_dir() if member is not None else False
@@ -523,15 +572,21 @@ def _reproduce(run: Path, member: Path | None, config: dict[str, Any], private: 
     return found
 
 
-def _without_paths(value: Any) -> Any:
-    """The same settings with a mark in the place of every file name."""
+def _without_paths(value: Any, key: str = "") -> Any:
+    """The same settings with a mark in the place of every file name.
+
+    Args:
+        value: One setting, or tables and lists of them.
+        key: What it is a setting of.
+    """
     if isinstance(value, dict):
-        return {name: _without_paths(one) for name, one in value.items()}
+        return {name: _without_paths(one, name) for name, one in value.items()}
     if isinstance(value, list):
-        return [_without_paths(one) for one in value]
-    if isinstance(value, str) and (
-        "/" in value or "\\" in value or value.endswith((".csv", ".parquet", ".ckpt", ".wav"))
-    ):
+        return [_without_paths(one, key) for one in value]
+    if not isinstance(value, str) or not value:
+        return value
+    name = key.rpartition(".")[2].lstrip("-")
+    if name in PATH_KEYS or "/" in value or "\\" in value or Path(value).suffix.lower() in FILE_ENDINGS:
         known = value.startswith(("openai/", "sentence-transformers/", "facebook/", "microsoft/"))
         return value if known else f"file-{hashlib.sha256(value.encode()).hexdigest()[:8]}"
     return value
@@ -673,7 +728,6 @@ def _latex(content: dict[str, Any]) -> str:
             lines.append(rf"\multicolumn{{3}}{{l}}{{{NAMES[name]}}} & {cell(value)} \\")
     for name, one in content.get("dimensions", {}).items():
         value = one["ccc"]
-        lines.append(
-            rf"\multicolumn{{3}}{{l}}{{CCC of {name}}} & {value.value:.3f} [{value.low:.3f}, {value.high:.3f}] \\"
-        )
+        ends = "" if math.isnan(value.low) else f" [{value.low:.3f}, {value.high:.3f}]"
+        lines.append(rf"\multicolumn{{3}}{{l}}{{CCC of {name}}} & {value.value:.3f}{ends} \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

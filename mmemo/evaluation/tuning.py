@@ -20,7 +20,7 @@ from filelock import FileLock
 from mmemo.evaluation.crossval import PREDICTIONS_FILE, run_fold, silent, spread
 from mmemo.evaluation.predictions import labelled_probs
 from mmemo.evaluation.statistics import Tallies, compare_tallies
-from mmemo.files import checksum
+from mmemo.files import checksum, replacing
 from mmemo.training.experiment import BEST, METRICS_FILE, Experiment, write_table, write_text
 
 STORAGE = "study.sqlite"
@@ -73,6 +73,7 @@ class Tuned(NamedTuple):
         importance: Config key -> share of the scores' variance that it explains (Hutter et al. 2014); empty with too
             few trials.
         judged: Figures on the outer test speakers; empty when not asked for.
+        warnings: What every figure of this experiment must carry.
         config: YAML that runs as it is.
     """
 
@@ -82,6 +83,7 @@ class Tuned(NamedTuple):
     own_score: float
     importance: dict[str, float]
     judged: dict[str, float]
+    warnings: list[str]
     config: Path
 
 
@@ -180,11 +182,15 @@ def tune(
             raise ValueError(f"--{name} {value}: expected {least} or more")
     known = read_space(space)
     run.mkdir(parents=True, exist_ok=True)
-    inside = inner_config(config, run / "inner.yaml", overrides, settings.outer_fold, settings.num_folds)
-    _check_space(inside, space, known)
-    own = _own_values(config, overrides, known)
-    mark = _mark(inside, known, settings)
-    _check_same_search(run, mark)
+    inside = run / "inner.yaml"
+    with replacing(
+        inside
+    ) as partial:  # another search that runs in this folder reads the old one until this is checked
+        inner_config(config, partial, overrides, settings.outer_fold, settings.num_folds)
+        _check_space(partial, space, known)
+        own = _own_values(config, overrides, known)
+        mark = _mark(partial, known, settings)
+        _check_same_search(run, mark)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = _study(settings, run, known, mark)
     if not study.trials and own is not None and settings.sampler != "grid":  # a grid has its own cells
@@ -431,7 +437,7 @@ def _summarise(
 
     complete = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
     if not complete:
-        raise ValueError(f"{run}: no trial was finished; give --num_trials more")
+        raise ValueError(f"{run}: no trial was finished; give more --trials")
     best = max(complete, key=lambda trial: trial.value)
     chosen = _values(best.params, known)
     own = _own_values(config, overrides, known)
@@ -451,13 +457,16 @@ def _summarise(
     write_table(run / "trials.csv", table)
     _draw(study, importance, run)
     judged = _judge(config, run, settings, overrides, options, tell) if settings.judge else {}
+    kept = [json.loads(path.read_text()) for path in run.glob(f"*/*/**/{METRICS_FILE}")]
+    warnings = list(dict.fromkeys(warning for one in kept for warning in one["warnings"]))
     summary = {
         "settings": chosen, "score": float(best.value), "own_score": None if math.isnan(own_score) else own_score,
         "importance": importance, "judged": judged, "trials": len(study.trials), "finished": len(complete),
+        "warnings": warnings,
         "samplers": sorted({trial.user_attrs["sampler"] for trial in complete if "sampler" in trial.user_attrs}),
     }  # fmt: skip
     write_text(run / SUMMARY, json.dumps(summary, indent=1))
-    return Tuned(options, chosen, float(best.value), own_score, importance, judged, run / BEST_CONFIG)
+    return Tuned(options, chosen, float(best.value), own_score, importance, judged, warnings, run / BEST_CONFIG)
 
 
 def _values(params: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:

@@ -129,7 +129,8 @@ class Experiment(LightningCLI):
         )  # fmt: skip
         parser.add_argument(
             "--offline", type=bool, default=False,
-            help="Open no network connection, as MMEMO_OFFLINE=1 does, whatever the environment says.",
+            help="Open no network connection, as MMEMO_OFFLINE=1 does, whatever the environment says; a study never "
+            "does.",
         )  # fmt: skip
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Let `fit` replace the run that its folder holds already."
@@ -137,7 +138,7 @@ class Experiment(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self._settings
-        if config.offline:
+        if config.offline or config.study is not None:
             go_offline()
         judging = self.subcommand in ("test", "validate", "predict")
         if judging and config.ckpt_path is None:  # never a model that was not trained
@@ -247,9 +248,10 @@ def _check_run_folder(root: Path, config: Namespace) -> None:
             "--ckpt_path last, or replace it with --overwrite true"
         )
     if finished and config.overwrite and not config.trainer.fast_dev_run and getattr(rank_zero_only, "rank", 0) == 0:
-        (root / METRICS_FILE).unlink(missing_ok=True)  # what is said of a model goes with it
-        (root / "predictions.csv").unlink(missing_ok=True)
-        shutil.rmtree(root / "robustness", ignore_errors=True)
+        for path in (root / METRICS_FILE, *root.glob("predictions.*"), *root.glob("gates.*")):
+            path.unlink(missing_ok=True)  # what is said of a model goes with it
+        for folder in ("robustness", "report"):
+            shutil.rmtree(root / folder, ignore_errors=True)
 
 
 def _check_resumable(path: Path, config: Namespace) -> None:
@@ -347,6 +349,8 @@ class RunFolder(Callback):
         if self.study is not None:
             datamodule = trainer.datamodule  # type: ignore[attr-defined]
             self.study.check(datamodule.classes, shown_columns(datamodule.manifest.frame, self.study.columns))
+            overlap = datamodule.allow_speaker_overlap
+            datamodule.warnings += self.study.check_split(datamodule.manifest, datamodule.split, overlap)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:

@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from mmemo.cli.main import main
 from mmemo.data.study import Study
-from mmemo.evaluation.report import report
+from mmemo.evaluation.calibration import reliability, temperature_scaling
+from mmemo.evaluation.report import _area_draws, report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CLASSES = ["anger", "neutral", "sadness"]
@@ -146,6 +148,38 @@ def test_a_browser_shows_it_on_a_telephone_and_on_a_desk(page: Path) -> None:
             widths = tab.evaluate("[...document.querySelectorAll('svg')].map(e => e.getBoundingClientRect().width)")
             assert min(widths) > 250
         browser.close()
+
+
+def test_areas_of_tied_scores_are_those_of_scikit_learn() -> None:
+    random = np.random.default_rng(0)
+    truth = random.random(300) < 0.3
+    score = (truth * 0.3 + random.random(300)).round(1)
+    weights = np.concatenate([np.ones((1, 300)), random.integers(0, 4, (2, 300)).astype(float)])
+    for order in (np.argsort(truth), np.argsort(~truth)):
+        roc, average = _area_draws(truth[order], score[order], weights[:, order])
+        for row, weight in enumerate(weights[:, order]):
+            given = {"sample_weight": weight}
+            assert roc[row] == pytest.approx(roc_auc_score(truth[order], score[order], **given))
+            assert average[row] == pytest.approx(average_precision_score(truth[order], score[order], **given))
+
+
+def test_validation_rows_calibrate_where_the_file_holds_them(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    table = pd.read_parquet(run / "predictions.parquet").drop(columns="fold")
+    table["side"] = np.where(table["speaker"].isin(["s00", "s01", "s02"]), "val", "test")
+    table.to_parquet(run / "predictions.parquet", index=False)
+    found = report(run, manifest=run / "manifest.csv").content
+    assert found["data"]["num_utterances"] == (table["side"] == "test").sum()
+    calibration = found["calibration"]
+    assert calibration["how"] == "temperature fitted on the validation speakers"
+    names = [name for name in table if str(name).startswith("prob_")]
+    classes = [str(name).removeprefix("prob_") for name in names]
+    sides = dict(tuple(table.groupby("side")))
+    targets = {side: rows["emotion"].map(classes.index).to_numpy() for side, rows in sides.items()}
+    fitted = temperature_scaling(sides["val"][names].to_numpy(), targets["val"])
+    honest = fitted(sides["test"][names].to_numpy())
+    assert calibration["after"]["ece"] == pytest.approx(reliability(honest, targets["test"]).ece)
+    assert calibration["vector"]["log_loss"] > 0
 
 
 def test_a_file_of_predictions_has_a_page_too(tmp_path: Path) -> None:
