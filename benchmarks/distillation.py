@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from filelock import FileLock
 from ravdess_finetuned import CONFIG, FROZEN, manifest
 from ravdess_finetuned import RUN as TEACHERS
 from record import HERE, RESULTS, corpus, record
@@ -246,13 +247,16 @@ def row(model: str, files: Files) -> dict[str, Any]:
 def keep(figures: dict[str, Any], rows: Sequence[dict[str, Any]] = ()) -> None:
     """Records figures beside those that are there, which other processes may have added to meanwhile."""
     path = RESULTS / "distillation.json"
-    kept: dict[str, Any] = json.loads(path.read_text())["figures"] if path.exists() else {}
-    new = [row["model"] for row in rows]
-    table = [*(row for row in kept.get("table", []) if row["model"] not in new), *rows]
-    kept |= figures
-    if {"ua_small", "ua_labels"} <= kept.keys():
-        kept["gain_points_small"] = round(kept["ua_small"] - kept["ua_labels"], 2)
-    record("distillation", {**kept, "table": sorted(table, key=lambda row: -row["parameters"])})
+    with FileLock(RUN / "figures.lock"):
+        kept: dict[str, Any] = json.loads(path.read_text())["figures"] if path.exists() else {}
+        new = [row["model"] for row in rows]
+        table = [*(row for row in kept.get("table", []) if row["model"] not in new), *rows]
+        measured = {*figures, *(["table"] if rows else [])}
+        kept |= figures
+        if {"ua_small", "ua_labels"} <= kept.keys():
+            kept["gain_points_small"] = round(kept["ua_small"] - kept["ua_labels"], 2)
+            measured |= {"gain_points_small"} if measured & {"ua_small", "ua_labels"} else set()
+        record("distillation", {**kept, "table": sorted(table, key=lambda row: -row["parameters"])}, measured)
 
 
 def milliseconds(folder: Path, int8: bool) -> float:

@@ -239,10 +239,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     RUN.mkdir(parents=True, exist_ok=True)
+    measured: set[str] = set()
     for name in options.only:
         given = (options.seeds, options.kept) if name in {"frozen", "tuned"} else ()
         figures = globals()[name](*given)
         (RUN / f"{name}.json").write_text(json.dumps(figures))
+        measured |= figures.keys()
         print(name, figures, flush=True)
     found: dict[str, Any] = {}
     before = RESULTS / "evidence.json"
@@ -251,7 +253,7 @@ def main() -> None:
     for name in PARTS:
         if (RUN / f"{name}.json").exists():
             found |= json.loads((RUN / f"{name}.json").read_text())
-    record("evidence", found)
+    record("evidence", found, measured)
 
 
 if __name__ == "__main__":

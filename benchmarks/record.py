@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import date
 from pathlib import Path
 
@@ -16,13 +16,20 @@ RESULTS = HERE / "results"
 CORPORA = Path(os.environ.get("MMEMO_CORPORA", HERE.parent.parent / "shared" / "data"))
 
 
-def record(name: str, figures: Mapping[str, object]) -> Path:
+def record(name: str, figures: Mapping[str, object], measured: Collection[str] | None = None) -> Path:
     """Writes ``results/NAME.json``.
 
     Args:
         name: Of the group of figures.
         figures: Name -> number or list of numbers; accuracies in per cent, times in seconds.
+        measured: Which of them this run measured, all when not given; the others keep the commit, the machine and the
+            date that they had.
     """
+    path = RESULTS / f"{name}.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    stamps = before.get("earlier", {})
+    stamp = {key: before[key] for key in ("commit", "machine", "date") if key in before}
+    kept = [] if measured is None else [key for key in figures if key not in measured]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
     changed = subprocess.run(
         ["git", "status", "--porcelain", "mmemo", "configs"], capture_output=True, text=True, cwd=HERE.parent
@@ -34,8 +41,9 @@ def record(name: str, figures: Mapping[str, object]) -> Path:
         "machine": f"{os.cpu_count()} cores, {_processor()}, Python {platform.python_version()}",
         "date": date.today().isoformat(),
     }
+    if kept:
+        content["earlier"] = {key: stamps.get(key, stamp) for key in kept}
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=1) + "\n")
     print(json.dumps(figures, indent=1))
     return path

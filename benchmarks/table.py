@@ -313,6 +313,14 @@ def render() -> str:
             lines += [f"| {row['what']} | {row['figure']} | {row['source']} |" for row in PUBLISHED[name]]
         made = f"`{result['command']}`, commit {result['commit']}, {result['machine']}, {result['date']}"
         lines += ["", f"Made by {made}.", ""]
+        earlier: dict[str, list[str]] = {}
+        for key, stamp in result.get("earlier", {}).items():
+            earlier.setdefault(f"commit {stamp['commit']}, {stamp['machine']}, {stamp['date']}", []).append(f"`{key}`")
+        lines += [
+            line
+            for stamp, keys in earlier.items()
+            for line in (f"Of that command, but {stamp}: {', '.join(keys)}.", "")
+        ]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -56,7 +56,8 @@ def crossval(
 ) -> CrossValidation:
     """Runs all folds of an experiment; finished ones are kept, a killed one continues at its last epoch.
 
-    Several processes may be started on one run: each takes folds that no other has.
+    Several processes may be started on one run: each takes folds that no other has. Where one model is trained by
+    several devices at once (DDP), one command alone may work on a run.
 
     Args:
         config: YAML of the experiment; its ``data.split`` says which folds there are.
@@ -66,7 +67,8 @@ def crossval(
         tell: Takes a line on each fold.
 
     Raises:
-        ValueError: The split has one fold alone, or the run was started from another config.
+        ValueError: The split has one fold alone, the run was started from another config, or another command works on
+            it and this one trains on several devices.
     """
     experiment = Experiment(["--config", str(config), *overrides], run=False)
     run = run or Path(experiment.config.trainer.default_root_dir)
@@ -79,7 +81,7 @@ def crossval(
         )
     inputs = [*datamodule.manifest_paths, Path(getattr(datamodule.splitter, "path", ""))]
     check_same_experiment(run, config, overrides, inputs)
-    for folder, fold in folds_to_do(run, num_folds, tell):
+    for folder, fold in folds_to_do(run, num_folds, tell, experiment.trainer.world_size > 1):
         run_fold(config, folder, fold, overrides)
     result = collect(run, num_folds)
     write(result)
@@ -117,8 +119,20 @@ def repeated(
     return result
 
 
-def folds_to_do(run: Path, num_folds: int, tell: Callable[[str], None] = silent) -> Iterator[tuple[Path, int]]:
-    """Folds that are not finished and that no other worker has, each locked while it is in hand, until all are done."""
+def folds_to_do(
+    run: Path, num_folds: int, tell: Callable[[str], None] = silent, together: bool = False
+) -> Iterator[tuple[Path, int]]:
+    """Folds that are not finished and that no other worker has, each locked while it is in hand, until all are done.
+
+    Args:
+        run: Folder of the cross-validation.
+        num_folds: How many folds it has.
+        tell: Takes a line on each fold.
+        together: Several processes train one model, of which the first alone sees the locks: no other may take folds.
+
+    Raises:
+        ValueError: ``together``, and another command has a fold.
+    """
     first = getattr(rank_zero_only, "rank", 0) == 0  # the other processes of DDP follow the first
     waiting = list(range(1, num_folds + 1))
     there = [str(fold) for fold in waiting if (run / f"fold{fold}" / PREDICTIONS_FILE).exists()]
@@ -140,6 +154,11 @@ def folds_to_do(run: Path, num_folds: int, tell: Callable[[str], None] = silent)
                     yield folder, fold
                 waiting.remove(fold)
             except Timeout:
+                if together:
+                    raise ValueError(
+                        f"{run}: another command has fold {fold}; on several devices one command alone may work on a "
+                        "run, start this one again when that has ended"
+                    ) from None
                 continue  # another worker has it: look again after the others
             finally:
                 lock.release()

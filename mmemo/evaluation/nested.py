@@ -68,7 +68,7 @@ def nested(
     num_folds = datamodule.splitter.count(datamodule.manifest)
     inputs = [*datamodule.manifest_paths, Path(getattr(datamodule.splitter, "path", "")), *([space] if space else [])]
     check_same_experiment(run, config, [*overrides, f"nested {num_inner} {num_trials} {answered}"], inputs)
-    for folder, fold in folds_to_do(run, num_folds, tell):
+    for folder, fold in folds_to_do(run, num_folds, tell, experiment.trainer.world_size > 1):
         chosen: list[str] = []
         if space is not None:
             settings = Tuning(num_trials=num_trials, num_folds=num_inner, outer_fold=fold, judge=False)

@@ -250,6 +250,9 @@ def export_onnx(
     others = sorted(there - ours)
     if others:
         raise ValueError(f"{folder}: holds other files ({', '.join(others[:3])}); choose a folder for the model alone")
+    max_seconds = getattr(model.encoder("audio"), "max_seconds", None)
+    if max_seconds is not None:
+        waveforms = [waveform[: int(max_seconds * SAMPLE_RATE)] for waveform in waveforms]
     tokenizer = _tokenizer(model) if "text" in model.modalities else None
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).unlink(missing_ok=True)  # a folder that is half written has none
@@ -270,6 +273,7 @@ def export_onnx(
         "classes": list(model.classes),
         "dimensions": list(DIMENSIONS) if model.dimension_head is not None else [],
         "sample_rate": SAMPLE_RATE,
+        "max_seconds": max_seconds,
         "inputs": wrapped.input_names,
         "outputs": wrapped.output_names,
         "num_parameters": num_parameters,
@@ -519,6 +523,9 @@ def model_card(config: dict[str, Any], folder: Path) -> str:
         example += "what is frozen."
     hears = "waveform" in config["inputs"]
     reads = ("the waveform and the words" if hears else "words alone") if words else "audio alone"
+    longest = config.get("max_seconds")
+    length = f"up to {longest:g} s" if longest else "of any length"
+    input_said = f"Input: mono, {config['sample_rate']} Hz, float32, {length}." if hears else "Input: token numbers."
     return f"""# {folder.name}
 
 Recognises {", ".join(config["classes"] or config["dimensions"])} in speech, from {reads}. Made by mmemo.
@@ -527,7 +534,7 @@ Recognises {", ".join(config["classes"] or config["dimensions"])} in speech, fro
 |---|---|
 {sizes}
 
-{config["num_parameters"]:,} parameters. Input: mono, {config["sample_rate"]} Hz, float32, of any length.
+{config["num_parameters"]:,} parameters. {input_said}
 {example}
 
 ## Measured

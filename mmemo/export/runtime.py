@@ -145,11 +145,12 @@ class Recognizer:
         if "waveform" not in self.inputs:
             raise ModelFolderError(f"{self.folder}: this model reads words alone; use `Recognizer.run`")
         waveforms = [_waveform(one) for one in recordings]
+        longest = self.config.get("max_seconds") or MAX_SECONDS
         for waveform in waveforms:
-            if len(waveform) > MAX_SECONDS * SAMPLE_RATE:
+            if len(waveform) > longest * SAMPLE_RATE:
                 raise ValueError(
                     f"a recording of {len(waveform) / SAMPLE_RATE:.0f} s is too long to be heard at once (at most "
-                    f"{MAX_SECONDS:.0f} s); use mmemo.analyze, or `stream`"
+                    f"{longest:.0f} s); use mmemo.analyze, or `stream`"
                 )
         if texts is not None:
             return [

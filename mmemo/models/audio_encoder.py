@@ -28,7 +28,7 @@ from mmemo.models.backbone import (
     shifted,
     trained_by_block,
 )
-from mmemo.models.log_mel import LOUDNESS_RANGE_DB, LogMel
+from mmemo.models.log_mel import HOP_SAMPLES, LOUDNESS_RANGE_DB, LogMel
 from mmemo.pretrained import SAMPLE_RATE
 
 FEATURES_VERSION = 2
@@ -87,6 +87,11 @@ class WhisperAudioEncoder(nn.Module):
     def caches(self) -> bool:
         """Whether ``precompute`` is worth caching: not once training reaches down to the spectrogram."""
         return self.frozen_below > 0
+
+    @property
+    def max_seconds(self) -> float:
+        """What one window holds; an exported graph hears one."""
+        return self.window_frames * 2 * HOP_SAMPLES / SAMPLE_RATE
 
     def unfreeze(self, first_block: int) -> None:
         """Trains the blocks from one upwards; what is below stays frozen and may be cached.

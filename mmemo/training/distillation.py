@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmemo.data.batch import EmotionBatch
 from mmemo.data.datamodule import EmotionDataModule
 from mmemo.data.manifest import ManifestError
+from mmemo.data.splits import InnerFolds
 from mmemo.files import checksum
 from mmemo.losses import SoftenedLogits, Taught
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
@@ -104,6 +105,12 @@ class DistillationSystem(EmotionSystem):
                     )
         super().setup(stage)
         if stage == "fit" and isinstance(datamodule, EmotionDataModule):
+            if isinstance(datamodule.splitter, InnerFolds) and any("{fold}" in str(path) for path in self.teacher):
+                raise ValueError(
+                    "{fold} in the teacher's path stands for a fold of data.split, and the inner folds of `mmemo tune` "
+                    "and --nested have no teachers of their own: those of outer folds have heard who judges inside; "
+                    "tune mmemo.EmotionSystem on the labels, and distil with the settings found"
+                )
             students = datamodule.sources
             fold = str(datamodule.splitter.fold)
             teachers = [Path(str(path).replace("{fold}", fold)) for path in self.teacher]
@@ -273,7 +280,10 @@ def _heard_speakers(path: Path) -> set[str]:
 def _refuse_leak(path: Path, datamodule: EmotionDataModule) -> None:
     """A teacher that has heard a speaker who is to judge its student would pass on what it knows of them."""
     heard = _heard_speakers(path)
-    judges = np.concatenate([np.asarray(datamodule.split.val, int), np.asarray(datamodule.split.test, int)])
+    judging = [datamodule.split.val, datamodule.split.test]
+    if isinstance(datamodule.splitter, InnerFolds):
+        judging.append(datamodule.splitter.outer(datamodule.manifest).test)  # who judge in the end
+    judges = np.concatenate([np.asarray(rows, int) for rows in judging])
     names = datamodule.manifest.frame["speaker"].iloc[judges].dropna().unique().tolist()
     shared = sorted(name for name in names if speaker_mark(name) in heard)
     if shared and not datamodule.allow_speaker_overlap:

@@ -198,6 +198,10 @@ def test_a_teacher_of_voice_and_words_exports_too(tiny_whisper: Path, tiny_bert:
     assert len(recognizer.tokens("go " * 1000)[0][0]) == len(model.encoder("text").tokenize("go " * 1000))
     heard = recognizer.predict(waveform, "go away so")
     np.testing.assert_allclose(list(heard.probabilities.values()), wanted.numpy()[0], atol=1e-4)
+    longest = model.encoder("audio").max_seconds
+    assert f"up to {longest:g} s" in (tmp_path / "teacher" / "README.md").read_text()
+    with pytest.raises(ValueError, match=f"too long to be heard at once \\(at most {longest:.0f} s"):
+        recognizer.predict(np.zeros(round((longest + 1) * 16000), dtype=np.float32), "go away")
     silent = recognizer.predict_batch([waveform], [""])[0]
     assert list(silent.probabilities.values()) != pytest.approx(list(heard.probabilities.values()), abs=1e-4)
     with pytest.raises(ValueError, match="reads words too"):

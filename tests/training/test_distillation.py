@@ -128,6 +128,16 @@ def test_several_teachers_are_averaged_and_fold_is_filled_in(tiny_config: Path, 
     assert both.dims["embedding"] == one.dims["embedding"] + other.dims["embedding"]
 
 
+def test_inner_folds_have_no_teachers_of_their_own(tiny_config: Path, teacher: Path) -> None:
+    config = student(tiny_config, str(teacher.rename(teacher.with_name("fold1.ckpt")).with_name("fold{fold}.ckpt")))
+    content = yaml.safe_load(config.read_text())
+    outer = {"class_path": "mmemo.data.GroupKFold", "init_args": {"num_folds": 2}}
+    content["data"]["split"] = {"class_path": "mmemo.data.InnerFolds", "init_args": {"outer": outer, "num_folds": 2}}
+    config.write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match="inner folds of `mmemo tune` and --nested have no teachers of their own"):
+        fitted(config)
+
+
 def test_unlabelled_clips_take_part_and_mixup_mixes_the_lessons(
     tiny_config: Path, tiny_corpus: Path, teacher: Path
 ) -> None:
