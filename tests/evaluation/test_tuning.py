@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -51,6 +53,9 @@ def test_a_search_goes_on_and_its_best_config_runs(config: Path, space: Path, tm
     assert sum(more.importance.values()) == pytest.approx(1.0)
     assert (run / "tuning.png").stat().st_size > 1000
     assert {"own_uar", "best_uar", "difference", "p"} <= set(more.judged)
+    looks = len(list((run / "outer").glob("best_*")))
+    assert more.judged["looks"] == looks
+    assert any(f"looked at the outer test speakers {looks} times" in line for line in lines) == (looks > 1)
     chosen = [yaml.safe_load(path.read_text()) for path in (run / "outer").glob("best_*/config.yaml")]
     rates = {one["model"]["init_args"]["optimizer"]["init_args"]["lr"] for one in chosen}
     assert any(rate == pytest.approx(more.settings["model.init_args.optimizer.init_args.lr"]) for rate in rates)
@@ -244,6 +249,22 @@ def test_another_search_is_not_mixed_in(config: Path, space: Path, tmp_path: Pat
     space.write_text(SPACE.replace("[1, 2]", "[1, 3]"))
     with pytest.raises(ValueError, match="another config, manifest, space or metric"):
         tune(config, space, run, Tuning(num_trials=1, num_folds=2, judge=False))
+    inside = (run / "inner.yaml").read_text()
+    space.write_text(SPACE)
+    with pytest.raises(ValueError, match="another config, manifest, space or metric"):
+        tune(config, space, run, Tuning(num_trials=1, num_folds=2, judge=False), ["--model.init_args.mixup", "0.3"])
+    assert (run / "inner.yaml").read_text() == inside  # what a search that is running reads
+
+
+def test_workers_that_start_together_try_different_settings(config: Path, space: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ["--config", str(config), "--space", str(space), "--run", str(run), "--folds", "2", "--judge", "false"]
+    program = [sys.executable, "-m", "mmemo.cli.main", "tune", *options, "--trials", "4", "--prune", "false"]
+    workers = [subprocess.Popen(program, cwd=Path.cwd()) for _ in range(2)]
+    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    table = pd.read_csv(run / "trials.csv")
+    assert 4 <= len(table) <= 5
+    assert not table.filter(like="params_").duplicated().any()
 
 
 def test_a_storage_of_another_kind_is_refused(config: Path, space: Path, tmp_path: Path) -> None:
