@@ -93,6 +93,11 @@ def test_check_lists_every_bad_file_and_fails(tmp_path: Path, tiny_corpus: Path)
         assert any(line.strip().startswith(f"{kind}: ") and reason in line for line in result.stdout.splitlines())
     assert "good: " not in result.stdout
     assert (tmp_path / "m_check.png").stat().st_size > 10_000
+    private = mmemo("check", tmp_path / "m.csv", "--private", "true", COLUMNS="300").stdout
+    assert f"{len(BAD)} broken audio" in private
+    told = [line for line in private.splitlines() if line.strip().startswith(tuple(f"{kind}: " for kind in BAD))]
+    assert len(told) == len(BAD)
+    assert str(tmp_path) not in "".join(told)
 
 
 def test_check_finds_leaks(tmp_path: Path, tiny_corpus: Path) -> None:

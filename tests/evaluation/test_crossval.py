@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from filelock import FileLock
 from sklearn.metrics import balanced_accuracy_score
 
+from mmemo.data.splits import SplitError
 from mmemo.evaluation import crossval as room
-from mmemo.evaluation.crossval import crossval, spread
+from mmemo.evaluation.crossval import collect, crossval, folds_to_do, spread, write
 from mmemo.training.experiment import Experiment
 
 
@@ -82,6 +84,42 @@ def test_a_study_that_cannot_be_answered_is_told_before_anything_is_trained(fold
         with pytest.raises(ValueError, match=complaint):
             Experiment(["fit", "--config", str(folds_config), "--study", setting])
     assert not run.exists()
+
+
+def test_a_participant_stands_on_one_side_whatever_a_speaker_is(folds_config: Path, tiny_corpus: Path) -> None:
+    table = pd.read_csv(tiny_corpus, dtype=str)
+    table["path"] = [str(tiny_corpus.parent / path) for path in table["path"]]
+    table["patient"] = "p" + (table.groupby("speaker").ngroup() // 2).astype(str)  # two voices in each
+    manifest = folds_config.parent / "patients.csv"
+    table.to_csv(manifest, index=False)
+    given = ["--data.manifest", str(manifest), "--study", '{"outcome": ["anger"], "participant": "patient"}']
+    with pytest.raises(SplitError, match=r"patients are both in train and in .*; split by patient"):
+        crossval(folds_config, folds_config.parent / "cv", given)
+    with pytest.raises(SplitError, match="patients are both in train and in"):
+        Experiment(["fit", "--config", str(folds_config), *given])
+
+
+def test_a_figure_that_a_fold_lacks_stays_with_its_fold(tmp_path: Path) -> None:
+    for fold, metrics in enumerate([{"test/uar": 0.5}, {"test/uar": 0.7, "test/ccc": 0.2}], 1):
+        folder = tmp_path / f"fold{fold}"
+        folder.mkdir()
+        (folder / "test_metrics.json").write_text(json.dumps({"metrics": metrics, "warnings": []}))
+        pd.DataFrame({"id": [f"u{fold}"]}).to_parquet(folder / "predictions.parquet")
+    found = collect(tmp_path, 2)
+    assert found.num_folds == 2
+    assert np.isnan(found.metrics["test/ccc"][0])
+    assert found.metrics["test/ccc"][1] == 0.2
+    assert spread(found.metrics["test/ccc"]) == (0.2, 0.0)
+    write(found)
+    assert json.loads((tmp_path / "crossval.json").read_text())["metrics"]["test/ccc"] == [None, 0.2]
+
+
+def test_on_several_devices_one_command_works_on_a_run(tmp_path: Path) -> None:
+    (tmp_path / "fold1").mkdir()
+    with FileLock(tmp_path / "fold1" / ".lock"):
+        assert next(folds_to_do(tmp_path, 2))[1] == 2  # a worker takes what is free
+        with pytest.raises(ValueError, match="on several devices one command alone"):
+            next(folds_to_do(tmp_path, 2, together=True))
 
 
 def test_a_split_without_folds_says_so(tiny_config: Path) -> None:

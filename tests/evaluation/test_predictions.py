@@ -129,6 +129,10 @@ def test_runs_are_compared_on_the_same_utterances_in_any_order() -> None:
     assert 0 < other.p_folds <= 1
     with pytest.raises(ValueError, match="judge other utterances"):
         compare_runs(first, Predictions(rows.iloc[1:].reset_index(drop=True), CLASSES, []))
+    swapped = {"anger": "sadness", "sadness": "anger"}
+    relabelled = rows.assign(emotion=[swapped[one] if not row else one for row, one in enumerate(rows["emotion"])])
+    with pytest.raises(ValueError, match=r"give 1 utterances another emotion.*the same manifest"):
+        compare_runs(first, Predictions(relabelled, CLASSES, []))
     with pytest.raises(ValueError, match="other classes"):
         compare_runs(first, Predictions(rows, CLASSES[::-1], []))
 

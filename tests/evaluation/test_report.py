@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from mmemo.cli.main import main
 from mmemo.data.study import Study
 from mmemo.evaluation.calibration import reliability, temperature_scaling
-from mmemo.evaluation.report import _area_draws, report
+from mmemo.evaluation.report import _area_draws, _without_paths, report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CLASSES = ["anger", "neutral", "sadness"]
@@ -150,6 +150,17 @@ def test_a_browser_shows_it_on_a_telephone_and_on_a_desk(page: Path) -> None:
         browser.close()
 
 
+def test_a_command_in_a_study_names_no_file() -> None:
+    config = {"trainer": {"default_root_dir": "smith_john"}, "data": {"manifest": "table", "split": {"path": "f.txt"}}}
+    assert "smith" not in str(_without_paths(config))
+    assert "table" not in str(_without_paths(config))
+    assert "f.txt" not in str(_without_paths(config))
+    assert _without_paths({"model_id": "openai/whisper-base", "lr": 0.1}) == {
+        "model_id": "openai/whisper-base",
+        "lr": 0.1,
+    }
+
+
 def test_areas_of_tied_scores_are_those_of_scikit_learn() -> None:
     random = np.random.default_rng(0)
     truth = random.random(300) < 0.3
@@ -231,6 +242,8 @@ def test_a_study_from_its_yaml_to_its_page(
     }  # fmt: skip
     tiny_config.write_text(yaml.safe_dump(config))
     run = tmp_path / "cv"
+    (tmp_path / "Of Jane Smith").mkdir()
+    tiny_config = tiny_config.rename(tmp_path / "Of Jane Smith" / "study.yaml")
     assert main(["crossval", "--config", str(tiny_config), "--run", str(run)]) == 0
     assert len(list(run.glob("fold*"))) == 5  # nobody asks the interviewer
     assert main(["report", str(run), "--columns", "session"]) == 0
@@ -241,6 +254,7 @@ def test_a_study_from_its_yaml_to_its_page(
     assert content["study"]["num_sessions"] == 10
     assert len(pd.read_csv(run / "report" / "sessions.csv")) == 10
     assert content["reproduce"]["commands"][0].startswith("mmemo crossval --config")
+    assert "Jane" not in (run / "report" / "report.html").read_text()
     other = tmp_path / "other.yaml"
     other.write_text("study: {outcome: [anger], visit: session}")
     assert main(["report", str(run), "--study", str(other)]) == 0  # another outcome needs no training
