@@ -29,8 +29,8 @@ import pandas as pd
 import torch
 import yaml
 from filelock import FileLock
-from ravdess_finetuned import CONFIG, FROZEN, manifest
-from ravdess_finetuned import RUN as TEACHERS
+from ravdess_finetuned import FROZEN, manifest, precision, settings, trained
+from ravdess_finetuned import SEEDS as TEACHERS
 from record import HERE, RESULTS, corpus, record
 
 from mmemo.data.manifest import read_manifest
@@ -42,23 +42,14 @@ from mmemo.training.experiment import LAST
 
 CONFIGS = HERE.parent / "configs"
 RUN = HERE.parent / "runs" / "bench_distillation"
+KINDS = ("tuned", "frozen")
 STUDENTS = ("small", "nano", "labels", "base")
 PARTS = (*STUDENTS, "teacher")
 
 
-def settings() -> list[str]:
-    return [
-        "--data.manifest", str(manifest()),
-        "--data.split.init_args.path", str(corpus("ravdess") / "emobox_folds.csv"),
-    ]  # fmt: skip
-
-
 def teacher() -> pd.DataFrame:
     """What the teachers of all folds say of the test clips; trained where they are not there yet."""
-    tables = [
-        crossval(config, TEACHERS / name, settings()).predictions.sort_values("id", ignore_index=True)
-        for config, name in ((CONFIG, "audio"), (FROZEN, "frozen"))
-    ]
+    tables = [trained(name).predictions.sort_values("id", ignore_index=True) for name in KINDS]
     names = [name for name in tables[0] if str(name).startswith("prob_")]
     mean = sum(table[names] for table in tables) / len(tables)
     predicted = mean.idxmax(axis=1).str.removeprefix("prob_")
@@ -68,7 +59,7 @@ def teacher() -> pd.DataFrame:
 def student(name: str) -> CrossValidation:
     """A student of each fold."""
     path = CONFIGS / f"ravdess_student_{'small' if name == 'labels' else name}.yaml"
-    options = settings()
+    options = settings() + precision()
     config = yaml.safe_load(path.read_text())
     if name == "labels":
         untaught(config)
@@ -76,7 +67,7 @@ def student(name: str) -> CrossValidation:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(config, sort_keys=False))
     else:
-        paths = [str(TEACHERS / kind / "fold{fold}/checkpoints/last.ckpt") for kind in ("audio", "frozen")]
+        paths = [str(TEACHERS / kind / "seed0" / "fold{fold}" / LAST) for kind in KINDS]
         options += ["--model.init_args.teacher", str(paths)]
     return crossval(path, RUN / name, options)
 
@@ -225,7 +216,7 @@ def main() -> None:
         keep(figures)
         if name == "labels":
             continue
-        runs = [RUN / name] if one else [TEACHERS / "audio", TEACHERS / "frozen"]
+        runs = [RUN / name] if one else [TEACHERS / kind / "seed0" for kind in KINDS]
         by_file = {int8: as_files(runs, predictions, int8) for int8 in (False, True)}
         if name == "small":
             figures["int8_cost_points"] = round(by_file[False].ua - by_file[True].ua, 2)

@@ -31,8 +31,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from ravdess_finetuned import CONFIG, FROZEN, manifest
-from record import HERE, RESULTS, corpus, record
+from ravdess_finetuned import FROZEN, manifest, settings, trained
+from ravdess_finetuned import SEEDS as RUN
+from record import HERE, RESULTS, record
 
 from mmemo.cli.main import main as mmemo
 from mmemo.data.audio_facts import audio_facts
@@ -40,24 +41,13 @@ from mmemo.data.leaks import side_doors
 from mmemo.data.manifest import Manifest, read_manifest
 from mmemo.evaluation.calibration import brier, coverage_over_splits, out_of_speaker, reliability
 from mmemo.evaluation.comparison import compare_runs
-from mmemo.evaluation.crossval import repeated
 from mmemo.evaluation.predictions import Predictions, read_predictions
 from mmemo.evaluation.statistics import Tallies, intervals
 from mmemo.training.experiment import write_table
 
-RUN = HERE.parent / "runs" / "bench_evidence"
 PREDICTIONS = RESULTS / "predictions"
 SPACE = HERE.parent / "configs" / "spaces" / "frozen.yaml"
-CPU = Path("/proc/cpuinfo")
-AMX = not CPU.exists() or "amx_bf16" in CPU.read_text()
 PARTS = ("simulation", "report", "leaks", "frozen", "tuned", "tune")
-
-
-def settings() -> list[str]:
-    return [
-        "--data.manifest", str(manifest()),
-        "--data.split.init_args.path", str(corpus("ravdess") / "emobox_folds.csv"),
-    ]  # fmt: skip
 
 
 def simulation(num_trials: int = 1000, num_speakers: int = 24, num_each: int = 60) -> dict[str, Any]:
@@ -89,10 +79,8 @@ def of_seeds(name: str, seeds: Sequence[int], kept: bool) -> Predictions:
     for seed, path in paths.items():
         if kept and path.exists():
             continue
-        precision = [] if AMX or name == "frozen" else ["--trainer.precision", "32-true"]  # bf16 is slower without
-        found = repeated(CONFIG if name == "tuned" else FROZEN, RUN / name, [seed], [*settings(), *precision])
         path.parent.mkdir(exist_ok=True)
-        write_table(path, found.predictions)
+        write_table(path, trained(name, [seed]).predictions)
     tables = [read_predictions(path) for path in paths.values()]
     return tables[0]._replace(table=pd.concat([one.table for one in tables], ignore_index=True)).labelled
 

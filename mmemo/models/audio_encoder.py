@@ -270,8 +270,8 @@ class HuggingFaceAudioEncoder(nn.Module):
         self.min_samples = _receptive_field(config["conv_kernel"], config["conv_stride"])
         self.frozen_below = self.layers[-1] + 1
         self.trained: Any = None  # a module with blocks, once unfrozen
-        # WavLM's attention reads its projections' weights past their modules: an update there would have no effect.
-        self.lora_targets = ("intermediate_dense", "output_dense") if config["model_type"] == "wavlm" else None
+        # WavLM's attention reads its projections' weights past their modules: only the others can be replaced.
+        self.replaceable = ("intermediate_dense", "output_dense") if config["model_type"] == "wavlm" else None
         self._backbone = FrozenBackbone(self._load_frozen)
 
     def unfreeze(self, first_block: int) -> None:

@@ -3,9 +3,9 @@
 from mmemo.training.adversarial import TRADES, AdversarialTraining, DomainAdversarial, FreeLB, VirtualAdversarial
 from mmemo.training.attacks import FGM, FGSM, PGD
 from mmemo.training.distillation import DistillationSystem
-from mmemo.training.finetuning import Full, LastBlocks, LinearProbeFirst, LoRA, ProgressiveUnfreezing
+from mmemo.training.finetuning import Full, LastBlocks, LinearProbeFirst, LoRA, LowRank, ProgressiveUnfreezing
 
 __all__ = [
     "FGM", "FGSM", "PGD", "TRADES", "AdversarialTraining", "DistillationSystem", "DomainAdversarial", "FreeLB",
-    "Full", "LastBlocks", "LinearProbeFirst", "LoRA", "ProgressiveUnfreezing", "VirtualAdversarial",
+    "Full", "LastBlocks", "LinearProbeFirst", "LoRA", "LowRank", "ProgressiveUnfreezing", "VirtualAdversarial",
 ]  # fmt: skip

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 LORA_TARGETS = ("q_proj", "v_proj", "query", "value", "q", "v", "q_lin", "v_lin")
 """Query and value projections as the families of encoders name them."""
@@ -161,7 +162,7 @@ class LoRA(LastBlocks):
         super().prepare(encoder)
         linear = {name for name, part in encoder.trained.named_modules() if isinstance(part, nn.Linear)}
         names = {name.rsplit(".", 1)[-1] for name in linear}
-        allowed = getattr(encoder, "lora_targets", None)
+        allowed = getattr(encoder, "replaceable", None)
         names = names & set(allowed) if allowed else names
         default = allowed or LORA_TARGETS
         unknown = sorted(set(self.targets or ()) - names)
@@ -176,6 +177,109 @@ class LoRA(LastBlocks):
         inject_adapter_in_model(config, encoder.trained)
         for parameter in matrices:
             parameter.requires_grad_(False)
+
+
+class LowRank(LastBlocks):
+    """Trains blocks whose matrices are products of two narrow ones: a pretrained encoder small enough for a student.
+
+    The narrow matrices begin as what serves the first training batch best, which loses far less than the best fit of
+    the matrix itself: the inputs of a pretrained encoder are anything but white (Chen et al. 2021, "DRONE: Data-aware
+    Low-rank Compression for Large NLP Models", NeurIPS, section 3). Training mends what is lost.
+
+    Args:
+        rank: Rank of each matrix, at least 1; one that would not become smaller stays as it is.
+        num_blocks: How many blocks, counted down from the highest chosen layer; all below them stays frozen and cached.
+        lr_ratio: Learning rate of the highest block as a share of the optimizer's, above 0.
+        layer_decay: Learning rate of each block as a share of the block's above it, in (0, 1].
+    """
+
+    def __init__(self, rank: int = 64, num_blocks: int = 2, lr_ratio: float = 0.3, layer_decay: float = 1.0) -> None:
+        super().__init__(num_blocks, lr_ratio, layer_decay)
+        if rank < 1:
+            raise ValueError(f"LowRank(rank={rank}), expected 1 or more")
+        self.rank = rank
+
+    def prepare(self, encoder: Any) -> None:
+        super().prepare(encoder)
+        allowed = getattr(encoder, "replaceable", None)
+        _replace(encoder.trained, nn.Linear, lambda linear: LowRankLinear.instead_of(linear, self.rank), allowed)
+
+
+class LowRankLinear(nn.Module):
+    """A linear layer as two narrow ones, fitted to the first batch that it hears in training.
+
+    Args:
+        linear: What it stands for.
+        rank: How narrow.
+
+    Shape:
+        ``(..., in_features)`` -> ``(..., out_features)``
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.narrow = nn.Linear(linear.in_features, rank, bias=False)
+        self.widen = nn.Linear(rank, linear.out_features, bias=linear.bias is not None)
+        if linear.bias is not None:
+            self.widen.bias.data.copy_(linear.bias.data)
+        self.whole: Tensor
+        self.fitted: Tensor
+        self.register_buffer("whole", linear.weight.data.clone(), persistent=False)
+        self.register_buffer("fitted", torch.tensor(False))
+
+    @classmethod
+    def instead_of(cls, linear: nn.Linear, rank: int) -> nn.Module:
+        """The layer itself, where it would not become smaller."""
+        smaller = rank * (linear.in_features + linear.out_features) < linear.weight.numel()
+        return cls(linear, rank) if smaller else linear
+
+    @property
+    def product(self) -> nn.Linear:
+        """One linear layer that does the same."""
+        linear = nn.Linear(self.narrow.in_features, self.widen.out_features, bias=self.widen.bias is not None)
+        linear.weight.data = self.widen.weight.data @ self.narrow.weight.data
+        if self.widen.bias is not None:
+            linear.bias.data = self.widen.bias.data
+        return linear
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training and not self.fitted:
+            self.fit(inputs.detach())
+        return self.widen(self.narrow(inputs))
+
+    @torch.no_grad()
+    def fit(self, inputs: Tensor) -> None:
+        """Takes on the narrow matrices whose product's outputs for these inputs are nearest to the whole matrix's.
+
+        Args:
+            inputs: ``(..., in_features)``.
+        """
+        rows = inputs.flatten(0, -2).double()
+        second_moment = rows.T @ rows
+        scale = second_moment.diagonal().mean().clamp(min=1e-12)
+        second_moment = second_moment / scale + 1e-4 * torch.eye(len(second_moment), device=rows.device)
+        values, vectors = torch.linalg.eigh(second_moment)  # fewer rows than features leave values of 1e-4
+        root, inverse = ((vectors * values**power) @ vectors.T for power in (0.5, -0.5))
+        left, singular, right = torch.linalg.svd(self.whole.double() @ root, full_matrices=False)
+        rank = self.narrow.out_features
+        share = singular[:rank].sqrt()
+        self.widen.weight.copy_(left[:, :rank] * share)
+        self.narrow.weight.copy_(share[:, None] * right[:rank] @ inverse)
+        self.fitted.fill_(True)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():  # each process heard another batch
+            for tensor in (self.widen.weight, self.narrow.weight):
+                torch.distributed.broadcast(tensor, 0)
+
+
+def _replace(
+    module: nn.Module, kind: type[nn.Module], other: Callable[[Any], nn.Module], names: Sequence[str] | None = None
+) -> None:
+    """Puts another module in the place of each one of a kind, at any depth; of some names alone, where given."""
+    for name, child in module.named_children():
+        if not isinstance(child, kind):
+            _replace(child, kind, other, names)
+        elif names is None or name in names:
+            setattr(module, name, other(child))
 
 
 def parameter_groups(encoder: Any, strategy: Finetuning) -> list[dict[str, Any]]:
@@ -217,7 +321,7 @@ def save_backbone(encoder: Any, folder: Path) -> Path:
     """Writes an encoder with its trained blocks as a model folder that ``model_id`` takes: emotion-enhanced
     pretraining hands its backbone on to the next experiment.
 
-    LoRA's updates are added to the matrices they belong to.
+    LoRA's updates are added to the matrices they belong to, and LowRank's are multiplied to whole ones.
 
     Args:
         encoder: An encoder of a trained model.
@@ -238,6 +342,7 @@ def save_backbone(encoder: Any, folder: Path) -> Path:
     for part in merged.modules():
         if hasattr(part, "lora_A") and hasattr(part, "merge"):
             part.merge()
+    _replace(merged, LowRankLinear, lambda part: part.product)
     model = encoder.whole_model(_merged_names(merged.state_dict()))
     source = pretrained.resolve(encoder.model_id)
     folder.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,16 @@ from mmemo.models import (
     WhisperAudioEncoder,
 )
 from mmemo.training.experiment import Experiment
-from mmemo.training.finetuning import Full, LastBlocks, LinearProbeFirst, LoRA, ProgressiveUnfreezing, save_backbone
+from mmemo.training.finetuning import (
+    Full,
+    LastBlocks,
+    LinearProbeFirst,
+    LoRA,
+    LowRank,
+    LowRankLinear,
+    ProgressiveUnfreezing,
+    save_backbone,
+)
 from tests.conftest import ROOT, padded, tone
 from tests.models.test_audio_encoder import random_model
 from tests.models.test_text_encoder import random_text_model
@@ -117,7 +126,7 @@ def test_lora_starts_from_the_pretrained_model_and_trains_its_updates_alone(tiny
 
 
 @pytest.mark.parametrize("kind", ["whisper", "wavlm", "wav2vec2-large", "ast", "Bert", "XLNet"])
-@pytest.mark.parametrize("strategy", [LastBlocks(1), Full(), LoRA(rank=2, num_blocks=1, targets=None)])
+@pytest.mark.parametrize("strategy", [LastBlocks(1), Full(), LoRA(2, num_blocks=1), LowRank(2, num_blocks=1)])
 def test_a_saved_backbone_gives_what_the_tuned_encoder_gives(
     kind: str, strategy: LastBlocks, tmp_path: Path, make: Callable[[str], Callable[[], Any]]
 ) -> None:
@@ -138,6 +147,25 @@ def test_a_saved_backbone_gives_what_the_tuned_encoder_gives(
         assert again.tokenizer is not None
 
 
+def test_narrow_matrices_begin_as_what_serves_their_inputs_best() -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(64, 96)
+    heard = torch.randn(5, 40, 8) @ torch.randn(8, 64) * 3  # eight directions of 64
+    narrow = LowRankLinear(linear, 8).train()
+    torch.testing.assert_close(narrow(heard), linear(heard), atol=2e-2, rtol=1e-2)
+    left, values, right = torch.linalg.svd(linear.weight.data)
+    best_matrix = left[:, :8] * values[:8] @ right[:8]  # nearest to the matrix, whatever it hears
+    wrong = heard @ (linear.weight - best_matrix).T
+    assert (narrow(heard) - linear(heard)).norm() < 0.01 * wrong.norm()
+    again = narrow.narrow.weight.clone()
+    narrow(torch.randn(3, 64))
+    assert narrow.narrow.weight.equal(again)  # fitted once
+    assert narrow.product(heard).allclose(narrow(heard), atol=1e-4)
+    assert LowRankLinear.instead_of(linear, 39) is linear  # it would not become smaller
+    few = LowRankLinear(linear, 8).train()
+    assert few(heard[0, :3]).isfinite().all()
+
+
 def configured(tiny_config: Path, **settings: Any) -> Path:
     config = yaml.safe_load(tiny_config.read_text())
     config["model"]["init_args"] |= settings
@@ -154,6 +182,10 @@ STRATEGIES = {
     "frozen": ({}, set()),
     "last blocks": ({"audio_finetuning": strategy("LastBlocks", num_blocks=1)}, {"audio.encoder.trained.layers.2"}),
     "lora": ({"audio_finetuning": strategy("LoRA", rank=2, num_blocks=1)}, {"lora_A", "lora_B"}),
+    "low rank": (
+        {"audio_finetuning": strategy("LowRank", rank=2, num_blocks=1)},
+        {"q_proj.narrow", "q_proj.widen", "fc2.narrow", "audio.encoder.trained.layers.2"},
+    ),
     "text": ({"text_finetuning": strategy("LastBlocks", num_blocks=1)}, {"text.encoder.trained.0"}),
     "probe first": (
         {"audio_finetuning": strategy("LinearProbeFirst", probe_epochs=1, num_blocks=1)},
