@@ -104,8 +104,7 @@ class WhisperAudioEncoder(nn.Module):
         """
         check_block(first_block, self.layers, self.model_id)
         self.frozen_below = first_block
-        self.trained = pretrained.load_encoder(self.model_id)
-        self.trained.embed_positions.requires_grad_(False)  # sinusoids
+        self.trained = self._load()
         self.trained.layers = nn.ModuleDict(
             {str(number): self.trained.layers[number - 1] for number in range(max(first_block, 1), self.layers[-1] + 1)}
         )
@@ -169,12 +168,17 @@ class WhisperAudioEncoder(nn.Module):
             features = torch.cat([features[:, kept], computed], dim=1)
         return _averaged(features, mask, self.frame_average)
 
-    def _load_frozen(self) -> nn.Module:
-        encoder = pretrained.load_encoder(self.model_id)
-        last = self._kept_states[-1]
-        blocks = {str(number): block for number, block in enumerate(encoder.layers, 1) if number <= last}  # type: ignore[arg-type]
-        encoder.layers = nn.ModuleDict(blocks)  # type: ignore[arg-type]
+    def _load(self) -> Any:
+        encoder = cast(Any, pretrained.load_encoder(self.model_id))
+        encoder.embed_positions = Sinusoids(encoder.embed_positions.weight.data)
         return encoder
+
+    def _load_frozen(self) -> nn.Module:
+        encoder = self._load()
+        last = self._kept_states[-1]
+        blocks = {str(number): block for number, block in enumerate(encoder.layers, 1) if number <= last}
+        encoder.layers = nn.ModuleDict(blocks)
+        return cast(nn.Module, encoder)
 
     def _in_windows(
         self, sequence: Tensor, mask: Tensor, window: int, encoder: Any, first_block: int, states: list[int]
@@ -209,6 +213,19 @@ class WhisperAudioEncoder(nn.Module):
             states[self.num_blocks] = encoder.layer_norm(hidden)
         chosen = torch.stack([states[layer].float() for layer in wanted], dim=1)  # (batch, layer, time, dim)
         return chosen * mask[:, None, :, None]
+
+
+class Sinusoids(nn.Module):
+    """Position encodings that are no parameters: nothing ever trains them.
+
+    Args:
+        weight: ``(position, dim)``.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight: Tensor
+        self.register_buffer("weight", weight, persistent=False)
 
 
 def _attention_mask(mask: Tensor) -> Tensor | None:
