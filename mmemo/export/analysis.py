@@ -146,7 +146,7 @@ def analyze(
     words: Words | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[Analysis]:
-    """Emotions of a recording of any length, in memory that does not grow with it.
+    """Emotions of a recording of any length, in memory that grows by its timeline alone: some 20 MB an hour.
 
     Args:
         audio: Audio file, or ``-`` for standard input.
