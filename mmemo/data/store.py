@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 
 class Store:
@@ -19,16 +21,18 @@ class Store:
     def __init__(self, path: Path, schema: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        with self.connect() as connection:
-            for statement in schema.split(";"):  # executescript() would end the transaction
-                connection.execute(statement)
+        with FileLock(path.with_name(f".{path.name}.lock")):  # a new file refuses a second process that asks for WAL
+            with closing(sqlite3.connect(path, timeout=60.0)) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")  # the file keeps it
+            with self.connect() as connection:
+                for statement in schema.split(";"):  # executescript() would end the transaction
+                    connection.execute(statement)
 
     @contextmanager
     def connect(self) -> Iterator[sqlite3.Connection]:
         """A connection whose statements are committed together, or not at all."""
         connection = sqlite3.connect(self.path, timeout=60.0, isolation_level=None)
         try:
-            connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("BEGIN IMMEDIATE")
             yield connection

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import platform
+import random
 import shutil
 import time
 import warnings
@@ -31,6 +32,8 @@ BEST_CONFIG = "best.yaml"
 SUMMARY = "tuning.json"
 FEW_SPEAKERS = 6
 """Outer test speakers below which swaps cannot give a p-value under 0.05."""
+OPENING_ATTEMPTS = 5
+"""Times a storage is opened while other workers make its tables."""
 Sampler = Literal["tpe", "random", "grid", "cmaes", "nsga2"]
 
 
@@ -349,28 +352,32 @@ def _study(settings: Tuning, run: Path, known: Mapping[str, Any], mark: str) -> 
     import optuna
 
     url = settings.storage or f"sqlite:///{(run / STORAGE).resolve()}"
-    warnings.filterwarnings("ignore", ".*is an experimental feature.*")
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     sampler = _sampler(settings, known, 0)
-    try:
-        storage = optuna.storages.RDBStorage(
-            url, engine_kwargs={"connect_args": {"timeout": 30}} if url.startswith("sqlite") else None,
-            heartbeat_interval=30, grace_period=90,
-            # Of a worker that was killed: tried again.
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=2),
-        )  # fmt: skip
-        study = optuna.create_study(
-            study_name=f"{STUDY}-{mark[:16]}", storage=storage, direction="maximize", load_if_exists=True,
-            sampler=sampler, pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
-        )  # fmt: skip
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{url}: {error}; install what that database needs") from None
-    except Exception as error:
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{url}: the storage of this search cannot be used ({told}); if another process holds it, wait for it; if "
-            "it is from another version of Optuna, run `optuna storage upgrade`, or choose another --run"
-        ) from None
-    return study
+    for more_attempts in reversed(range(OPENING_ATTEMPTS)):
+        try:
+            storage = optuna.storages.RDBStorage(
+                url, engine_kwargs={"connect_args": {"timeout": 30}} if url.startswith("sqlite") else None,
+                heartbeat_interval=30, grace_period=90,
+                # Of a worker that was killed: tried again.
+                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=2),
+            )  # fmt: skip
+            return optuna.create_study(
+                study_name=f"{STUDY}-{mark[:16]}", storage=storage, direction="maximize", load_if_exists=True,
+                sampler=sampler, pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
+            )  # fmt: skip
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{url}: {error}; install what that database needs") from None
+        except Exception as error:
+            told = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if more_attempts and ("already exists" in told or "unique constraint" in told.lower()):
+                time.sleep(random.uniform(0.2, 1.0))  # another worker makes the tables at this moment
+                continue
+            raise ValueError(
+                f"{url}: the storage of this search cannot be used ({told}); if another process holds it, wait for it; "
+                "if it is from another version of Optuna, run `optuna storage upgrade`, or choose another --run"
+            ) from None
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _sampler(settings: Tuning, known: Mapping[str, Any], num_trials: int) -> Any:

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
 
-from mmemo.evaluation.tuning import BEST_CONFIG, Tuning, read_space, tune
+from mmemo.evaluation.tuning import BEST_CONFIG, Tuning, _study, read_space, tune
 from mmemo.training.experiment import Experiment
 
 SPACE = "model.init_args.optimizer.init_args.lr: {low: 1.0e-4, high: 0.1, log: true}\ntrainer.max_epochs: [1, 2]\n"
@@ -265,6 +267,25 @@ def test_workers_that_start_together_try_different_settings(config: Path, space:
     table = pd.read_csv(run / "trials.csv")
     assert 4 <= len(table) <= 5
     assert not table.filter(like="params_").duplicated().any()
+
+
+def open_new_storages(folder: Path, number: int, together: Any) -> None:
+    """What one worker of several does: opens one new storage after another, each at the moment when the others do."""
+    for round_number in range(8):
+        settings = Tuning(storage=f"sqlite:///{folder / f'shared{round_number}.sqlite'}")
+        together.wait(120)
+        assert _study(settings, folder / f"machine{number}", {}, "a" * 64).trials == []
+
+
+def test_workers_that_open_a_new_storage_at_one_moment_share_it(tmp_path: Path) -> None:
+    processes = multiprocessing.get_context("spawn")
+    together = processes.Barrier(2)
+    workers = [processes.Process(target=open_new_storages, args=(tmp_path, number, together)) for number in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(300)
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 def test_a_storage_of_another_kind_is_refused(config: Path, space: Path, tmp_path: Path) -> None:
