@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mmemo.cli.verb import call, screen
+from mmemo.cli.verb import call_with_many, screen
 
 if TYPE_CHECKING:
     from mmemo.export.analysis import Analysis
@@ -20,17 +20,7 @@ def run(argv: list[str]) -> int:
     Args:
         argv: Options, without the verb.
     """
-    first = next((number for number, word in enumerate(argv) if word.startswith("--")), len(argv))
-    paths = argv[:first]
-    if not paths and any(Path(word).exists() for word in argv[2:]):
-        print(
-            "mmemo analyze: name the audio before the options: mmemo analyze clip.wav --format jsonl", file=sys.stderr
-        )
-        return 2
-    if not paths and not {"--help", "-h"} & set(argv):
-        print("mmemo analyze: name audio files, folders, or - for standard input", file=sys.stderr)
-        return 2
-    return call(analyze, [json.dumps(paths), *argv[first:]] if paths else argv, "analyze")
+    return call_with_many(analyze, argv, "analyze", "AUDIO", "audio files, folders, or - for standard input")
 
 
 def analyze(
@@ -49,12 +39,13 @@ def analyze(
     """Says which emotions are heard in clips, long recordings and folders, segment by segment.
 
     Speech is found first; each stretch of at most 15 s is judged, and marked unsure where no emotion is likely enough.
-    With --out, each recording also gets a JSON file of its own: summary, segments and timeline; and a picture.
+    With --out, a table of all recordings is written too, and for each a JSON file of its own (summary, segments and
+    timeline) and a picture.
 
     Args:
         audio: Files, folders, or - for standard input.
         model: Folder of `mmemo export`; the student that ships with mmemo when not given.
-        out: Folder for segments.csv, segments.jsonl, and a JSON file and a picture of each recording.
+        out: Folder for recordings.csv, segments.csv, segments.jsonl, and a JSON file and a picture of each recording.
         format: What is printed: a table to be read, or one line per segment as JSON or CSV.
         picture: Whether --out gets pictures too.
         min_confidence: Probability below which a segment is marked unsure, in [0, 1].
@@ -74,12 +65,10 @@ def analyze(
 
     if language is not None and not transcript:
         raise ValueError("--language is of the words; add --transcript true")
-    if out is not None and out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out}: is a file, expected a folder to write into")
     recognizer = Recognizer(model or student_folder(), int8, threads)
     words = _words(language) if transcript else None
     folder = None if out is None else _Folder(out, recognizer.classes, picture)
-    failed = given_up = num_found = 0
+    failed = given_up = 0
     told = Console(stderr=True)
     columns = (TextColumn("{task.description}"), TextColumn("{task.completed:.0f} s heard"), TimeElapsedColumn())
     paths: list[Path] = []
@@ -99,19 +88,24 @@ def analyze(
                     path, recognizer, min_confidence, separate_channels, words,
                     partial(_tell, bar, task),
                 )  # fmt: skip
+                for note in heard[0].notes:
+                    print(f"mmemo analyze: {path}: {note}", file=sys.stderr)
+                for one in heard:
+                    if not one.segments:
+                        print(f"mmemo analyze: {one.title}: nobody speaks in its {one.seconds:.1f} s", file=sys.stderr)
+                        continue
+                    rows.add(one)
+                    if folder is not None:
+                        folder.add(one)
+            except BrokenPipeError:  # nobody reads on
+                raise
             except (AudioError, OSError) as error:
                 print(f"mmemo analyze: {error}", file=sys.stderr)
                 failed += 1
-                continue
             finally:
                 bar.remove_task(task)
-            for one in heard:
-                rows.add(one)
-                if folder is not None:
-                    folder.add(one)
-                num_found += 1
     rows.close()
-    if out is not None and num_found:
+    if folder is not None and folder.holds_any:
         told.print(f"Written: {out}")
     if failed:
         print(f"mmemo analyze: {failed} of {len(paths) + given_up} could not be analysed", file=sys.stderr)
@@ -138,7 +132,11 @@ class _Rows:
             self._table(analysis)
             return
         for row in _rows(analysis):
-            print(json.dumps(row, ensure_ascii=False) if self.format == "jsonl" else _csv_line(row, self.classes))
+            print(
+                json.dumps(row, ensure_ascii=False)
+                if self.format == "jsonl"
+                else _csv_line(row, _columns(self.classes))
+            )
 
     def close(self) -> None:
         sys.stdout.flush()
@@ -146,6 +144,8 @@ class _Rows:
     @staticmethod
     def _table(analysis: Analysis) -> None:
         from rich.table import Table
+
+        from mmemo.export.analysis import clock
 
         print(f"{analysis.title}: {analysis.speech_seconds:.1f} s of speech in {analysis.seconds:.1f} s")
         table = Table()
@@ -157,13 +157,14 @@ class _Rows:
         if words:
             table.add_column("words")
         for one in analysis.segments:
-            cells = [_clock(one.start), _clock(one.end), one.emotion, f"{one.confidence:.2f}"]
+            cells = [clock(one.start), clock(one.end), one.emotion, f"{one.confidence:.2f}"]
             table.add_row(*cells, *([one.text or ""] if words else []))
         console = screen()
         console.print(table)
         means = sorted(analysis.probabilities.items(), key=lambda item: -item[1])
         listed = ", ".join(f"{name} {mean:.2f}" for name, mean in means if mean >= 0.005)
-        console.print(f"Mean probability over the speech: {listed}; unsure in {100 * analysis.unsure:.0f} % of it")
+        unsure = f"unsure in {100 * analysis.unsure:.0f} % of it"
+        console.print(f"Over all: {analysis.emotion}. Mean probability over the speech: {listed}; {unsure}")
 
 
 def _words(language: str | None) -> Any:
@@ -176,16 +177,11 @@ def _words(language: str | None) -> Any:
 
 
 def _columns(classes: list[str]) -> list[str]:
-    return [
-        "recording",
-        "channel",
-        "start",
-        "end",
-        "emotion",
-        "confidence",
-        *(f"prob_{name}" for name in classes),
-        "text",
-    ]
+    return ["recording", "channel", "start", "end", "emotion", "confidence", *_prob_columns(classes), "text"]
+
+
+def _prob_columns(classes: list[str]) -> list[str]:
+    return [f"prob_{name}" for name in classes]
 
 
 def _rows(analysis: Analysis) -> list[dict[str, Any]]:
@@ -200,12 +196,12 @@ def _rows(analysis: Analysis) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _csv_line(row: dict[str, Any], classes: list[str]) -> str:
+def _csv_line(row: dict[str, Any], columns: list[str]) -> str:
     import csv
     import io
 
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow([row.get(name, "") for name in _columns(classes)])
+    csv.writer(line, lineterminator="").writerow([row.get(name, "") for name in columns])
     return line.getvalue()
 
 
@@ -213,48 +209,72 @@ class _Folder:
     """Keeps what was found, recording by recording, so that a killed run has lost none that was finished."""
 
     def __init__(self, out: Path, classes: list[str], picture: bool) -> None:
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"--out {out}: is a file, expected a folder to write into")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            for name, columns in (("recordings.csv", _summary_columns(classes)), ("segments.csv", _columns(classes))):
+                (out / name).write_text(",".join(columns) + "\n")
+            (out / "segments.jsonl").write_text("")
+        except OSError as error:  # now, not after an hour of listening
+            raise ValueError(f"--out {out}: nothing can be written there ({error.strerror})") from None
         self.out = out
         self.classes = classes
         self.picture = picture
         self._used: set[str] = set()
 
+    @property
+    def holds_any(self) -> bool:
+        """Whether a recording was kept."""
+        return bool(self._used)
+
     def add(self, one: Analysis) -> None:
-        from mmemo.export.analysis import STDIN, draw
+        from mmemo.export.analysis import draw
         from mmemo.files import replacing
 
         rows = _rows(one)
-        lines = [_csv_line(row, self.classes) for row in rows]
-        if not self._used:
-            self.out.mkdir(parents=True, exist_ok=True)
-            lines.insert(0, ",".join(_columns(self.classes)))
-        for name, found in (
-            ("segments.csv", lines),
-            ("segments.jsonl", [json.dumps(row, ensure_ascii=False) for row in rows]),
-        ):
-            with (self.out / name).open("a" if self._used else "w") as file:
-                file.writelines(f"{line}\n" for line in found)
-        shown = one.name.replace(STDIN, "stdin", 1) if one.name.startswith(STDIN) else one.name
-        stem = Path(shown).name.replace(" ", "_") + ("" if one.channel is None else f"_channel{one.channel}")
-        copies = sum(name == stem or name.startswith(f"{stem}_copy") for name in self._used)
-        name = f"{stem}_copy{copies + 1}" if copies else stem
-        self._used.add(name)
-        timeline = [
-            {"seconds": float(time), **dict(zip(self.classes, [round(float(p), 4) for p in probs], strict=True))}
-            for time, probs in zip(one.times, one.timeline, strict=True)
-            if probs[0] == probs[0]
-        ]
+        overall = _summary(one)
+        name = self._name(one)
+        timeline = {"seconds": one.times, **dict(zip(self.classes, one.timeline.T.round(4), strict=True))}
+        heard = one.timeline[:, 0] == one.timeline[:, 0]
         content = {
-            "recording": one.name, "channel": one.channel, "seconds": round(one.seconds, 3),
-            "speech_seconds": round(one.speech_seconds, 3), "emotion": one.emotion,
-            "probabilities": one.probabilities, "unsure": one.unsure, "segments": rows, "timeline": timeline,
+            **overall, "notes": one.notes, "segments": rows,
+            "timeline": {key: values[heard].tolist() for key, values in timeline.items()},
         }  # fmt: skip
         with replacing(self.out / f"{name}.json") as partial:
-            partial.write_text(json.dumps(content, ensure_ascii=False, indent=1))
+            partial.write_text(json.dumps(content, ensure_ascii=False))
         if self.picture:
             draw(one, self.out / f"{name}.png")
+        for file_name, found in (
+            ("recordings.csv", [_csv_line(overall, _summary_columns(self.classes))]),
+            ("segments.csv", [_csv_line(row, _columns(self.classes)) for row in rows]),
+            ("segments.jsonl", [json.dumps(row, ensure_ascii=False) for row in rows]),
+        ):
+            with (self.out / file_name).open("a") as file:
+                file.writelines(f"{line}\n" for line in found)
+
+    def _name(self, one: Analysis) -> str:
+        """Of its files: no other's, and short enough for a file system."""
+        from mmemo.export.analysis import STDIN
+
+        shown = one.name.replace(STDIN, "stdin", 1) if one.name.startswith(STDIN) else one.name
+        encoded = Path(shown).name.replace(" ", "_").encode()[:200]
+        stem = encoded.decode(errors="ignore") + ("" if one.channel is None else f"_channel{one.channel}")
+        name, copy = stem, 1
+        while name in self._used:
+            copy += 1
+            name = f"{stem}_copy{copy}"
+        self._used.add(name)
+        return name
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds, 1), 60)
-    hours, minutes = divmod(int(minutes), 60)
-    return f"{hours}:{minutes:02d}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"
+def _summary_columns(classes: list[str]) -> list[str]:
+    return ["recording", "channel", "seconds", "speech_seconds", "emotion", "unsure", *_prob_columns(classes)]
+
+
+def _summary(one: Analysis) -> dict[str, Any]:
+    return {
+        "recording": one.name, "channel": one.channel, "seconds": round(one.seconds, 3),
+        "speech_seconds": round(one.speech_seconds, 3), "emotion": one.emotion, "unsure": round(one.unsure, 4),
+        **{f"prob_{name}": round(value, 4) for name, value in one.probabilities.items()},
+    }  # fmt: skip

@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from mmemo.cli.verb import call, screen
+from mmemo.cli.verb import call_with_many, screen
 
 
 def run(argv: list[str]) -> int:
@@ -16,9 +16,8 @@ def run(argv: list[str]) -> int:
     Args:
         argv: Options, without the verb.
     """
-    first = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
-    runs = [json.dumps(argv[:first])] if first else []
-    return call(compare, runs + argv[first:], "compare")
+    needed = "two runs or more, such as `mmemo compare runs/a runs/b`"
+    return call_with_many(compare, argv, "compare", "RUN", needed)
 
 
 def compare(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -28,6 +30,37 @@ def call(function: Callable[..., int], argv: list[str], verb: str) -> int:
     """
     parser = _parser(function, verb)
     return function(**_arguments(parser, parser.parse_args(argv)))
+
+
+def call_with_many(function: Callable[..., int], argv: list[str], verb: str, many: str, needed: str) -> int:
+    """As :func:`call`, but the first argument is a list, given word by word before, between or after the options.
+
+    Args:
+        function: The verb; its docstring becomes the help.
+        argv: Words and options, without the verb; every option has a value.
+        verb: Its name.
+        many: What a word is, in the help.
+        needed: What to name, told where there is no word.
+    """
+    words: list[str] = []
+    options: list[str] = []
+    ahead = iter(argv)
+    for word in ahead:
+        if word == "--":
+            words += ahead
+        elif word in ("-h", "--help") or ("=" in word and word.startswith("--")):
+            options.append(word)
+        elif word.startswith("--"):
+            options += [word, *islice(ahead, 1)]
+        else:
+            words.append(word)
+    if not words and not {"-h", "--help"} & set(options):
+        print(f"mmemo {verb}: name {needed}", file=sys.stderr)
+        return 2
+    parser = _parser(function, verb)
+    parser.usage = f"mmemo {verb} {many}... [--OPTION VALUE ...]"
+    next(action for action in parser._actions if not action.option_strings).metavar = f"{many}..."
+    return function(**_arguments(parser, parser.parse_args([*options, json.dumps(words)] if words else options)))
 
 
 def call_with_rest(function: Callable[..., int], argv: list[str], verb: str, as_positional: bool = False) -> int:

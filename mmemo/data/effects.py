@@ -20,7 +20,7 @@ import numpy as np
 
 from mmemo.pretrained import SAMPLE_RATE
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".opus")
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf")
 
 SNR_DB = (-100.0, 200.0)
 """What is louder or fainter than that is a slip of the finger."""

@@ -36,8 +36,20 @@ class Speech(NamedTuple):
         return self.start + len(self.waveform) / SAMPLE_RATE
 
 
-def num_channels(path: str | Path) -> int:
-    """How many channels a recording has.
+class AudioFormat(NamedTuple):
+    """How a recording is stored.
+
+    Args:
+        sample_rate: In Hz.
+        channels: How many.
+    """
+
+    sample_rate: int
+    channels: int
+
+
+def audio_format(path: str | Path) -> AudioFormat:
+    """How a recording is stored.
 
     Args:
         path: Audio file.
@@ -47,7 +59,8 @@ def num_channels(path: str | Path) -> int:
     """
     try:
         checked_file(Path(path))
-        return soundfile.info(str(path)).channels
+        info = soundfile.info(str(path))
+        return AudioFormat(info.samplerate, info.channels)
     except AudioError:
         raise
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:

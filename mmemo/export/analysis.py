@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
-from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmemo.data.audio import AudioError
 from mmemo.data.effects import AUDIO_SUFFIXES
-from mmemo.data.speech import Speech, audio_blocks, num_channels, speech
+from mmemo.data.speech import AudioFormat, Speech, audio_blocks, audio_format, speech
 from mmemo.export.runtime import ModelFolderError, Recognizer
 from mmemo.files import replacing
 from mmemo.pretrained import SAMPLE_RATE
@@ -29,6 +29,7 @@ SMOOTHING_SECONDS = 2.0  # standard deviation of the Gaussian that weighs segmen
 PAUSE_SECONDS = 0.5  # from the nearest speech, beyond which the timeline says nothing
 ENVELOPE_SECONDS = 0.1
 SEGMENTS_AT_ONCE = 8
+NUM_COLUMNS = 1000  # of a picture
 
 
 class Segment(NamedTuple):
@@ -65,6 +66,7 @@ class Analysis(NamedTuple):
         times: Points of the timeline, in seconds ``(point,)``.
         timeline: Smoothed probabilities ``(point, num_classes)``; NaN far from any speech.
         envelope: Loudest sample in each tenth of a second.
+        notes: What to bear in mind, a sentence each: channels that were averaged, a low sampling rate.
     """
 
     name: str
@@ -77,11 +79,12 @@ class Analysis(NamedTuple):
     times: np.ndarray
     timeline: np.ndarray
     envelope: np.ndarray
+    notes: tuple[str, ...] = ()
 
     @property
     def emotion(self) -> str:
-        """The class that is likeliest over all; ``unsure`` where most of the speech is."""
-        if self.unsure > 0.5:
+        """The class that is likeliest over all; ``unsure`` where most of the speech is, or where there is none."""
+        if self.unsure > 0.5 or not self.segments:
             return UNSURE
         return max(self.probabilities, key=lambda name: self.probabilities[name])
 
@@ -146,7 +149,7 @@ def analyze(
     words: Words | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[Analysis]:
-    """Emotions of a recording of any length, in memory that grows by its timeline alone: some 20 MB an hour.
+    """Emotions of a recording of any length, in memory that grows by its segments and timeline alone.
 
     Args:
         audio: Audio file, or ``-`` for standard input.
@@ -157,7 +160,7 @@ def analyze(
         progress: Told how many seconds have been heard.
 
     Returns:
-        One analysis, or one for each channel.
+        One analysis, or one for each channel; without segments where nobody speaks in a channel.
 
     Raises:
         AudioError: The file cannot be read, or nobody speaks in it.
@@ -172,17 +175,29 @@ def analyze(
             "for the voice from it, or leave --model out for the one that comes with mmemo"
         )
     with _file(audio) as path:
-        channels: list[int | None] = [None]
-        if separate_channels and num_channels(path) > 1:
-            channels = list(range(num_channels(path)))
-        found = []
-        for channel in channels:
-            found.append(_analysis(str(audio), path, channel, recognizer, min_confidence, words, progress))
-    heard = [one for one in found if one.segments]
-    if not heard:
+        stored = audio_format(path)
+        separate_channels = separate_channels and stored.channels > 1
+        channels: list[int | None] = [*range(stored.channels)] if separate_channels else [None]
+        found = [
+            _analysis(str(audio), path, channel, recognizer, min_confidence, words, progress) for channel in channels
+        ]
+    if not any(one.segments for one in found):
         name = "standard input" if str(audio) == STDIN else str(audio)
         raise AudioError(f"{name}: nobody speaks in its {found[0].seconds:.1f} s")
-    return heard
+    notes = _notes(stored, separate_channels)
+    return [one._replace(notes=notes) for one in found]
+
+
+def _notes(stored: AudioFormat, separate_channels: bool) -> tuple[str, ...]:
+    notes = []
+    if stored.channels > 1 and not separate_channels:
+        notes.append(f"its {stored.channels} channels are averaged; --separate_channels true takes each for a speaker")
+    if stored.sample_rate < SAMPLE_RATE:
+        notes.append(
+            f"recorded at {stored.sample_rate} Hz, so nothing above {stored.sample_rate / 2000:g} kHz is heard: "
+            f"answers are less sure than at {SAMPLE_RATE} Hz, which models learn from"
+        )
+    return tuple(notes)
 
 
 @contextmanager
@@ -228,7 +243,7 @@ def _analysis(
 
     segments: list[Segment] = []
     waiting: list[Speech] = []
-    for stretch in chain(speech(heard()), [None]):
+    for stretch in itertools.chain(speech(heard()), [None]):
         if stretch is not None:
             waiting.append(stretch)
         if waiting and (stretch is None or len(waiting) == SEGMENTS_AT_ONCE):
@@ -295,7 +310,7 @@ def summary(
 
 
 def draw(analysis: Analysis, path: Path) -> None:
-    """Probabilities over time under the waveform.
+    """Probabilities over time under the waveform; hours are drawn as means over columns.
 
     Args:
         analysis: Of a recording.
@@ -304,28 +319,64 @@ def draw(analysis: Analysis, path: Path) -> None:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2])
-    times = np.arange(len(analysis.envelope)) * ENVELOPE_SECONDS
-    above.fill_between(times, -analysis.envelope, analysis.envelope, color="0.6", linewidth=0)
-    for segment in analysis.segments:
-        shade = "#fff0c0" if segment.emotion == UNSURE else "#dcebff"
-        above.axvspan(segment.start, segment.end, color=shade, zorder=0)
+    for unsure, shade in ((False, "#dcebff"), (True, "#fff0c0")):
+        spans = [(one.start, one.end - one.start) for one in analysis.segments if (one.emotion == UNSURE) == unsure]
+        above.broken_barh(spans, (-1, 2), color=shade, zorder=0, transform=above.get_xaxis_transform())
+    envelope, times = _columns(analysis.envelope, np.arange(len(analysis.envelope)) * ENVELOPE_SECONDS, np.max)
+    above.fill_between(times, -envelope, envelope, color="0.3", linewidth=0)
     above.set_yticks([])
     title = analysis.title.replace(analysis.name, Path(analysis.name).name, 1)
     above.set_title(f"{title}: speech is shaded, yellow where the model is unsure")
     classes = list(analysis.probabilities)
     colours = colormaps["tab20"].colors if len(classes) > 10 else colormaps["tab10"].colors  # type: ignore[attr-defined]
-    heard = ~np.isnan(analysis.timeline[:, 0])
-    for run in np.split(np.arange(len(heard)), np.flatnonzero(np.diff(heard.astype(int))) + 1):
-        if heard[run[0]]:  # pauses stay blank
-            below.stackplot(analysis.times[run], analysis.timeline[run].T, colors=colours, alpha=0.85)
+    timeline, times = _columns(analysis.timeline, analysis.times, _mean_of_heard)
+    heard = ~np.isnan(timeline[:, 0])  # pauses stay blank
+    step: Any = "mid" if len(analysis.times) > NUM_COLUMNS else None
+    lower = np.zeros(len(times))
+    for colour, probs in zip(colours, np.nan_to_num(timeline.T), strict=False):
+        below.fill_between(times, lower, lower + probs, where=heard, step=step, color=colour, alpha=0.85, linewidth=0)
+        lower += probs
     handles = [Patch(color=colour, alpha=0.85, label=name) for name, colour in zip(classes, colours, strict=False)]
     below.set_ylim(0, 1)
     below.set_xlim(0, analysis.seconds)
     below.set_ylabel("probability")
-    below.set_xlabel("seconds")
+    below.set_xlabel("time" if analysis.seconds >= 120 else "seconds")
+    if analysis.seconds >= 120:
+        below.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 3, 6, 10], integer=True))
+        below.xaxis.set_major_formatter(FuncFormatter(lambda value, _: clock(value, digits=0)))
     below.legend(handles=handles[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
+
+
+def _columns(values: np.ndarray, times: np.ndarray, join: Callable[..., np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """No more values than a picture has columns, and where each stands: neighbours are joined."""
+    if len(values) <= NUM_COLUMNS:
+        return values, times
+    edges = np.linspace(0, len(values), NUM_COLUMNS + 1).astype(int)
+    pieces = [slice(first, last) for first, last in itertools.pairwise(edges)]
+    return np.array([join(values[piece], axis=0) for piece in pieces]), np.array(
+        [times[piece].mean() for piece in pieces]
+    )
+
+
+def _mean_of_heard(timeline: np.ndarray, axis: int) -> np.ndarray:
+    heard = ~np.isnan(timeline[:, 0])
+    return timeline[heard].mean(axis) if heard.any() else timeline[0]
+
+
+def clock(seconds: float, digits: int = 1) -> str:
+    """A time as ``m:ss`` or ``h:mm:ss``.
+
+    Args:
+        seconds: Since the beginning.
+        digits: After the seconds' decimal point.
+    """
+    minutes, rest = divmod(round(seconds, digits), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    last = f"{rest:0{digits + 3 if digits else 2}.{digits}f}"
+    return f"{hours}:{minutes:02d}:{last}" if hours else f"{minutes}:{last}"
