@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmemo.data.audio import read_audio
+from mmemo.data.audio import AudioError, read_audio
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -77,9 +77,9 @@ class Recognizer:
         if threads < 0:
             raise ValueError(f"threads={threads}: expected a number, or 0 to let onnxruntime decide")
         self.folder = Path(folder)
-        self.config = _config(self.folder)
-        self.int8 = int8
         name = INT8_FILE if int8 else MODEL_FILE
+        self.config = _config(self.folder, name)
+        self.int8 = int8
         content = self._read(name)
         self.classes: list[str] = self.config["classes"]
         self.inputs: list[str] = self.config["inputs"]
@@ -88,6 +88,7 @@ class Recognizer:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self._check_graph()
         self._tokenizer = None
         if not self.audio_only:
             from tokenizers import Tokenizer
@@ -102,6 +103,17 @@ class Recognizer:
                 "copy the folder again, or export anew"
             )
         return content
+
+    def _check_graph(self) -> None:
+        inputs = [one.name for one in self._session.get_inputs()]
+        outputs = {one.name: one.shape for one in self._session.get_outputs()}
+        num_classes = outputs["probabilities"][-1] if "probabilities" in outputs else 0
+        if inputs != self.inputs or list(outputs) != self.outputs or num_classes != len(self.classes):
+            raise ModelFolderError(
+                f"{self.folder / CONFIG_FILE}: names {len(self.classes)} classes, inputs {self.inputs} and outputs "
+                f"{self.outputs}, and the model beside it has {num_classes}, {inputs} and {list(outputs)}; copy the "
+                "folder again, or export anew"
+            )
 
     @property
     def audio_only(self) -> bool:
@@ -182,21 +194,39 @@ class Recognizer:
             row[: len(waveform)] = waveform
         return self._emotions(self.run(padded, np.array([len(one) for one in waveforms], dtype=np.int64)))
 
-    def predict_files(self, paths: Iterable[str | Path], batch_size: int = 16) -> Iterator[tuple[Path, Emotion]]:
+    def predict_files(
+        self,
+        paths: Iterable[str | Path],
+        batch_size: int = 16,
+        on_error: Callable[[AudioError], object] | None = None,
+    ) -> Iterator[tuple[Path, Emotion]]:
         """Emotions of files, a batch at a time, of a model that hears audio alone.
 
         Args:
             paths: Files.
-            batch_size: How many are computed together.
+            batch_size: How many are read, and in full precision computed, together.
+            on_error: Told of each file that cannot be read, which is left out; such a file is an error when not given.
+
+        Raises:
+            AudioError: A file cannot be read, after what was said of those before it.
         """
-        batch: list[Path] = []
-        for path in paths:
-            batch.append(Path(path))
+        batch: list[tuple[Path, np.ndarray]] = []
+        for path in map(Path, paths):
+            try:
+                batch.append((path, read_audio(path)))
+            except AudioError as error:
+                if on_error is None:
+                    yield from self._of_files(batch)
+                    raise
+                on_error(error)
             if len(batch) == batch_size:
-                yield from zip(batch, self.predict_batch(batch), strict=True)
+                yield from self._of_files(batch)
                 batch = []
-        if batch:
-            yield from zip(batch, self.predict_batch(batch), strict=True)
+        yield from self._of_files(batch)
+
+    def _of_files(self, batch: Sequence[tuple[Path, np.ndarray]]) -> Iterator[tuple[Path, Emotion]]:
+        emotions = self.predict_batch([waveform for _, waveform in batch])
+        yield from zip([path for path, _ in batch], emotions, strict=True)
 
     def stream(self, window_seconds: float = 3.0, hop_seconds: float = 0.5) -> Stream:
         """Takes samples as they come and gives a probability for each hop.
@@ -234,6 +264,9 @@ class Moment(NamedTuple):
 
 class Stream:
     """Samples come in pieces of any size; memory holds one window.
+
+    Every window is judged, speech or not: a model that never learned silence says something of it too. Where pauses
+    matter, push what ``mmemo.data.speech.speech`` finds, or use ``mmemo.analyze``.
 
     Args:
         recognizer: Hears each window.
@@ -273,18 +306,19 @@ class Stream:
         return moments
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _config(folder: Path, model_file: str) -> dict[str, Any]:
+    """What ``config.json`` says, checked; the files that will be read are there."""
     if not folder.is_dir():
         raise ModelFolderError(f"{folder}: no such folder, expected one of `mmemo export`")
-    missing = [name for name in (CONFIG_FILE, MODEL_FILE, INT8_FILE) if not (folder / name).is_file()]
-    if missing:
-        raise ModelFolderError(f"{folder}: lacks {', '.join(missing)}; copy the whole folder, or export anew")
+    _refuse_missing(folder, [CONFIG_FILE, model_file])
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
         version = config["format_version"]
         if version == FORMAT_VERSION:
-            _ = [config[name] for name in ("classes", "inputs", "outputs", "dimensions", "sha256")]
-            _ = [config["sha256"][name] for name in (MODEL_FILE, INT8_FILE)]
+            lists = [config[name] for name in ("classes", "inputs", "outputs", "dimensions")]
+            if not all(isinstance(one, list) and all(isinstance(name, str) for name in one) for one in lists):
+                raise TypeError
+            _ = config["sha256"][model_file]
     except (ValueError, KeyError, TypeError):
         raise ModelFolderError(f"{folder / CONFIG_FILE}: not the config.json of `mmemo export`") from None
     if version != FORMAT_VERSION:
@@ -292,9 +326,19 @@ def _config(folder: Path) -> dict[str, Any]:
             f"{folder}: has format version {version}, this mmemo reads {FORMAT_VERSION}; export it anew, or install "
             "the mmemo that made it"
         )
-    if "token_ids" in config["inputs"] and not (folder / TOKENIZER_FILE).is_file():
-        raise ModelFolderError(f"{folder}: lacks {TOKENIZER_FILE}; copy the whole folder, or export anew")
-    return config
+    if config.get("sample_rate") != SAMPLE_RATE:
+        raise ModelFolderError(
+            f"{folder / CONFIG_FILE}: says {config.get('sample_rate')} Hz, expected {SAMPLE_RATE} Hz; export anew"
+        )
+    if "token_ids" in config["inputs"]:
+        _refuse_missing(folder, [TOKENIZER_FILE])
+    return dict(config)
+
+
+def _refuse_missing(folder: Path, names: Sequence[str]) -> None:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ModelFolderError(f"{folder}: lacks {', '.join(missing)}; copy the whole folder, or export anew")
 
 
 def _waveform(audio: str | Path | np.ndarray, may_be_empty: bool = False) -> np.ndarray:

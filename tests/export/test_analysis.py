@@ -15,7 +15,7 @@ import soundfile
 from mmemo.cli.main import main
 from mmemo.data.audio import AudioError, read_audio
 from mmemo.data.speech import audio_blocks, speech
-from mmemo.export.analysis import UNSURE, Segment, analyze, summary
+from mmemo.export.analysis import NUM_COLUMNS, UNSURE, Segment, analyze, clock, draw, summary
 from mmemo.export.onnx import export_onnx
 from tests.conftest import CLASSES, ROOT
 from tests.export.test_onnx import SECONDS, clips, student
@@ -110,7 +110,78 @@ def test_channels_are_speakers_when_asked(folder: Path, recording: Path, tmp_pat
     assert (left.channel, right.channel) == (0, 1)
     assert left.title == f"{path}, channel 0"
     assert right.segments[0].start == pytest.approx(left.segments[0].start + 0.5, abs=0.1)
-    assert len(analyze(path, folder)) == 1
+    (averaged,) = analyze(path, folder)
+    assert "its 2 channels are averaged" in averaged.notes[0]
+    assert left.notes == ()
+
+
+def test_a_channel_in_which_nobody_speaks_is_told(
+    folder: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waveform = read_audio(recording)
+    path = tmp_path / "call.wav"
+    soundfile.write(path, np.stack([waveform, 0 * waveform], 1), 16_000)
+    options = ["--separate_channels", "true", "--model", str(folder), "--format", "jsonl", "--out", str(tmp_path / "o")]
+    assert main(["analyze", str(path), *options]) == 0
+    told = capsys.readouterr()
+    assert f"{path}, channel 1: nobody speaks in its" in told.err
+    assert {json.loads(line)["channel"] for line in told.out.splitlines()} == {0}
+    assert pd.read_csv(tmp_path / "o" / "recordings.csv")["channel"].tolist() == [0]
+    assert analyze(path, folder, separate_channels=True)[1].emotion == UNSURE
+
+
+def test_a_low_sampling_rate_is_told(folder: Path, recording: Path, tmp_path: Path) -> None:
+    import soxr
+
+    path = tmp_path / "telephone.wav"
+    soundfile.write(path, soxr.resample(read_audio(recording), 16_000, 8_000), 8_000)
+    (found,) = analyze(path, folder)
+    assert "recorded at 8000 Hz, so nothing above 4 kHz is heard" in found.notes[0]
+
+
+def test_the_picture_of_hours_has_no_more_than_its_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    sure = dict(zip(CLASSES, (0.8, 0.1, 0.1), strict=True))
+    segments = [Segment(5.0 * n, 5.0 * n + 3, "anger", 0.8, sure) for n in range(2000)]
+    hours = summary("talk.wav", None, 10_800.0, segments, CLASSES, np.ones(108_000, dtype=np.float32))
+    widths = []
+    plain = Axes.fill_between
+    monkeypatch.setattr(Axes, "fill_between", lambda self, x, *a, **k: (widths.append(len(x)), plain(self, x, *a, **k)))
+    draw(hours, tmp_path / "hours.png")
+    assert widths == [NUM_COLUMNS] * (1 + len(CLASSES))
+    short = hours._replace(seconds=20.0, times=hours.times[:41], timeline=hours.timeline[:41], segments=segments[:4])
+    draw(short, tmp_path / "short.png")
+    assert widths[-1] == 41
+    assert (tmp_path / "hours.png").stat().st_size > 10_000
+
+
+def test_times_are_read_as_clocks() -> None:
+    assert [clock(one) for one in (0, 59.96, 61.25, 3599.99, 7325.5)] == [
+        "0:00.0",
+        "1:00.0",
+        "1:01.2",
+        "1:00:00.0",
+        "2:02:05.5",
+    ]
+    assert [clock(one, digits=0) for one in (0, 75, 3600)] == ["0:00", "1:15", "1:00:00"]
+
+
+def test_one_recordings_trouble_is_its_own(
+    folder: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = tmp_path / f"{'x' * 245}.wav"
+    long.write_bytes(recording.read_bytes())
+    out = tmp_path / "out"
+    arguments = ["--format", "csv", str(long), "--model", str(folder), str(recording), "--out", str(out)]
+    assert main(["analyze", *arguments]) == 0, "options may stand anywhere"
+    table = pd.read_csv(out / "recordings.csv")
+    assert table["recording"].tolist() == [str(long), str(recording)]
+    assert len(list(out.glob("*.png"))) == 2
+    capsys.readouterr()
+    (tmp_path / "file").touch()
+    assert main(["analyze", str(recording), "--model", str(folder), "--out", str(tmp_path / "file" / "o")]) == 1
+    assert "nothing can be written there" in capsys.readouterr().err
 
 
 def test_the_verb_writes_all_and_says_what_failed(
@@ -135,8 +206,12 @@ def test_the_verb_writes_all_and_says_what_failed(
     lines = [json.loads(line) for line in (out / "segments.jsonl").read_text().splitlines()]
     assert [line["start"] for line in lines] == table["start"].tolist()
     content = json.loads((out / "talk.wav.json").read_text())
-    assert sum(content["probabilities"].values()) == pytest.approx(1)
-    assert len(content["timeline"]) > 5
+    assert sum(content[f"prob_{name}"] for name in CLASSES) == pytest.approx(1, abs=1e-3)
+    assert set(content["timeline"]) == {"seconds", *CLASSES}
+    assert len(content["timeline"]["seconds"]) == len(content["timeline"]["anger"]) > 5
+    overall = pd.read_csv(out / "recordings.csv")
+    assert overall["emotion"].tolist() == [content["emotion"]]
+    assert f"Over all: {content['emotion']}." in told.out
     assert (out / "talk.wav.png").stat().st_size > 10_000
 
 
@@ -178,7 +253,7 @@ def test_a_folder_is_all_that_is_in_it(folder: Path, recording: Path, tmp_path: 
 def test_mistakes_are_told(folder: Path, recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, code, message in (
         ([], 2, "name audio files, folders"),
-        (["--format", "csv", str(recording)], 2, "name the audio before the options"),
+        (["--format", "csv"], 2, "name audio files, folders"),
         ([str(folder / "none"), str(recording.parent / ("x" * 300))], 1, "2 of 2 could not be analysed"),
         ([str(recording), "--model", str(recording.parent)], 1, "lacks config.json"),
         ([str(recording), "--model", str(folder), "--min_confidence", "2"], 1, "expected a probability"),

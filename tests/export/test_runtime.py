@@ -61,6 +61,16 @@ def test_files_of_any_rate_and_number_of_channels_sound_the_same(folder: Path, t
         assert found.probabilities == pytest.approx(wanted.probabilities, abs=0.02)
     paths = [tmp_path / "16000.wav", tmp_path / "48000.wav", tmp_path / "16000.wav"]
     assert [path for path, _ in recognizer.predict_files(paths, batch_size=2)] == paths
+    bad = tmp_path / "bad.wav"
+    bad.write_text("no audio")
+    told: list[AudioError] = []
+    found = recognizer.predict_files([paths[0], bad, paths[1]], on_error=told.append)
+    assert [path for path, _ in found] == paths[:2]
+    assert "bad.wav: not readable audio" in str(told[0])
+    found = recognizer.predict_files([paths[0], bad, paths[1]])
+    assert next(found)[0] == paths[0], "what was said before is not lost"
+    with pytest.raises(AudioError, match=r"bad\.wav: not readable audio"):
+        next(found)
 
 
 def test_in_int8_too_neighbours_change_nothing(folder: Path) -> None:
@@ -102,6 +112,20 @@ def test_a_folder_that_cannot_be_trusted_is_refused(copied: Path, tmp_path: Path
     (copied / "config.json").write_text(json.dumps({**config, "format_version": 99}))
     with pytest.raises(ModelFolderError, match="format version 99, this mmemo reads 1"):
         Recognizer(copied)
+    for changes, message in (
+        ({"classes": ["anger", "joy"]}, r"names 2 classes, .* the model beside it has 3"),
+        ({"sample_rate": 8000}, "says 8000 Hz, expected 16000 Hz"),
+        ({"inputs": 5}, r"not the config\.json"),
+        ({"outputs": ["logits"]}, "the model beside it has"),
+    ):
+        (copied / "config.json").write_text(json.dumps({**config, **changes}))
+        with pytest.raises(ModelFolderError, match=message):
+            Recognizer(copied)
+    (copied / "config.json").write_text(json.dumps(config))
+    (copied / "model.onnx").unlink()
+    Recognizer(copied)  # the small file is enough to run
+    with pytest.raises(ModelFolderError, match=r"lacks model\.onnx"):
+        Recognizer(copied, int8=False)
     (copied / "config.json").write_text('{"format_version": 1}')
     with pytest.raises(ModelFolderError, match=r"not the config\.json"):
         Recognizer(copied)
