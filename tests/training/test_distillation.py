@@ -12,9 +12,12 @@ import yaml
 from mmemo import load_model
 from mmemo.cli.main import main
 from mmemo.data import ManifestError
+from mmemo.labels import UNLABELLED
+from mmemo.losses import SoftenedLogits
 from mmemo.training.distillation import DistillationSystem
 from mmemo.training.experiment import Experiment
 from mmemo.training.features import features_root
+from mmemo.training.system import EmotionSystem
 from tests.conftest import CORPORA, ROOT
 
 EFFECTS = [{"class_path": "mmemo.data.effects.Gain"}, {"class_path": "mmemo.data.effects.Noise"}]
@@ -150,6 +153,47 @@ def test_unlabelled_clips_take_part_and_mixup_mixes_the_lessons(
     assert system.learns_unlabelled
     rows = torch.cat([batch.row for batch in system.trainer.datamodule.train_dataloader()])  # type: ignore[attr-defined]
     assert len(rows) == 18
+    datamodule: Any = system.trainer.datamodule
+    unlabelled = set(datamodule.manifest.frame.index[datamodule.manifest.frame["emotion"].isna()])
+    batch = next(one for one in datamodule.train_dataloader() if any(int(row) in unlabelled for row in one.row))
+    keep = torch.tensor([int(row) in unlabelled for row in batch.row])
+    batch = type(batch)(*(None if values is None else values[keep] for values in batch))
+    assert (batch.target == UNLABELLED).all()
+    system.zero_grad()
+    output = system(batch)
+    alone = system.criterion(output, batch)
+    alone.backward()
+    learned = [part.grad for part in system.model.parameters() if part.grad is not None]
+    assert sum(float(grad.abs().sum()) for grad in learned) > 0, "the teacher teaches without a label"
+    assert float(EmotionSystem.criterion(system, output, batch)) == 0, "the labels say nothing"
+    lessons = system._lessons
+    assert lessons is not None
+    taught, student_said = lessons.of(batch), output.logits
+    assert float(alone) == pytest.approx(
+        float(SoftenedLogits()(taught._replace(logits=student_said), taught)), rel=1e-4
+    )
+
+
+def test_mixed_clips_are_taught_by_both_in_the_share_that_is_mixed(
+    tiny_config: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = fitted(student(tiny_config, str(teacher), mixup=0.4))
+    datamodule: Any = system.trainer.datamodule
+    batch = next(iter(datamodule.train_dataloader()))
+    heard: list[Any] = []
+    told = DistillationSystem.criterion
+
+    def noted(self: DistillationSystem, output: Any, one: Any) -> torch.Tensor:
+        heard.append((one.row.tolist(), float(told(self, output, one))))
+        return told(self, output, one)
+
+    monkeypatch.setattr(DistillationSystem, "criterion", noted)
+    monkeypatch.setattr(system, "log", lambda *_, **__: None)
+    monkeypatch.setattr(torch.distributions.Beta, "sample", lambda self: torch.tensor(0.25))
+    loss = float(system.training_step(batch, 0))
+    (rows, first), (others, second) = heard
+    assert sorted(rows) == sorted(others)
+    assert loss == pytest.approx(0.25 * first + 0.75 * second, rel=1e-4)
 
 
 def test_a_killed_distillation_goes_on_as_if_nothing_had_been(
