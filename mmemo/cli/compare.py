@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -43,9 +44,10 @@ def compare(
     from mmemo.evaluation.statistics import FIGURES, corrected
     from mmemo.files import replacing
 
-    if len(runs) < 2:
+    if len(set(runs)) < 2:
         raise ValueError("name two runs or more, such as `mmemo compare runs/a runs/b`")
     read = {run: read_predictions(run) for run in runs}
+    names = _names(runs)
     pairs = list(combinations(runs, 2))
     found = [compare_runs(read[first], read[second], metric) for first, second in pairs]
     of_classes = found[0].figure in FIGURES
@@ -53,12 +55,21 @@ def compare(
     table = Table(
         title=f"{found[0].figure}{', per cent' if of_classes else ''}; 95 % over {found[0].num_speakers} speakers"
     )
-    for name in ("runs", "first", "second", "difference", "p (swaps)", f"p ({correction})", "p (McNemar)", "p (folds)"):
+    for name in (
+        "runs",
+        "first",
+        "second",
+        "second less first",
+        "p (swaps)",
+        f"p ({correction})",
+        "p (McNemar)",
+        "p (folds)",
+    ):
         table.add_column(name, justify="left" if name == "runs" else "right")
     for (first, second), one, p_value in zip(pairs, found, p_values, strict=True):
         shown = (one.first, one.second, one.difference)
         table.add_row(
-            f"{_name(first)} - {_name(second)}",
+            f"{names[first]}, {names[second]}",
             *(value.percent() if of_classes else value.number() for value in shown),
             *(f"{value:.3f}" for value in (one.p_permutation, p_value)),
             *("" if value != value else f"{value:.3f}" for value in (one.p_mcnemar, one.p_folds)),
@@ -67,16 +78,16 @@ def compare(
     console.print(table)
     for folder, predictions in read.items():
         for warning in predictions.warnings:
-            console.print(f"Warning: {_name(folder)}: {warning}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"Warning: {names[folder]}: {warning}", markup=False, highlight=False, soft_wrap=True)
     if any(value != value for one in found for value in (one.p_folds, one.p_mcnemar)):
         console.print("Blank: p (folds) needs runs of the same folds, p (McNemar) classes and one seed", soft_wrap=True)
     for (first, second), one in zip(pairs, found, strict=True):
         if one.visible == 0:
-            console.print(f"{_name(first)} - {_name(second)}: no resample of the speakers tells them apart")
+            console.print(f"{names[first]}, {names[second]}: no resample of the speakers tells them apart")
             continue
         visible = f"{100 * one.visible:.1f} points" if of_classes else f"{one.visible:.3f}"
         console.print(
-            f"{_name(first)} - {_name(second)}: with {one.num_speakers} speakers a difference under "
+            f"{names[first]}, {names[second]}: with {one.num_speakers} speakers a difference under "
             f"{visible} is seen less than four times in five",
             highlight=False,
             soft_wrap=True,
@@ -97,6 +108,12 @@ def compare(
     return 0
 
 
-def _name(run: Path) -> str:
-    """What a table calls a run."""
-    return run.name if run.suffix == "" else f"{run.parent.name}/{run.stem}"
+def _names(runs: Sequence[Path]) -> dict[Path, str]:
+    """What a table calls each run: as much of its path as tells it from the others."""
+    parts = {run: (*run.absolute().parent.parts, run.stem if run.is_file() else run.name) for run in runs}
+    deepest = max(map(len, parts.values()))
+    for depth in range(1, deepest + 1):
+        names = {run: "/".join(one[-depth:]) for run, one in parts.items()}
+        if len(set(names.values())) == len(names):
+            break
+    return names

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
 from collections.abc import Callable
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def call(function: Callable[..., int], argv: list[str], verb: str) -> int:
         verb: Its name.
     """
     parser = _parser(function, verb)
-    return function(**_arguments(parser, parser.parse_args(argv)))
+    return function(**_arguments(parser, parser.parse_args(_spelled_out(function, argv))))
 
 
 def call_with_many(function: Callable[..., int], argv: list[str], verb: str, many: str, needed: str) -> int:
@@ -44,7 +45,7 @@ def call_with_many(function: Callable[..., int], argv: list[str], verb: str, man
     """
     words: list[str] = []
     options: list[str] = []
-    ahead = iter(argv)
+    ahead = iter(_spelled_out(function, argv))
     for word in ahead:
         if word == "--":
             words += ahead
@@ -72,6 +73,7 @@ def call_with_rest(function: Callable[..., int], argv: list[str], verb: str, as_
         verb: Its name.
         as_positional: Whether arguments without a default are given by place, not by name.
     """
+    argv = _spelled_out(function, argv)
     parser = _parser(function, verb, as_positional, skip={"options"})
     own: list[str] = []
     rest: list[str] = []
@@ -82,6 +84,18 @@ def call_with_rest(function: Callable[..., int], argv: list[str], verb: str, as_
             target = own if word.split("=")[0] in known else rest
         target.append(word)
     return function(**_arguments(parser, parser.parse_args(own)), options=rest)
+
+
+def _spelled_out(function: Callable[..., int], argv: list[str]) -> list[str]:
+    """A switch alone, such as ``--transcript``, means ``--transcript true``."""
+    arguments = inspect.signature(function).parameters.values()
+    switches = {f"--{one.name}" for one in arguments if one.annotation in (bool, "bool")}
+    found: list[str] = []
+    for word, after in zip_longest(argv, argv[1:], fillvalue=""):
+        found.append(word)
+        if word in switches and after.lower() not in ("true", "false"):
+            found.append("true")
+    return found
 
 
 def _parser(function: Callable[..., int], verb: str, as_positional: bool = True, skip: set[str] | None = None) -> Any:

@@ -33,7 +33,8 @@ WORDS = ("text", "text_reference")
 VOTES_PREFIX = "votes_"
 SPLITS = ("train", "val", "test")
 REPORTS_OWN = (
-    "fold", "seed", "answered", "warning", "side", "predicted", "confidence", "length", "noise", "seconds"
+    "fold", "seed", "answered", "conformal_set", "warning", "side", "predicted", "confidence", "length", "noise",
+    "seconds",
 )  # fmt: skip
 """Names that a report gives to columns of its own."""
 SENTENCE_WORDS, SENTENCE_LENGTH = 3, 25

@@ -160,7 +160,10 @@ class GroupKFold:
     def __call__(self, manifest: Manifest) -> Split:
         groups = _groups(manifest, self.group)
         if groups.nunique() < 2:
-            raise SplitError(f"{manifest.path}: one {self.group} alone cannot be judged on others")
+            raise SplitError(
+                f"{manifest.path}: one {self.group} alone cannot be judged on others; add more of them, or choose "
+                "another group"
+            )
         if not 2 <= self.num_folds <= groups.nunique():
             raise SplitError(
                 f"{manifest.path}: num_folds={self.num_folds}, expected 2 to {groups.nunique()}, "
@@ -198,7 +201,10 @@ class LeaveOneGroupOut:
         groups = _groups(manifest, self.group).astype(str)
         names = sorted(groups.unique())
         if len(names) < 2:
-            raise SplitError(f"{manifest.path}: one {self.group} alone cannot be judged on others")
+            raise SplitError(
+                f"{manifest.path}: one {self.group} alone cannot be judged on others; add more of them, or choose "
+                "another group"
+            )
         if not 1 <= self.fold <= len(names):
             raise SplitError(f"fold={self.fold}, expected 1 to {len(names)}, the number of {self.group}s")
         tested = groups.eq(names[self.fold - 1]).to_numpy(dtype=bool)

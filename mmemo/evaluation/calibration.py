@@ -9,6 +9,8 @@ import numpy as np
 
 NUM_BINS = 15
 TINY = 1e-8
+COVERAGE = 0.9
+"""Chance that a set of classes shall hold the true one."""
 
 
 class Reliability(NamedTuple):
@@ -236,7 +238,7 @@ class Conformal(NamedTuple):
         return inside
 
 
-def conformal(probs: np.ndarray, target: np.ndarray, speakers: np.ndarray, coverage: float = 0.9) -> Conformal:
+def conformal(probs: np.ndarray, target: np.ndarray, speakers: np.ndarray, coverage: float = COVERAGE) -> Conformal:
     """Split conformal prediction, fitted on speakers that neither train nor test.
 
     Utterances of a new speaker are not exchangeable with those of the calibrating ones one by one, speakers are: every
@@ -272,7 +274,7 @@ def coverage_over_splits(
     probs: np.ndarray,
     target: np.ndarray,
     speakers: np.ndarray,
-    coverage: float = 0.9,
+    coverage: float = COVERAGE,
     num_splits: int = 200,
     share: float = 0.5,
     seed: int = 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import sys
@@ -17,6 +18,7 @@ from filelock import FileLock, Timeout
 from pytorch_lightning.utilities import rank_zero_only
 
 from mmemo.data.manifest import shown_columns
+from mmemo.data.splits import InnerFolds, SplitError
 from mmemo.files import checksum
 from mmemo.training.experiment import LAST, METRICS_FILE, Experiment, write_table, write_text
 
@@ -250,14 +252,47 @@ def run_fold(
     return metrics
 
 
-def prepared(experiment: Experiment) -> None:
-    """Says what is wrong with tables, split and study before there is a folder."""
+def prepared(experiment: Experiment, num_inner: int = 0) -> None:
+    """Says what is wrong with tables, study or any fold before there is a folder.
+
+    Args:
+        experiment: Whose folds will be run.
+        num_inner: Inner folds of each, where there are some.
+
+    Raises:
+        ValueError: A fold whose training side lacks a class, has nobody to choose the epoch, or too few groups for the
+            inner folds.
+    """
     datamodule = experiment.datamodule
     datamodule.setup("fit")
     study = experiment.config_init.study
     if study is not None:
         study.check(datamodule.classes, shown_columns(datamodule.manifest.frame, study.columns))
         study.check_split(datamodule.manifest, datamodule.split, datamodule.allow_speaker_overlap)
+    if isinstance(datamodule.splitter, InnerFolds):
+        return  # of folds that were looked at
+    for fold in range(1, datamodule.splitter.count(datamodule.manifest) + 1):
+        splitter = copy.copy(datamodule.splitter)
+        splitter.fold = fold
+        split = splitter(datamodule.manifest)
+        if experiment.config.checkpoint == "best" and not len(split.val):
+            raise ValueError(
+                f"fold {fold} has no validation rows to choose the best checkpoint by; set checkpoint: last for a "
+                "schedule that was fixed before, or data.split.init_args.num_val_speakers to 1 or more"
+            )
+        learned = set(datamodule.manifest.frame["emotion"].iloc[split.train].dropna())
+        missing = [name for name in datamodule.classes if name not in learned]
+        if missing and "emotion" in experiment.model.loss.reads:
+            raise ValueError(
+                f"fold {fold}: no training row is {', '.join(missing)}, which the other folds would find out only when "
+                "they have been trained; take it out of data.classes, or use fewer folds or another split"
+            )
+        if num_inner:
+            inner = InnerFolds(splitter, num_inner, group=getattr(splitter, "group", "speaker"))
+            try:
+                inner(datamodule.manifest)
+            except SplitError as error:
+                raise ValueError(f"--nested {num_inner}: the training side of fold {fold} of {error}") from None
 
 
 def check_same_experiment(run: Path, config: Path, overrides: Sequence[str], inputs: Sequence[Path]) -> None:

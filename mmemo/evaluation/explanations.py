@@ -417,7 +417,9 @@ def draw(one: Explanation, path: Path, words: bool = True) -> Path:
                 vmax=limit,
                 alpha=0.6,
             )
-            axis.set(ylabel="mel band", xlabel="seconds", title="heard: red speaks for it, blue against it")
+            axis.set(
+                ylabel="mel band", xlabel="seconds", title=f"heard: red speaks for {one.predicted}, blue against it"
+            )
         elif name == "attention":
             for label, values in one.attention.items():
                 axis.plot(np.linspace(0, 1, len(values)), values * len(values), lw=1.2, label=label)
@@ -429,7 +431,7 @@ def draw(one: Explanation, path: Path, words: bool = True) -> Path:
             axis.bar(range(len(one.read)), one.read, color=colours)
             axis.set_xticks(range(len(one.words)), one.words, rotation=45, ha="right", fontsize=8)
             axis.axhline(0, color="#999999", lw=0.6)
-            axis.set(ylabel="speaks for it")
+            axis.set(ylabel=f"speaks for {one.predicted}")
         else:
             axis.barh(range(len(one.gates)), list(one.gates.values()), color="#4477aa")
             axis.set_yticks(range(len(one.gates)), list(one.gates), fontsize=7)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from mmemo.evaluation.calibration import Scaling, risk_coverage, temperature_scaling
+from mmemo.evaluation.calibration import COVERAGE, Conformal, Scaling, conformal, risk_coverage, temperature_scaling
 from mmemo.evaluation.crossval import (
     CrossValidation,
     check_same_experiment,
@@ -22,6 +23,7 @@ from mmemo.evaluation.crossval import (
     write,
 )
 from mmemo.evaluation.predictions import labelled_probs
+from mmemo.evaluation.statistics import clusters
 from mmemo.evaluation.tuning import Tuning, inner_config, tune
 from mmemo.training.experiment import Experiment, write_text
 
@@ -41,9 +43,9 @@ def nested(
     """Cross-validation in which everything that is chosen is chosen inside: no outer test speaker has any part in it.
 
     In each outer fold, the training side is divided into inner folds. On these the settings of ``space`` are tuned, if
-    there is one; from their out-of-fold predictions come the temperature and the confidence below which nothing is
-    said. Then the model is trained on the outer training side (with ``checkpoint: best``, some of its speakers choose
-    the epoch) and judged once.
+    there is one; from their out-of-fold predictions come the temperature, the confidence below which nothing is said,
+    and the conformal sets. Then the model is trained on the outer training side (with ``checkpoint: best``, some of its
+    speakers choose the epoch) and judged once.
 
     Args:
         config: As for :func:`crossval`.
@@ -56,7 +58,7 @@ def nested(
         tell: Takes a line on each fold and trial.
 
     Returns:
-        All outer folds; predictions have columns ``calibrated_prob_...`` and ``answered``.
+        All outer folds; predictions have columns ``calibrated_prob_...``, ``answered`` and ``conformal_set``.
     """
     if num_inner < 2:
         raise ValueError(f"nested {num_inner}: expected 2 inner folds or more")
@@ -64,7 +66,7 @@ def nested(
     datamodule = experiment.datamodule
     if not datamodule.classes:
         raise ValueError("--nested calibrates classes, and this experiment has dimensions alone; leave it out")
-    prepared(experiment)
+    prepared(experiment, num_inner)
     num_folds = datamodule.splitter.count(datamodule.manifest)
     inputs = [*datamodule.manifest_paths, Path(getattr(datamodule.splitter, "path", "")), *([space] if space else [])]
     check_same_experiment(run, config, [*overrides, f"nested {num_inner} {num_trials} {answered}"], inputs)
@@ -89,10 +91,12 @@ class Decisions(NamedTuple):
     Args:
         scaling: Makes probabilities honest.
         threshold: Calibrated confidence below which nothing is said.
+        conformal: Sets of classes that hold the true one nine times in ten.
     """
 
     scaling: Scaling
     threshold: float
+    conformal: Conformal
 
     @staticmethod
     def fitted(predictions: pd.DataFrame, answered: float) -> Decisions:
@@ -102,20 +106,31 @@ class Decisions(NamedTuple):
             predictions: With labels.
             answered: Share of them that shall get an answer.
         """
+        labelled = predictions[predictions["emotion"].notna()]
         probs, target = labelled_probs(predictions)
         scaling = temperature_scaling(probs, target)
-        return Decisions(scaling, risk_coverage(scaling(probs), target).at(answered)[1])
+        calibrated = scaling(probs)
+        speakers = clusters(labelled["speaker"], labelled["id"])
+        return Decisions(
+            scaling,
+            risk_coverage(calibrated, target).at(answered)[1],
+            conformal(calibrated, target, speakers, COVERAGE),
+        )
 
     def apply(self, predictions: pd.DataFrame) -> pd.DataFrame:
-        """Adds calibrated probabilities and whether an utterance is answered."""
+        """Adds calibrated probabilities, whether an utterance is answered, and its set of classes, between spaces."""
         names = [name for name in predictions if str(name).startswith("prob_")]
         calibrated = self.scaling(predictions[names].to_numpy(dtype=float))
         columns = {f"calibrated_{name}": calibrated[:, number] for number, name in enumerate(names)}
-        return predictions.assign(**columns, answered=calibrated.max(1) >= self.threshold)
+        classes = np.array([str(name).removeprefix("prob_") for name in names])
+        sets = [" ".join(classes[inside]) for inside in self.conformal.sets(calibrated)]
+        return predictions.assign(**columns, answered=calibrated.max(1) >= self.threshold, conformal_set=sets)
 
     def as_json(self) -> dict[str, object]:
         """Plain numbers."""
         return {
             "temperature": 1 / float(self.scaling.weight[0]),
             "threshold": self.threshold,
+            "conformal_threshold": self.conformal.threshold,
+            "conformal_coverage": self.conformal.coverage,
         }

@@ -131,9 +131,13 @@ def _values(predictions: Predictions, study: Study) -> pd.DataFrame:
     )
 
 
-def _in_order(visit: str) -> tuple[list[int | str], ...]:
-    """Key by which visit 10 comes after visit 2."""
-    return tuple([int(part), part] if part.isdigit() else [-1, part] for part in re.split(r"(\d+)", visit))
+def natural_order(name: str) -> tuple[list[int | str], ...]:
+    """Key by which visit 10 comes after visit 2.
+
+    Args:
+        name: Of a visit, or anything else with a number in it.
+    """
+    return tuple([int(part), part] if part.isdigit() else [-1, part] for part in re.split(r"(\d+)", name))
 
 
 def _aggregate(rows: pd.DataFrame, how: str) -> dict[str, Any]:
@@ -156,7 +160,7 @@ def _true(true: np.ndarray, weight: np.ndarray, how: str) -> float:
 
 
 def _aggregated(rows: pd.DataFrame, by: list[str], how: str) -> pd.DataFrame:
-    parts = sorted(rows.groupby(by), key=lambda part: (part[0][0], *map(_in_order, part[0][1:])))
+    parts = sorted(rows.groupby(by), key=lambda part: (part[0][0], *map(natural_order, part[0][1:])))
     return pd.DataFrame([{**dict(zip(by, key, strict=True)), **_aggregate(some, how)} for key, some in parts])
 
 
@@ -196,17 +200,20 @@ def _changes(rows: pd.DataFrame, sessions: pd.DataFrame, how: str, num_samples: 
             continue
         first, last = visits.iloc[0], visits.iloc[-1]
         drawn = np.zeros(num_samples)
+        alike = False
         for sign, visit in ((-1, first["visit"]), (1, last["visit"])):
             some = rows[(rows["participant"] == participant) & (rows["visit"] == visit)]
             values, weight = some["value"].to_numpy(), some["seconds"].to_numpy()
+            alike = alike or len(np.unique(values)) < 2
             chosen = random.integers(len(some), size=(num_samples, len(some)))
             if how == "max":
                 drawn += sign * values[chosen].max(1)
             else:
                 drawn += sign * (values[chosen] * weight[chosen]).sum(1) / weight[chosen].sum(1)
         low, high = np.percentile(drawn, [2.5, 97.5])
-        if how == "max" or min(first["num_utterances"], last["num_utterances"]) < FEW_UTTERANCES:
-            low = high = float("nan")  # resampling a few values, or their largest, says nothing
+        few = min(first["num_utterances"], last["num_utterances"]) < FEW_UTTERANCES
+        if how == "max" or few or alike:
+            low = high = float("nan")  # resampling a few values, values all alike, or their largest, says nothing
         found.append(
             {
                 "participant": participant, "first_visit": first["visit"], "last_visit": last["visit"],

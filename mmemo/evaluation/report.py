@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import platform
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +23,7 @@ from mmemo.data.study import Study
 from mmemo.evaluation import charts
 from mmemo.evaluation.calibration import (
     CALIBRATIONS,
+    COVERAGE,
     Reliability,
     brier,
     coverage_over_splits,
@@ -34,7 +33,7 @@ from mmemo.evaluation.calibration import (
     risk_coverage,
 )
 from mmemo.evaluation.crossval import COMMAND_FILE
-from mmemo.evaluation.participants import StudyResult, study_result
+from mmemo.evaluation.participants import StudyResult, natural_order, study_result
 from mmemo.evaluation.predictions import Predictions, read_predictions, with_manifest
 from mmemo.evaluation.statistics import (
     FIGURES,
@@ -49,13 +48,15 @@ from mmemo.evaluation.statistics import (
 from mmemo.evaluation.subgroups import subgroups, usual_columns, with_audio_bands
 from mmemo.files import checksum
 from mmemo.pretrained import is_offline
-from mmemo.training.experiment import experiment_of, write_table, write_text
+from mmemo.training.experiment import ENVIRONMENT_FILE, environment, experiment_of, write_table, write_text
 
 FOLDER = "report"
 NAMES = {"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro F1", "weighted_f1": "weighted F1"}
-CLASS_NAMES = {"uar": "UAR, %", "accuracy": "accuracy, %", "macro_f1": "macro F1, %"}
-PACKAGES = ("mmemo", "torch", "pytorch-lightning", "transformers", "torchmetrics", "numpy", "scikit-learn")
-COVERAGE = 0.9
+CLASS_NAMES = {
+    "uar": "UAR, %", "accuracy": "accuracy, %", "macro_f1": "macro F1, %", "roc": "ROC area, %",
+    "ece": "calibration error, %",
+}  # fmt: skip
+TITLES = {"noise": "speech above background", "length": "length"}
 FEW_SAMPLES = 1000  # of speakers, for figures that are slow to compute
 PATH_KEYS = (
     "manifest",
@@ -126,12 +127,13 @@ def report(
         people = predictions.table[study.participant]
         predictions = predictions._replace(table=predictions.table.assign(speaker=people))
     _check_speakers(predictions, warnings)
-    content: dict[str, Any] = {"run": run.name, "date": date.today().isoformat(), "warnings": warnings}
+    name = run.name if not private else study.name if study else _marked(run.name)
+    content: dict[str, Any] = {"run": name, "date": date.today().isoformat(), "warnings": warnings}
     pictures: dict[str, Any] = {}
     labelled = predictions.labelled
     if predictions.classes and not len(labelled.table):
         raise ValueError(f"{run}: no test utterance has a label, so there is nothing to judge predictions by")
-    content["data"] = _data(predictions, seconds, pictures)
+    content["data"] = _data(predictions, table, seconds, pictures)
     if predictions.classes:
         _check_classes(labelled, warnings)
         _classes(labelled, content, pictures)
@@ -145,7 +147,7 @@ def report(
     if found is not None:
         _study(found, content, pictures)
     shown = config | ({"study": asdict(study)} if study is not None and config else {})
-    content["reproduce"] = _reproduce(run, member, shown, private)
+    content["reproduce"] = _reproduce(run, member, shown, private, manifest)
     asked = ["--study experiment.yaml"] if study is not None and asdict(study) != config.get("study") else []
     asked += [f"--columns '{json.dumps(list(columns))}'"] if columns else []
     asked += ["--manifest MANIFEST"] if manifest is not None else []
@@ -182,7 +184,8 @@ def _manifest(member: Path | None, path: Path | None, private: bool) -> tuple[Ma
     if member is None:
         return (
             None,
-            "there is no config beside the predictions, so nothing is known of the speakers; give --manifest",
+            "there is no config beside the predictions, so of speakers and recordings nothing is known but what that "
+            "file says; give --manifest",
         )
     try:
         datamodule = experiment_of(member).datamodule
@@ -236,7 +239,9 @@ def _check_classes(labelled: Predictions, warnings: list[str]) -> None:
         warnings.append(f"only {num_speakers} speakers were tested: intervals are rough")
 
 
-def _data(predictions: Predictions, seconds: float, pictures: dict[str, Any]) -> dict[str, Any]:
+def _data(
+    predictions: Predictions, manifest: Manifest | None, seconds: float, pictures: dict[str, Any]
+) -> dict[str, Any]:
     once = predictions.table.drop_duplicates("id")
     labels = once["emotion"].fillna("(none)").value_counts()
     pictures["labels"] = charts.bars({str(name): int(count) for name, count in labels.items()}, "test utterances")
@@ -247,7 +252,15 @@ def _data(predictions: Predictions, seconds: float, pictures: dict[str, Any]) ->
     age = pd.to_numeric(once.get("age", pd.Series(dtype=float)), errors="coerce").dropna()
     if len(age):
         columns["age"] = {"mean": round(float(age.mean()), 1), "lowest": float(age.min()), "highest": float(age.max())}
+    lengths = once["seconds"].dropna() if "seconds" in once else pd.Series(dtype=float)
+    words = None
+    if manifest is not None:
+        words = manifest.frame.loc[manifest.frame["id"].isin(once["id"]), "text"].fillna("").str.strip().ne("")
+    speakers = once.groupby("fold")["speaker"].nunique().tolist() if "fold" in once else []
     return {
+        "seconds_each": [float(lengths.quantile(share)) for share in (0, 0.5, 1)] if len(lengths) else None,
+        "with_words": float(words.mean()) if words is not None and words.any() else None,
+        "fold_speakers": [int(number) for number in speakers] if len(speakers) <= 20 else [],
         "num_utterances": len(once),
         "num_labelled": int(once["emotion"].isin(predictions.classes).sum()) if predictions.classes else None,
         "num_speakers": int(once["speaker"].nunique()),
@@ -413,11 +426,22 @@ def _confidence(
         content["conformal"] = {"asked": COVERAGE, **coverage_over_splits(probs, target, speakers, COVERAGE)}
     else:
         warnings.append("fewer than four test speakers: sets of classes with a stated coverage cannot be judged")
+    if "conformal_set" in labelled.table:
+        sets = [str(names).split() for names in labelled.table["conformal_set"]]
+        content["decided_sets"] = {
+            "asked": COVERAGE,
+            "coverage": float(
+                np.mean([name in one for name, one in zip(labelled.table["emotion"], sets, strict=True)])
+            ),
+            "size": float(np.mean([len(one) for one in sets])),
+        }
 
 
 def _calibration(probs: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    lean = probs.max(1).mean() - (probs.argmax(1) == target).mean()  # above 0: it claims more than it is right
     return {
-        "ece": reliability(probs, target).ece, "brier": brier(probs, target), "log_loss": log_loss(probs, target)
+        "ece": reliability(probs, target).ece, "lean": float(lean),
+        "brier": brier(probs, target), "log_loss": log_loss(probs, target),
     }  # fmt: skip
 
 
@@ -444,8 +468,10 @@ def _subgroups(
             picture = "_".join(filter(None, ["subgroup", column, kind]))
             content["subgroups"].append(
                 {
-                    "column": column, "title": f"{column}: {kind}" if kind else column, "picture": picture,
-                    "main": main, "names": names, "groups": [group._asdict() for group in found.groups],
+                    "column": column, "picture": picture,
+                    "title": ": ".join(filter(None, [TITLES.get(column, column), kind])),
+                    "main": main, "names": names, "classes": view.classes,
+                    "groups": [group._asdict() for group in found.groups],
                     "gaps": found.gaps, "equalised_odds": found.equalised_odds, "warnings": found.warnings,
                 }
             )  # fmt: skip
@@ -522,18 +548,15 @@ def _study(found: StudyResult, content: dict[str, Any], pictures: dict[str, Any]
         pictures["changes"] = charts.changes([tuple(row) for row in rows])
 
 
-def _reproduce(run: Path, member: Path | None, config: dict[str, Any], private: bool) -> dict[str, Any]:
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+def _reproduce(
+    run: Path, member: Path | None, config: dict[str, Any], private: bool, manifest: Path | None
+) -> dict[str, Any]:
     shown = _without_paths(config) if private else config
+    told = member / ENVIRONMENT_FILE if member is not None and (member / ENVIRONMENT_FILE).is_file() else None
     found: dict[str, Any] = {
         "config": yaml.safe_dump(shown, sort_keys=False) if shown else "",
-        "versions": {**versions, "python": platform.python_version()},
-        "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        **(json.loads(told.read_text()) if told is not None else environment()),
+        "environment_of_run": told is not None,
         "seed": config.get("seed_everything"),
         "sha256": {},
         "private": private,
@@ -546,17 +569,20 @@ def _reproduce(run: Path, member: Path | None, config: dict[str, Any], private: 
         for number, path in enumerate([data.get("manifest"), *(one["manifest"] for one in data.get("corpora") or [])]):
             if path and Path(path).is_file():
                 files[f"manifest {number}" if number else "manifest"] = Path(path)
-        for name in ("best", "last"):
-            path = member / "checkpoints" / f"{name}.ckpt"
-            if path.is_file():
-                files[f"{name} checkpoint" + ("" if member == run else f" of {member.name}")] = path
+        judged = f"{config.get('checkpoint', 'best')}.ckpt"
+        for path in sorted(run.rglob(f"checkpoints/{judged}"), key=lambda one: natural_order(str(one))):
+            place = path.parent.parent.relative_to(run)
+            if not {"inner", "tuning"} & set(place.parts):
+                files[f"checkpoint {place}" if place.parts else "checkpoint"] = path
+    if manifest is not None:
+        files["manifest"] = manifest
     for name, file in files.items():
         if file is not None:
             found["sha256"][name] = checksum(file)
-    told = run / COMMAND_FILE
+    began = run / COMMAND_FILE
     command = (
-        told.read_text().strip()
-        if told.is_file()
+        began.read_text().strip()
+        if began.is_file()
         else f"mmemo {'fit' if member == run else 'crossval'} --config experiment.yaml"
     )
     if private:
@@ -566,9 +592,13 @@ def _reproduce(run: Path, member: Path | None, config: dict[str, Any], private: 
             for before, word in zip(["", *words], words, strict=False)
         )
     made = [command] if run.is_dir() else []
-    found["commands"] = [*made, f"mmemo report {run.name if private else run}"]
+    found["commands"] = [*made, f"mmemo report {_marked(str(run)) if private else run}"]
     found["tuned"] = (member / "tuning").is_dir() if member is not None else False
-    found["nested"] = (member / "decisions.json").is_file() if member is not None else False
+    decided = [run / f"fold{number}" / "decisions.json" for number in range(1, 1 + len(list(run.glob("fold*"))))]
+    found["decisions"] = [
+        {"fold": path.parent.name, **json.loads(path.read_text())} for path in decided if path.is_file()
+    ]
+    found["nested"] = bool(found["decisions"])
     return found
 
 
@@ -588,8 +618,13 @@ def _without_paths(value: Any, key: str = "") -> Any:
     name = key.rpartition(".")[2].lstrip("-")
     if name in PATH_KEYS or "/" in value or "\\" in value or Path(value).suffix.lower() in FILE_ENDINGS:
         known = value.startswith(("openai/", "sentence-transformers/", "facebook/", "microsoft/"))
-        return value if known else f"file-{hashlib.sha256(value.encode()).hexdigest()[:8]}"
+        return value if known else _marked(value)
     return value
+
+
+def _marked(name: str) -> str:
+    """What stands in the place of a name that may be a person's."""
+    return f"file-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _summary(content: dict[str, Any]) -> list[str]:
@@ -610,7 +645,9 @@ def _summary(content: dict[str, Any]) -> list[str]:
     if "metrics" in content:
         uar: Interval = content["metrics"]["uar"]
         chance = 1 / max(len([one for one in content["classes"] if one["num_utterances"]]), 1)
-        line = f"It recognises {100 * uar.value:.0f} % of each emotion on average; guessing: {100 * chance:.0f} %."
+        line = (
+            f"It recognises {100 * uar.value:.0f} % of each emotion on average; guessing: {round(100 * chance, 1):g} %."
+        )
         if not math.isnan(uar.low):
             line += (
                 f" For other speakers like these it likely lies between {100 * uar.low:.0f} and {100 * uar.high:.0f} %."
@@ -624,16 +661,22 @@ def _summary(content: dict[str, Any]) -> list[str]:
                 f"It is best at {ranked[-1]['name']} ({100 * ranked[-1]['recall'].value:.0f} %) and worst at "
                 f"{ranked[0]['name']} ({100 * ranked[0]['recall'].value:.0f} %)."
             )
-        before, after = content["calibration"]["before"]["ece"], content["calibration"]["after"]
+        before, after = content["calibration"]["before"], content["calibration"]["after"]
+        lean = before["lean"]
+        how = "too sure of itself" if lean > 0.02 else "too little sure" if lean < -0.02 else "about as sure as right"
         found.append(
-            f"When it says it is sure, it is off by {100 * before:.0f} points on average"
+            f"It is {how}: its confidence is off by {100 * before['ece']:.0f} points on average"
             + (f"; calibrated, by {100 * after['ece']:.0f}." if after else ".")
         )
     for part in content["subgroups"]:
         gap = part["gaps"].get(part["main"])
         if gap is not None and gap.low > 0 and part["column"] not in ("length", "noise"):
             apart = f"{100 * gap.value:.0f} points" if part["main"] == "uar" else f"{gap.value:.2f} of mean CCC"
-            found.append(f"It does not serve all alike: groups of {part['column']} are {apart} apart.")
+            low = f"{100 * gap.low:.0f} points" if part["main"] == "uar" else f"{gap.low:.2f}"
+            found.append(
+                f"It may not serve all alike: the best and the worst group of {part['column']} are {apart} apart here, "
+                f"and likely at least {low} apart among other speakers like these."
+            )
     for name, one in content.get("dimensions", {}).items():
         found.append(
             f"Its {name} agrees with the raters' by a CCC of {one['ccc'].value:.2f} (1 is perfect, 0 is none)."

@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 
 from mmemo.data.audio import AudioFacts
+from mmemo.evaluation.calibration import reliability
 from mmemo.evaluation.predictions import Predictions
 from mmemo.evaluation.statistics import Interval, Tallies, draws, ends, per_class
 
 FEW_UTTERANCES = 30
 FEW_SPEAKERS = 5
+FEW_IN_CELL = 10  # utterances of a class in a group, under which its rate is not compared
 MAX_GROUPS = 12
 AGE_BANDS = (0, 18, 30, 45, 60, 75, 130)
 LENGTH_BANDS = (0, 1, 2, 4, 8, 15, 1e9)
@@ -30,7 +32,8 @@ class Group(NamedTuple):
         name: The value, or a band of numbers.
         num_utterances: With it.
         num_speakers: With it.
-        figures: Name -> interval; without ends where one speaker is all there is.
+        figures: Name -> interval, without ends where one speaker is all there is; of classes also ``recall_CLASS``,
+            and without ends ``roc`` (area, mean of classes) and ``ece`` (calibration error).
         warning: Why its figures say little; empty when they do not.
     """
 
@@ -47,11 +50,11 @@ class Subgroups(NamedTuple):
     Args:
         column: Its name.
         groups: In the order of their names.
-        gaps: Figure -> best group less worst, with an interval over speakers; groups of one speaker or under 30
+        gaps: Figure -> best group less worst, with an interval over speakers; groups of under 5 speakers or 30
             utterances do not count.
         equalised_odds: Largest difference between two groups in how often a class is said where it is true, or where it
-            is not (Hardt et al. 2016, <https://arxiv.org/abs/1610.02413>); without an interval, since a largest
-            difference is never zero.
+            is not (Hardt et al. 2016, <https://arxiv.org/abs/1610.02413>), over classes with 10 utterances in each
+            group; without an interval, since a largest difference is never zero.
         warnings: What a reader must know.
     """
 
@@ -157,7 +160,7 @@ def subgroups(
             warning = "one speaker alone: nothing can be said of others like them"
         elif num < FEW_UTTERANCES or present < FEW_SPEAKERS:
             warning = f"small: {num} utterances of {present} speakers; its intervals are too hopeful"
-        if present >= 2 and num >= FEW_UTTERANCES:
+        if present >= FEW_SPEAKERS and num >= FEW_UTTERANCES:
             judged.append(name)
         missing = [one for one in predictions.classes if one in emotions - set(table["emotion"][rows])]
         if missing:
@@ -166,6 +169,15 @@ def subgroups(
         of_draws = tallies.figures(drawn[name])
         for figure, value in tallies.figures(tallies.sums.sum(0)).items():
             figures[figure] = Interval(float(value), *ends(of_draws[figure], tallies.num_speakers(figure), confidence))
+        if predictions.classes:
+            recall = per_class(drawn[name])["recall"]  # (sample, class)
+            here = per_class(tallies.sums.sum(0))["recall"]
+            for place, emotion in enumerate(predictions.classes):
+                limits = ends(recall[:, place], present, confidence)
+                figures[f"recall_{emotion}"] = Interval(float(here[place]), *limits)
+            of_group = predictions._replace(table=table[rows])
+            for figure, number in _of_probabilities(of_group.probs, of_group.target).items():
+                figures[figure] = Interval(number, float("nan"), float("nan"))
         unknown_here = [one.removeprefix("ccc_") for one, value in figures.items() if np.isnan(value.value)]
         unknown_here = [one for one in unknown_here if one in predictions.dimensions]
         if not predictions.classes and unknown_here:
@@ -176,7 +188,11 @@ def subgroups(
         if warning:
             warnings.append(f"{column} {name}: {warning}")
     outside = [name for name in names if name not in judged]
-    if outside and len(judged) > 1:
+    if len(judged) < 2:
+        warnings.append(
+            f"no gap is given: it takes two groups of {FEW_SPEAKERS} speakers and {FEW_UTTERANCES} utterances each"
+        )
+    elif outside:
         warnings.append(f"the gap is between groups that are large enough; without {', '.join(outside)}")
     gaps, odds = {}, Interval(*[float("nan")] * 3)
     if len(judged) > 1:
@@ -187,11 +203,27 @@ def subgroups(
         for figure in whole:
             known = ~np.isnan(whole[figure])
             if known.sum() > 1:
-                limits = _gap_ends(sampled[figure][known], whole[figure][known], len(speakers), confidence)
+                counts = np.array([parts[number].num_speakers(figure) for number in chosen])[known]
+                limits = _gap_ends(sampled[figure][known], whole[figure][known], counts, confidence)
                 gaps[figure] = Interval(float(np.ptp(whole[figure][known])), *limits)
         if predictions.classes:
             odds = Interval(float(_odds_gap(totals)), float("nan"), float("nan"))
+            few = (totals.sum(-1) < FEW_IN_CELL).any(0)
+            rare = [name for name, is_few in zip(predictions.classes, few, strict=True) if is_few and name in emotions]
+            if rare:
+                warnings.append(
+                    f"equalised odds leave out {', '.join(rare)}: under {FEW_IN_CELL} utterances in one of the groups"
+                )
     return Subgroups(column, groups, gaps, odds, warnings)
+
+
+def _of_probabilities(probs: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    """ROC area, mean of the classes that are there and are not all, and expected calibration error."""
+    from sklearn.metrics import roc_auc_score
+
+    truths = [(target == place, probs[:, place]) for place in range(probs.shape[1])]
+    areas = [float(roc_auc_score(true, score)) for true, score in truths if true.any() and not true.all()]
+    return {"roc": float(np.mean(areas)) if areas else float("nan"), "ece": reliability(probs, target).ece}
 
 
 def _tallies(predictions: Predictions, rows: np.ndarray, speakers: np.ndarray) -> Tallies:
@@ -202,13 +234,17 @@ def _tallies(predictions: Predictions, rows: np.ndarray, speakers: np.ndarray) -
     return Tallies(speakers, sums, own.figures)
 
 
-def _gap_ends(sampled: np.ndarray, whole: np.ndarray, num_speakers: int, confidence: float) -> tuple[float, float]:
+def _gap_ends(
+    sampled: np.ndarray, whole: np.ndarray, num_speakers: np.ndarray, confidence: float
+) -> tuple[float, float]:
     """Of the signed difference between the group that is best and the one that is worst on the data at hand: the
     largest gap of each sample would never be near zero. Since the two were picked out of all pairs, the interval is as
-    wide as one of so many must be (Bonferroni)."""
+    wide as one of so many must be (Bonferroni); and as wide as the smaller of the two groups makes it."""
     pairs = len(whole) * (len(whole) - 1) / 2
     order = whole.argsort()  # not argmax and argmin, which are one and the same group where all tie
-    return ends(sampled[order[-1]] - sampled[order[0]], num_speakers, 1 - (1 - confidence) / pairs)
+    best, worst = order[-1], order[0]
+    fewest = int(min(num_speakers[best], num_speakers[worst]))
+    return ends(sampled[best] - sampled[worst], fewest, 1 - (1 - confidence) / pairs)
 
 
 def _odds_gap(confusion: np.ndarray) -> np.ndarray:
@@ -217,13 +253,13 @@ def _odds_gap(confusion: np.ndarray) -> np.ndarray:
     Args:
         confusion: ``(group, ..., class, class)``.
     """
-    recall = per_class(confusion)["recall"]  # (group, ..., class)
-    said, true = confusion.sum(-2), confusion.sum(-1)
+    said, true = confusion.sum(-2), confusion.sum(-1)  # (group, ..., class)
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        false = (said - hits) / (true.sum(-1, keepdims=True) - true)
+    others = true.sum(-1, keepdims=True) - true
     found = []
-    for rates in (recall, false):
+    for count, right in ((true, hits), (others, said - hits)):
+        enough = (true >= FEW_IN_CELL) & (others >= FEW_IN_CELL)
+        rates = np.where(enough, right / np.maximum(count, 1), np.nan)
         spread = np.where(np.isnan(rates).any(0), np.nan, rates.max(0) - rates.min(0))
         found.append(np.where(np.isnan(spread).all(-1), np.nan, np.nan_to_num(spread, nan=-1).max(-1)))
     return np.fmax(*found)

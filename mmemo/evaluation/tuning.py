@@ -7,6 +7,7 @@ import json
 import math
 import platform
 import random
+import re
 import shutil
 import time
 import warnings
@@ -366,18 +367,24 @@ def _study(settings: Tuning, run: Path, known: Mapping[str, Any], mark: str) -> 
                 study_name=f"{STUDY}-{mark[:16]}", storage=storage, direction="maximize", load_if_exists=True,
                 sampler=sampler, pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
             )  # fmt: skip
-        except ModuleNotFoundError as error:
-            raise ValueError(f"{url}: {error}; install what that database needs") from None
+        except ImportError as error:
+            told = str(error).splitlines()[0]
+            raise ValueError(f"{_shown(url)}: {told}; install what that database needs") from None
         except Exception as error:
             told = str(error).splitlines()[0] if str(error) else type(error).__name__
             if more_attempts and ("already exists" in told or "unique constraint" in told.lower()):
                 time.sleep(random.uniform(0.2, 1.0))  # another worker makes the tables at this moment
                 continue
             raise ValueError(
-                f"{url}: the storage of this search cannot be used ({told}); if another process holds it, wait for it; "
-                "if it is from another version of Optuna, run `optuna storage upgrade`, or choose another --run"
+                f"{_shown(url)}: the storage of this search cannot be used ({told}); if another process holds it, wait "
+                "for it; if it is from another version of Optuna, run `optuna storage upgrade`, or choose another --run"
             ) from None
     raise AssertionError("the last attempt returns or raises")
+
+
+def _shown(url: str) -> str:
+    """Without its password."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", url)
 
 
 def _sampler(settings: Tuning, known: Mapping[str, Any], num_trials: int) -> Any:

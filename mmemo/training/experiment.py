@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import logging
+import os
+import platform
 import shutil
 import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -48,6 +52,8 @@ for noise in (
 
 BEST = Path("checkpoints") / "best.ckpt"
 LAST = Path("checkpoints") / "last.ckpt"
+ENVIRONMENT_FILE = "environment.json"
+PACKAGES = ("mmemo", "torch", "pytorch-lightning", "transformers", "torchmetrics", "numpy", "scikit-learn")
 METRICS_FILE = "test_metrics.json"
 EMBEDDING = "embedding_"
 """What the columns of a fused vector begin with."""
@@ -220,6 +226,17 @@ def experiment_of(run: Path, overrides: Sequence[str] = ()) -> Experiment:
         return Experiment(["--config", file.name, *overrides], run=False)
 
 
+def environment() -> dict[str, Any]:
+    """What a run's figures depend on besides its files: versions and machine."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+    accelerators = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return {"versions": versions, "machine": ", ".join([machine, *accelerators])}
+
+
 def _with_study(args: Sequence[str]) -> list[str]:
     """A command line with the contents of the file that `--study` names in the place of its name."""
     words = [part for word in args for part in (word.split("=", 1) if word.startswith("--study=") else [word])]
@@ -351,6 +368,8 @@ class RunFolder(Callback):
             self.study.check(datamodule.classes, shown_columns(datamodule.manifest.frame, self.study.columns))
             overlap = datamodule.allow_speaker_overlap
             datamodule.warnings += self.study.check_split(datamodule.manifest, datamodule.split, overlap)
+        if stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            write_text(self.root / ENVIRONMENT_FILE, json.dumps(environment(), indent=1))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
