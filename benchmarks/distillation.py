@@ -7,9 +7,9 @@
 The last form judges settings of a student on two grouped folds of fold 1's training-side speakers. Its teachers
 are five folds of frozen Whisper over those that the student learns from; with `--labels` there is none.
 
-A fold's teacher is the mean of two, both of `benchmarks/ravdess_finetuned.py`: Whisper base with its last blocks
-trained, and frozen. `labels` is the small student with the same views, mixup and epochs, taught by nobody. Each fold's
-models are exported, and the files judged on the fold's test clips by onnxruntime.
+A fold's teacher is `configs/ravdess_teacher.yaml`: Whisper base, frozen, on the same views. `labels` is the small
+student with the same views, mixup and epochs, taught by nobody. Each fold's models are exported, and the files judged
+on the fold's test clips by onnxruntime.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ import pandas as pd
 import torch
 import yaml
 from filelock import FileLock
-from ravdess_finetuned import FROZEN, manifest, precision, settings, trained
-from ravdess_finetuned import SEEDS as TEACHERS
+from ravdess_finetuned import FROZEN, manifest, precision, settings
 from record import HERE, RESULTS, corpus, record
 
 from mmemo.data.manifest import read_manifest
@@ -42,18 +41,13 @@ from mmemo.training.experiment import LAST
 
 CONFIGS = HERE.parent / "configs"
 RUN = HERE.parent / "runs" / "bench_distillation"
-KINDS = ("tuned", "frozen")
 STUDENTS = ("small", "nano", "labels", "base")
 PARTS = (*STUDENTS, "teacher")
 
 
-def teacher() -> pd.DataFrame:
-    """What the teachers of all folds say of the test clips; trained where they are not there yet."""
-    tables = [trained(name).predictions.sort_values("id", ignore_index=True) for name in KINDS]
-    names = [name for name in tables[0] if str(name).startswith("prob_")]
-    mean = sum(table[names] for table in tables) / len(tables)
-    predicted = mean.idxmax(axis=1).str.removeprefix("prob_")
-    return tables[0].assign(predicted=predicted)
+def teacher() -> CrossValidation:
+    """The teacher of each fold; trained where it is not there yet."""
+    return crossval(CONFIGS / "ravdess_teacher.yaml", RUN / "teacher", settings())
 
 
 def student(name: str) -> CrossValidation:
@@ -67,8 +61,7 @@ def student(name: str) -> CrossValidation:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(config, sort_keys=False))
     else:
-        paths = [str(TEACHERS / kind / "seed0" / "fold{fold}" / LAST) for kind in KINDS]
-        options += ["--model.init_args.teacher", str(paths)]
+        options += ["--model.init_args.teacher", str(RUN / "teacher" / "fold{fold}" / LAST)]
     return crossval(path, RUN / name, options)
 
 
@@ -187,7 +180,7 @@ def exported(member: Path) -> Path:
     checkpoint = member / LAST
     folder = member / f"exported_{hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12]}"
     if not (folder / "README.md").exists():
-        export_checkpoint(checkpoint, folder, num_clips=40 if TEACHERS in member.parents else 200)
+        export_checkpoint(checkpoint, folder, num_clips=40 if member.parent == RUN / "teacher" else 200)
     return folder
 
 
@@ -203,21 +196,18 @@ def main() -> None:
         return inner(options.inner, options.set, options.labels)
     taught = teacher()
     for name in options.only:
-        one = None if name == "teacher" else student(name)
-        predictions = one.predictions if one else taught
+        one = taught if name == "teacher" else student(name)
         figures: dict[str, Any] = {
-            "ua_teacher": round(accuracy(taught), 2),
-            f"ua_{name}": round(accuracy(predictions), 2),
+            "ua_teacher": round(accuracy(taught.predictions), 2),
+            f"ua_{name}": round(accuracy(one.predictions), 2),
+            f"ua_{name}_folds": [round(100 * value, 2) for value in one.metrics["test/uar"]],
         }
-        if one:
-            figures[f"ua_{name}_folds"] = [round(100 * value, 2) for value in one.metrics["test/uar"]]
         if name == "base":
             figures["base_share_of_teacher"] = round(100 * figures["ua_base"] / figures["ua_teacher"], 2)
         keep(figures)
         if name == "labels":
             continue
-        runs = [RUN / name] if one else [TEACHERS / kind / "seed0" for kind in KINDS]
-        by_file = {int8: as_files(runs, predictions, int8) for int8 in (False, True)}
+        by_file = {int8: as_files([one.run], one.predictions, int8) for int8 in (False, True)}
         if name == "small":
             figures["int8_cost_points"] = round(by_file[False].ua - by_file[True].ua, 2)
             figures["int8_kilobytes_small"] = round(by_file[True].kilobytes, 1)

@@ -33,12 +33,13 @@ import pandas as pd
 import torch
 from ravdess_finetuned import FROZEN, manifest, settings, trained
 from ravdess_finetuned import SEEDS as RUN
-from record import HERE, RESULTS, record
+from record import HERE, RESULTS, corpus, record
 
 from mmemo.cli.main import main as mmemo
 from mmemo.data.audio_facts import audio_facts
-from mmemo.data.leaks import side_doors
-from mmemo.data.manifest import Manifest, read_manifest
+from mmemo.data.leaks import shared, side_doors
+from mmemo.data.manifest import SPLITS, Manifest, read_manifest
+from mmemo.data.splits import FoldFile
 from mmemo.evaluation.calibration import brier, coverage_over_splits, out_of_speaker, reliability
 from mmemo.evaluation.comparison import compare_runs
 from mmemo.evaluation.predictions import Predictions, read_predictions
@@ -147,7 +148,20 @@ def leaks() -> dict[str, Any]:
         name: [door.name for door in side_doors(one, audio_facts(list(one), progress=False)) if door.flagged]
         for name, one in (("ravdess", whole), ("given", given))
     }
-    return {"leak_flags_ravdess": flags["ravdess"], "leak_flags_speaker_gives_label": flags["given"]}
+    folds = corpus("ravdess") / "emobox_folds.csv"
+    on_two_sides = 0
+    for fold in range(1, FoldFile(str(folds)).count(whole) + 1):
+        sides = FoldFile(str(folds), fold, num_val_speakers=2)(whole)
+        names = np.empty(len(whole), dtype=object)
+        for name, rows in zip(SPLITS, sides, strict=True):
+            names[rows] = name
+        divided = Manifest(table.assign(split=names), whole.path)
+        on_two_sides += len(shared(divided, audio_facts(list(divided), progress=False)))
+    return {
+        "leak_flags_ravdess": flags["ravdess"],
+        "leaks_between_published_folds": on_two_sides,
+        "leak_flags_speaker_gives_label": flags["given"],
+    }
 
 
 def tune() -> dict[str, Any]:

@@ -213,6 +213,7 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
             ),
             "conformal_set_size": ("classes in a set, mean", ""),
             "leak_flags_ravdess": ("leak audit: red flags on RAVDESS", "none"),
+            "leaks_between_published_folds": ("speakers, files or sounds on two sides of its published folds", "0"),
             "leak_flags_speaker_gives_label": ("where each speaker has but two emotions of their own", "speaker"),
             "tune_minutes": ("`mmemo tune`, TPE, 20 trials, two workers, minutes", "at most 15"),
             "tune_inner_own": ("the config's own settings on inner folds, UAR, %", ""),
@@ -241,6 +242,9 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
         "`checkpoints/mmemo-student` (int8), on speakers it never heard",
         {
             "uar_ravdess": ("RAVDESS, 8 actors, seven emotions, UAR, %", ""),
+            "uar_ravdess_as_analyze_cuts": ("the same, as `mmemo analyze` finds the speech", ""),
+            "uar_ravdess_whole_files": ("the same, with the silence at both ends of each clip", ""),
+            "uar_ravdess_8_khz": ("the same, at a telephone's 8 kHz", ""),
             "uar_emodb": ("EMO-DB, 5 speakers, four of the seven emotions, UAR, %", ""),
             "uar_spoken": ("spoken words, whose emotion is not in the voice, UAR, %", ""),
             "uar_emodb_corpus_never_heard": ("a student that never heard EMO-DB, on all of it, UAR, %", ""),

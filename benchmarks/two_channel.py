@@ -55,10 +55,8 @@ GATES = {
 def manifests() -> dict[str, Path]:
     """Both halves with Whisper's words; made once."""
     paths = {name: RUN / f"{name}.csv" for name in ("ravdess", "spoken")}
-    folds = pd.read_csv(corpus("ravdess") / "emobox_folds.csv", dtype=str).set_index("fold")["test_actors"].str.split()
-    sides = {actor: side for fold, side in (("1", "test"), ("2", "test"), ("3", "val")) for actor in folds[fold]}
     frame = read_manifest(acted_manifest()).frame  # without its silence, with Whisper's words
-    frame["split"] = frame["speaker"].map(sides).fillna("train")
+    frame["split"] = frame["speaker"].map(sides()).fillna("train")
     spoken = table(
         corpus("spoken_words") / "spoken_words.csv",
         columns={"path": "file", "split": "split", "emotion": "emotion", "text": "text"},
@@ -77,12 +75,25 @@ def manifests() -> dict[str, Path]:
     return paths
 
 
+def sides() -> dict[str, str]:
+    """Actors who test or validate, and which; the others train."""
+    folds = pd.read_csv(corpus("ravdess") / "emobox_folds.csv", dtype=str).set_index("fold")["test_actors"].str.split()
+    return {actor: side for fold, side in (("1", "test"), ("2", "test"), ("3", "val")) for actor in folds[fold]}
+
+
+def trimmed_manifest() -> Path:
+    """RAVDESS without its silence; made once."""
+    path = RUN / "acted_untranscribed.csv"
+    if not path.exists():
+        assert mmemo(["corpus", "ravdess", str(corpus("ravdess")), "--out", str(path), "--trim_db", "35"]) == 0
+    return path
+
+
 def acted_manifest() -> Path:
     """RAVDESS without its silence, with Whisper's words; made once."""
-    trimmed, heard = RUN / "acted_untranscribed.csv", RUN / "acted.csv"
+    heard = RUN / "acted.csv"
     if not heard.exists():
-        assert mmemo(["corpus", "ravdess", str(corpus("ravdess")), "--out", str(trimmed), "--trim_db", "35"]) == 0
-        assert mmemo(["transcribe", str(trimmed), "--language", "en", "--out", str(heard)]) == 0
+        assert mmemo(["transcribe", str(trimmed_manifest()), "--language", "en", "--out", str(heard)]) == 0
     return heard
 
 

@@ -47,17 +47,22 @@ class SideDoor(NamedTuple):
 
 
 def shared(manifest: Manifest, facts: Sequence[AudioFacts | None], private: bool = False) -> list[str]:
-    """One line for each speaker or recording that stands in more than one split of the manifest.
+    """One line for each speaker or recording that stands in more than one split of the manifest, and for each sound
+    that several speakers are said to have made: whatever divides by speaker would put it on two sides.
 
     Args:
-        manifest: The table; without a split column there is nothing to leak.
+        manifest: The table.
         facts: Of each row's audio.
         private: Whether to name utterances in the place of files.
     """
     table = manifest.frame[["id", "speaker", "split", "path"]].copy()
     table["content"] = [fact.content if fact is not None and fact.content else None for fact in facts]
-    table = table[table["split"].notna()]
     found = []
+    for _, rows in table[table["content"].notna() & table["speaker"].notna()].groupby("content"):
+        names = sorted(map(str, rows["speaker"].unique()))
+        if len(names) > 1:
+            found.append(f"the same audio is of speakers {', '.join(names[:4])}: {', '.join(rows['id'].head(4))}")
+    table = table[table["split"].notna()]
     kinds = (("speaker", "speaker {}"), ("path", "recording {}"), ("content", "the same audio"))
     for column, name in kinds:
         for value, rows in table[table[column].notna()].groupby(column):

@@ -113,6 +113,14 @@ def test_check_finds_leaks(tmp_path: Path, tiny_corpus: Path) -> None:
     assert "the same audio is in test, train: s0_anger_1, s5_sadness_1" in result.stdout
 
 
+def test_a_switch_alone_is_switched_on(tiny_corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, audited in ((["--leaks"], True), (["--leaks", "true"], True), (["--leaks", "false"], False)):
+        assert main(["check", str(tiny_corpus), *arguments]) in (0, 1)  # red flags of a corpus so small are no matter
+        assert ("eak audit" in capsys.readouterr().out) == audited
+    assert main(["check", "--leaks", str(tiny_corpus)]) in (0, 1)
+    assert "eak audit" in capsys.readouterr().out
+
+
 def test_check_passes_a_good_manifest(tiny_corpus: Path, tmp_path: Path) -> None:
     result = mmemo("check", tiny_corpus, "--picture", tmp_path / "p.png")
     assert result.returncode == 0, result.stdout

@@ -72,10 +72,13 @@ def test_voices_recordings_and_copies_on_two_sides_are_listed() -> None:
     manifest.frame.loc[7, "path"] = manifest.frame.loc[0, "path"]
     facts[6] = facts[1]
     found = shared(manifest, facts)
-    assert len(found) == 3
-    assert found[0].startswith("speaker s0 is in test, train")
-    assert "recording s0/anger_0.wav" in found[1]
-    assert "the same audio is in test, train: 0_1, 2_0" in found[2]
+    assert len(found) == 4
+    assert "the same audio is of speakers s0, s2: 0_1, 2_0" in found[0]
+    assert found[1].startswith("speaker s0 is in test, train")
+    assert "recording s0/anger_0.wav" in found[2]
+    assert "the same audio is in test, train: 0_1, 2_0" in found[3]
+    manifest.frame["split"] = None
+    assert shared(manifest, facts) == found[:1], "copies under two names are told without a split too"
 
 
 @pytest.mark.corpora

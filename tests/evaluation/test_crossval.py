@@ -122,6 +122,23 @@ def test_on_several_devices_one_command_works_on_a_run(tmp_path: Path) -> None:
             next(folds_to_do(tmp_path, 2, together=True))
 
 
+def test_every_fold_is_looked_at_before_one_is_trained(folds_config: Path, tiny_corpus: Path) -> None:
+    run = folds_config.parent / "cv"
+    with pytest.raises(ValueError, match=r"fold 1 has no validation rows to choose the best checkpoint by; set checkp"):
+        crossval(folds_config, run, ["--checkpoint", "best", "--data.split.init_args.num_val_speakers", "0"])
+    table = pd.read_csv(tiny_corpus, dtype=str)
+    table["path"] = [str(tiny_corpus.parent / path) for path in table["path"]]
+    last = table["speaker"].max()
+    table.loc[(table["emotion"] == "sadness") & (table["speaker"] != last), "emotion"] = "anger"  # one speaker's alone
+    manifest = folds_config.parent / "rare.csv"
+    table.to_csv(manifest, index=False)
+    given = ["--data.manifest", str(manifest), "--data.split", "mmemo.data.LeaveOneGroupOut"]
+    given += ["--data.split.init_args.num_val_speakers", "0", "--checkpoint", "last"]
+    with pytest.raises(ValueError, match=r"fold 6: no training row is sadness, which the other folds would find out"):
+        crossval(folds_config, run, given)
+    assert not run.exists()
+
+
 def test_a_split_without_folds_says_so(tiny_config: Path) -> None:
     with pytest.raises(ValueError, match="has one fold alone"):
         crossval(tiny_config, tiny_config.parent / "cv")

@@ -46,6 +46,21 @@ def test_what_is_chosen_is_chosen_on_speakers_of_the_training_side(config: Path,
         rows = found.predictions[found.predictions["fold"] == fold]
         sure = rows.filter(like="calibrated_prob_").max(axis="columns") >= decided["threshold"]
         assert (sure == rows["answered"]).all()
+        calibrated = rows.filter(like="calibrated_prob_")
+        for (_, probs), names in zip(calibrated.iterrows(), rows["conformal_set"], strict=True):
+            kept = {
+                name.removeprefix("calibrated_prob_")
+                for name in probs.index[1 - probs <= decided["conformal_threshold"]]
+            }
+            assert kept | {probs.idxmax().removeprefix("calibrated_prob_")} == set(names.split())
+
+
+def test_more_inner_folds_than_speakers_are_told_before_there_is_a_folder(config: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"--nested 9: the training side of fold 1 of .*expected 2 to 4, the number of"
+    ):
+        nested(config, tmp_path / "nested", 9)
+    assert not (tmp_path / "nested").exists()
 
 
 def test_seeds_share_folds_and_differ_in_what_they_train(config: Path, tmp_path: Path) -> None:

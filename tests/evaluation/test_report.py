@@ -147,6 +147,9 @@ def test_a_browser_shows_it_on_a_telephone_and_on_a_desk(page: Path) -> None:
             assert wide == []
             widths = tab.evaluate("[...document.querySelectorAll('svg')].map(e => e.getBoundingClientRect().width)")
             assert min(widths) > 250
+            if width > 1000:  # on a desk nothing has to be scrolled but settings
+                cut = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+                assert tab.evaluate(cut) == 0
         browser.close()
 
 
@@ -200,7 +203,7 @@ def test_a_file_of_predictions_has_a_page_too(tmp_path: Path) -> None:
     assert found.html == tmp_path / "elsewhere_report" / "report.html"
     (command,) = found.content["reproduce"]["commands"]
     assert command.endswith("elsewhere.parquet --manifest MANIFEST")
-    assert list(found.content["reproduce"]["sha256"]) == ["predictions"]
+    assert list(found.content["reproduce"]["sha256"]) == ["predictions", "manifest"]
 
 
 def test_one_speaker_a_missing_class_and_another_manifest_are_told(tmp_path: Path) -> None:
@@ -295,6 +298,9 @@ def test_dimensions_have_subgroups_and_comparisons_too(tmp_path: Path, capsys: p
     assert "mean CCC" in page
     assert "UAR" not in page
     assert main(["compare", str(tmp_path / "first"), str(tmp_path / "second")]) == 0
-    assert "ccc; 95 % over 20 speakers" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "ccc; 95 % over 20 speakers" in told
+    assert "first, second" in told
+    assert "second less first" in told
     assert main(["compare", str(tmp_path / "first"), str(tmp_path / "second"), "--metric", "uar"]) == 1
     assert "no figure 'uar'" in capsys.readouterr().err

@@ -91,6 +91,57 @@ def test_small_groups_are_warned_about_and_do_not_make_the_gap() -> None:
     assert np.isnan(north.figures["uar"].low)
 
 
+def test_few_speakers_do_not_make_a_model_unfair() -> None:
+    """Speakers differ, groups do not: a gap is claimed no more often than one time in twenty or so."""
+    random = np.random.default_rng(0)
+    claimed = 0
+    for _ in range(40):
+        rows = []
+        for speaker in range(24):
+            share = random.beta(7, 3)  # how well this one is heard
+            for number in range(30):
+                target = int(random.integers(3))
+                said = target if random.random() < share else int((target + 1 + random.integers(2)) % 3)
+                probs = {f"prob_{name}": float(place == said) for place, name in enumerate(CLASSES)}
+                rows.append(
+                    {"id": f"{speaker}_{number}", "speaker": f"s{speaker}", "emotion": CLASSES[target],
+                     "clinic": "small" if speaker < 5 else "large", **probs}
+                )  # fmt: skip
+        found = subgroups(Predictions(pd.DataFrame(rows), CLASSES, []), "clinic", num_samples=300)
+        claimed += found.gaps["uar"].low > 0
+    assert claimed <= 4
+    two = judged()
+    two.table["clinic"] = ["small" if name in ("s1", "s2") else "large" for name in two.table["speaker"]]
+    found = subgroups(two, "clinic")
+    assert found.gaps == {}
+    assert "no gap is given: it takes two groups of 5 speakers" in " ".join(found.warnings)
+
+
+def test_a_rate_of_a_few_utterances_makes_no_gap_of_odds() -> None:
+    fair = judged(num_speakers=20, num_each=40)
+    women = fair.table["gender"] == "female"
+    rare = fair.table.index[women & (fair.table["emotion"] == "anger")]
+    wrong = fair.table.loc[rare[:3]].assign(prob_anger=0.1, prob_neutral=0.8, prob_sadness=0.1)
+    table = pd.concat([fair.table.drop(rare), wrong], ignore_index=True)  # three, all of them wrong
+    found = subgroups(fair._replace(table=table), "gender")
+    assert found.equalised_odds.value < 0.2
+    assert "equalised odds leave out anger: under 10 utterances" in " ".join(found.warnings)
+
+
+def test_groups_have_areas_calibration_and_recalls() -> None:
+    from sklearn.metrics import recall_score, roc_auc_score
+
+    predictions = judged(unfair=0.3)
+    group = subgroups(predictions, "gender").groups[0]
+    rows = (predictions.table["gender"] == group.name).to_numpy()
+    target, probs = predictions.target[rows], predictions.probs[rows]
+    areas = [roc_auc_score(target == place, probs[:, place]) for place in range(3)]
+    assert group.figures["roc"].value == pytest.approx(np.mean(areas))
+    assert group.figures["ece"].value == pytest.approx(abs(0.7 - (probs.argmax(1) == target).mean()), abs=0.02)
+    recalls = recall_score(target, probs.argmax(1), average=None)
+    assert [group.figures[f"recall_{name}"].value for name in CLASSES] == pytest.approx(recalls.tolist())
+
+
 def test_numbers_are_divided_into_bands() -> None:
     names = [group.name for group in subgroups(judged(), "age").groups]
     assert names == ["18-30", "30-45"]
