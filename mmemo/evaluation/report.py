@@ -127,7 +127,7 @@ def report(
         people = predictions.table[study.participant]
         predictions = predictions._replace(table=predictions.table.assign(speaker=people))
     _check_speakers(predictions, warnings)
-    name = run.name if not private else study.name if study else _marked(run.name)
+    name = run.name if study is None else study.name  # a folder may be called after a patient
     content: dict[str, Any] = {"run": name, "date": date.today().isoformat(), "warnings": warnings}
     pictures: dict[str, Any] = {}
     labelled = predictions.labelled
@@ -147,7 +147,7 @@ def report(
     if found is not None:
         _study(found, content, pictures)
     shown = config | ({"study": asdict(study)} if study is not None and config else {})
-    content["reproduce"] = _reproduce(run, member, shown, private, manifest)
+    content["reproduce"] = _reproduce(run, member, shown, private, manifest, study is not None)
     asked = ["--study experiment.yaml"] if study is not None and asdict(study) != config.get("study") else []
     asked += [f"--columns '{json.dumps(list(columns))}'"] if columns else []
     asked += ["--manifest MANIFEST"] if manifest is not None else []
@@ -549,7 +549,7 @@ def _study(found: StudyResult, content: dict[str, Any], pictures: dict[str, Any]
 
 
 def _reproduce(
-    run: Path, member: Path | None, config: dict[str, Any], private: bool, manifest: Path | None
+    run: Path, member: Path | None, config: dict[str, Any], private: bool, manifest: Path | None, of_study: bool
 ) -> dict[str, Any]:
     shown = _without_paths(config) if private else config
     told = member / ENVIRONMENT_FILE if member is not None and (member / ENVIRONMENT_FILE).is_file() else None
@@ -561,6 +561,7 @@ def _reproduce(
         "sha256": {},
         "private": private,
     }
+    shown_run = _marked(run.name) if of_study else run.name if private else run
     places = [run / f"predictions.{kind}" for kind in ("parquet", "csv")] if run.is_dir() else [run]
     files = {"predictions": next((place for place in places if place.is_file()), None)}
     if member is not None:
@@ -592,7 +593,7 @@ def _reproduce(
             for before, word in zip(["", *words], words, strict=False)
         )
     made = [command] if run.is_dir() else []
-    found["commands"] = [*made, f"mmemo report {_marked(str(run)) if private else run}"]
+    found["commands"] = [*made, f"mmemo report {shown_run}"]
     found["tuned"] = (member / "tuning").is_dir() if member is not None else False
     decided = [run / f"fold{number}" / "decisions.json" for number in range(1, 1 + len(list(run.glob("fold*"))))]
     found["decisions"] = [

@@ -196,6 +196,15 @@ def test_validation_rows_calibrate_where_the_file_holds_them(tmp_path: Path) -> 
     assert calibration["vector"]["log_loss"] > 0
 
 
+def test_a_study_is_not_called_after_its_folder(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "jane_smith_1961")
+    found = report(run, study=Study(outcome=["anger"], name="Study 7"), manifest=run / "manifest.csv")
+    written = [path.read_text() for path in found.folder.iterdir() if path.suffix in (".html", ".json", ".md", ".tex")]
+    assert len(written) == 5
+    assert not any("jane" in text or "1961" in text for text in written)
+    assert "Study 7" in found.html.read_text()
+
+
 def test_a_file_of_predictions_has_a_page_too(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     file = (run / "predictions.parquet").rename(tmp_path / "elsewhere.parquet")
