@@ -19,6 +19,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from mmemo.data.manifest import shown_columns
 from mmemo.data.splits import InnerFolds, SplitError
+from mmemo.evaluation.gates import gate_table, read_gates
 from mmemo.files import checksum
 from mmemo.training.experiment import LAST, METRICS_FILE, Experiment, write_table, write_text
 
@@ -26,6 +27,7 @@ PREDICTIONS_FILE = "predictions.parquet"
 SUMMARY_FILE = "crossval.json"
 COMMAND_FILE = "command.txt"
 EXPERIMENT_FILE = "experiment.json"
+GATE_TABLE = "gate_table.csv"
 
 
 class CrossValidation(NamedTuple):
@@ -243,13 +245,26 @@ def run_fold(
     Experiment(["test", *common])  # the checkpoint that the config says
     # Written last: its presence says that the fold is finished.
     target = folder / PREDICTIONS_FILE
-    partial = folder / "unfinished.parquet" if finish else target
-    Experiment(["predict", *common, "--data.predict_on", "test", "--predictions", str(partial)])
-    if finish:
-        write_table(target, finish(pd.read_parquet(partial)))
+    gates = folder / "gates.parquet" if _has_gates(folder) else None
+    partial = folder / "unfinished.parquet" if finish or gates else target
+    kept = ["--gates", str(gates)] if gates else []
+    Experiment(["predict", *common, "--data.predict_on", "test", "--predictions", str(partial), *kept])
+    if gates is not None and gates.exists():
+        write_table(folder / GATE_TABLE, gate_table(read_gates(gates)))  # a few rows, where every gate may be gigabytes
+        gates.unlink()
+    if partial != target:
+        predictions = pd.read_parquet(partial)
+        write_table(target, finish(predictions) if finish else predictions)
         partial.unlink()
     metrics: dict[str, float] = json.loads((folder / METRICS_FILE).read_text())["metrics"]
     return metrics
+
+
+def _has_gates(folder: Path) -> bool:
+    """Whether a fold's model selects features."""
+    model = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"].get("model") or {}
+    gate = (model.get("init_args") or {}).get("gate") or {}
+    return not str(gate.get("class_path", "")).endswith("NoGate")
 
 
 def prepared(experiment: Experiment, num_inner: int = 0) -> None:

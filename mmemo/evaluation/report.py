@@ -32,7 +32,7 @@ from mmemo.evaluation.calibration import (
     reliability,
     risk_coverage,
 )
-from mmemo.evaluation.crossval import COMMAND_FILE
+from mmemo.evaluation.crossval import COMMAND_FILE, GATE_TABLE
 from mmemo.evaluation.participants import StudyResult, natural_order, study_result
 from mmemo.evaluation.predictions import Predictions, read_predictions, with_manifest
 from mmemo.evaluation.statistics import (
@@ -514,6 +514,12 @@ def _gates(run: Path, predictions: Predictions, content: dict[str, Any]) -> None
         from mmemo.evaluation.gates import gate_table, read_gates
 
         content["gates"] = gate_table(read_gates(files[0])).to_dict("records")
+    elif run.is_dir():
+        found = [path for path in run.rglob(GATE_TABLE) if not {"inner", "tuning"} & set(path.relative_to(run).parts)]
+        if found:
+            whole = pd.concat([pd.read_csv(path, dtype={"group": str}) for path in found])
+            means = whole.groupby(["modality", "group"], sort=False)[["num_features", "mean", "open"]].mean()
+            content["gates"] = means.reset_index().astype({"num_features": int}).to_dict("records")
 
 
 def _robustness(run: Path, content: dict[str, Any], pictures: dict[str, Any]) -> None:

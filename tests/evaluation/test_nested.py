@@ -12,6 +12,7 @@ from mmemo.cli.main import main
 from mmemo.evaluation.crossval import repeated
 from mmemo.evaluation.nested import Decisions, nested
 from mmemo.evaluation.predictions import read_predictions
+from mmemo.evaluation.report import report
 
 
 @pytest.fixture
@@ -34,6 +35,10 @@ def test_what_is_chosen_is_chosen_on_speakers_of_the_training_side(config: Path,
     found = nested(config, run, 2, space=space, num_trials=2)
     predictions = read_predictions(run)
     assert len(predictions.table) == 36
+    gates = report(run).content["gates"]
+    assert {row["modality"] for row in gates} == {"audio", "text"}
+    assert all(0 <= row["mean"] <= 1 for row in gates)
+    assert not list(run.rglob("gates.parquet"))
     assert predictions.calibrated is not None
     assert predictions.calibrated.sum(1) == pytest.approx(1.0)
     for fold in (1, 2, 3):
