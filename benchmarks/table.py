@@ -153,7 +153,7 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
             ),
             "base_share_of_teacher": ("of that teacher's, %", "at least 92"),
             "ua_small": ("small student, %", "at least 70"),
-            "ua_nano": ("nano student, taught by that earlier teacher, %", "at least 64"),
+            "ua_nano": ("nano student, taught by the teacher of an earlier commit, %", "at least 64"),
             "ua_labels": (
                 "small student on labels alone, same views and mixup, on another processor, %",
                 "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -92,7 +93,10 @@ def analyze(
                     print(f"mmemo analyze: {path}: {note}", file=sys.stderr)
                 for one in heard:
                     if not one.segments:
-                        print(f"mmemo analyze: {one.title}: nobody speaks in its {one.seconds:.1f} s", file=sys.stderr)
+                        problem = f"nobody speaks in its {one.seconds:.1f} s"
+                        print(f"mmemo analyze: {one.title}: {problem}", file=sys.stderr)
+                        if folder is not None:
+                            folder.note(one.name, problem, one.channel)
                         continue
                     rows.add(one)
                     if folder is not None:
@@ -102,6 +106,9 @@ def analyze(
             except (AudioError, OSError) as error:
                 print(f"mmemo analyze: {error}", file=sys.stderr)
                 failed += 1
+                if folder is not None:
+                    with suppress(OSError):  # of a full disk nothing can be noted on it
+                        folder.note(str(path), str(error))
             finally:
                 bar.remove_task(task)
     rows.close()
@@ -238,7 +245,7 @@ class _Folder:
         timeline = {"seconds": one.times, **dict(zip(self.classes, one.timeline.T.round(4), strict=True))}
         heard = one.timeline[:, 0] == one.timeline[:, 0]
         content = {
-            **overall, "notes": one.notes, "segments": rows,
+            **overall, "segments": rows,
             "timeline": {key: values[heard].tolist() for key, values in timeline.items()},
         }  # fmt: skip
         with replacing(self.out / f"{name}.json") as partial:
@@ -252,6 +259,12 @@ class _Folder:
         ):
             with (self.out / file_name).open("a") as file:
                 file.writelines(f"{line}\n" for line in found)
+
+    def note(self, name: str, problem: str, channel: int | None = None) -> None:
+        """A line of ``recordings.csv`` for what could not be analysed."""
+        row = {"recording": name, "channel": channel, "notes": problem}
+        with (self.out / "recordings.csv").open("a") as file:
+            file.write(f"{_csv_line(row, _summary_columns(self.classes))}\n")
 
     def _name(self, one: Analysis) -> str:
         """Of its files: no other's, and short enough for a file system."""
@@ -269,12 +282,12 @@ class _Folder:
 
 
 def _summary_columns(classes: list[str]) -> list[str]:
-    return ["recording", "channel", "seconds", "speech_seconds", "emotion", "unsure", *_prob_columns(classes)]
+    return ["recording", "channel", "seconds", "speech_seconds", "emotion", "unsure", *_prob_columns(classes), "notes"]
 
 
 def _summary(one: Analysis) -> dict[str, Any]:
     return {
         "recording": one.name, "channel": one.channel, "seconds": round(one.seconds, 3),
         "speech_seconds": round(one.speech_seconds, 3), "emotion": one.emotion, "unsure": round(one.unsure, 4),
-        **{f"prob_{name}": round(value, 4) for name, value in one.probabilities.items()},
+        **{f"prob_{name}": round(value, 4) for name, value in one.probabilities.items()}, "notes": "; ".join(one.notes),
     }  # fmt: skip

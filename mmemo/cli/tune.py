@@ -78,8 +78,9 @@ def tune(
     for key, value in found.settings.items():
         share = found.importance.get(key)
         table.add_row(key, str(value), "" if share is None else f"{100 * share:.0f} %")
-    own = "outside the space" if math.isnan(found.own_score) else f"{100 * found.own_score:.1f}"
-    table.add_row("inner folds (own settings)", f"{100 * found.score:.1f} ({own})", "")
+    own = "not tried, outside the space" if math.isnan(found.own_score) else f"{100 * found.own_score:.1f}"
+    table.add_row("inner folds, best settings", f"{100 * found.score:.1f}", "")
+    table.add_row("inner folds, the config's own", own, "")
     console.print(table)
     for warning in found.warnings:
         console.print(f"Warning: {warning}", markup=False, highlight=False, soft_wrap=True)

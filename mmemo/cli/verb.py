@@ -87,11 +87,15 @@ def call_with_rest(function: Callable[..., int], argv: list[str], verb: str, as_
 
 
 def _spelled_out(function: Callable[..., int], argv: list[str]) -> list[str]:
-    """A switch alone, such as ``--transcript``, means ``--transcript true``."""
-    arguments = inspect.signature(function).parameters.values()
+    """A switch alone, such as ``--transcript``, means ``--transcript true``; dashes in a name are underscores."""
+    arguments = list(inspect.signature(function).parameters.values())
+    names = {one.name for one in arguments}
     switches = {f"--{one.name}" for one in arguments if one.annotation in (bool, "bool")}
     found: list[str] = []
     for word, after in zip_longest(argv, argv[1:], fillvalue=""):
+        name, given, value = word.partition("=")
+        if name.startswith("--") and name[2:].replace("-", "_") in names:  # --separate-channels
+            word = f"--{name[2:].replace('-', '_')}{given}{value}"
         found.append(word)
         if word in switches and after.lower() not in ("true", "false"):
             found.append("true")

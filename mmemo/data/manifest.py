@@ -270,7 +270,10 @@ def _validated(frame: pd.DataFrame, path: Path, emotions: Sequence[str]) -> pd.D
     if "id" not in frame or len(frame) == 0:
         found = ", ".join(map(str, frame.columns)) or "nothing"
         problem = "no column id" if len(frame) else "no rows"
-        raise ManifestError(f"{path}: {problem}, found columns {found}; expected some of {', '.join(COLUMNS)}")
+        raise ManifestError(
+            f"{path}: {problem}, found columns {found}; expected some of {', '.join(COLUMNS)} (`mmemo corpus table` "
+            "makes a manifest of any table)"
+        )
     twice = sorted({str(name) for name in frame.columns[frame.columns.duplicated()]})
     if twice:
         raise ManifestError(f"{path}: column {', '.join(twice)} stands there twice, expected each once")

@@ -407,6 +407,10 @@ def _confidence(
         content["calibration"]["how"] = f"temperature fitted on {fitted_on}"
         shown["calibrated"] = reliability(calibrated, target)
         content["calibration"]["after"] = _calibration(calibrated, target)
+        if content["calibration"]["after"]["ece"] > content["calibration"]["before"]["ece"]:
+            warnings.append(
+                "calibration made the probabilities worse: there is too little to fit it on, so take them as they are"
+            )
     pictures["reliability"] = charts.reliability(shown)
     sure = probs if calibrated is None else calibrated
     curve = risk_coverage(sure, target)

@@ -121,12 +121,14 @@ def test_a_channel_in_which_nobody_speaks_is_told(
     waveform = read_audio(recording)
     path = tmp_path / "call.wav"
     soundfile.write(path, np.stack([waveform, 0 * waveform], 1), 16_000)
-    options = ["--separate_channels", "true", "--model", str(folder), "--format", "jsonl", "--out", str(tmp_path / "o")]
+    options = ["--separate-channels", "--model", str(folder), "--format", "jsonl", "--out", str(tmp_path / "o")]
     assert main(["analyze", str(path), *options]) == 0
     told = capsys.readouterr()
     assert f"{path}, channel 1: nobody speaks in its" in told.err
     assert {json.loads(line)["channel"] for line in told.out.splitlines()} == {0}
-    assert pd.read_csv(tmp_path / "o" / "recordings.csv")["channel"].tolist() == [0]
+    table = pd.read_csv(tmp_path / "o" / "recordings.csv")
+    assert table["channel"].tolist() == [0, 1]
+    assert "nobody speaks" in table["notes"][1]
     assert analyze(path, folder, separate_channels=True)[1].emotion == UNSURE
 
 
@@ -210,7 +212,9 @@ def test_the_verb_writes_all_and_says_what_failed(
     assert set(content["timeline"]) == {"seconds", *CLASSES}
     assert len(content["timeline"]["seconds"]) == len(content["timeline"]["anger"]) > 5
     overall = pd.read_csv(out / "recordings.csv")
-    assert overall["emotion"].tolist() == [content["emotion"]]
+    assert overall["emotion"].dropna().tolist() == [content["emotion"]]
+    assert sorted(overall["recording"]) == sorted(arguments), "what failed has its line"
+    assert "nobody speaks" in overall.loc[overall["recording"] == str(silent), "notes"].item()
     assert f"Over all: {content['emotion']}." in told.out
     assert (out / "talk.wav.png").stat().st_size > 10_000
 
