@@ -565,7 +565,7 @@ resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
 torch.ones(5_000_000)  # 20 MB, freed: from now on blocks of that size are cut from the heap
 before = resident()
 blocks = [torch.ones(250_000 + 1000 * number) for number in range(400)]
-kept = [torch.ones(1000) for _ in range(10)]  # above them: the heap cannot shrink by itself
+kept = blocks[9::10]  # the last one among them: the heap cannot shrink by itself
 del blocks
 held = resident() - before
 give_back_memory()
