@@ -2,14 +2,11 @@
 
     python benchmarks/distillation.py                      # resumable fold by fold; several may work on one folder
     python benchmarks/distillation.py --only small nano    # these alone; the others keep their last figures
-    python benchmarks/distillation.py --inner small --set --model.init_args.cross_fitted true    # to choose by
-
-The last form judges settings of a student on two grouped folds of fold 1's training-side speakers. Its teachers
-are five folds of frozen Whisper over those that the student learns from; with `--labels` there is none.
 
 A fold's teacher is `configs/ravdess_teacher.yaml`: Whisper base, frozen, on the same views. `labels` is the small
-student with the same views, mixup and epochs, taught by nobody. Each fold's models are exported, and the files judged
-on the fold's test clips by onnxruntime.
+student with the same views, mixup and epochs, taught by nobody. What the students are made of was chosen by
+`benchmarks/student_choices.py`. Each fold's models are exported, and the files judged on the fold's test clips by
+onnxruntime.
 """
 
 from __future__ import annotations
@@ -28,13 +25,10 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from filelock import FileLock
-from ravdess_finetuned import FROZEN, manifest, precision, settings
-from record import HERE, RESULTS, corpus, record
+from ravdess_finetuned import manifest, precision, settings
+from record import HERE, record_beside
 
-from mmemo.data.manifest import read_manifest
-from mmemo.data.splits import GroupKFold
-from mmemo.evaluation.crossval import CrossValidation, crossval, run_fold
+from mmemo.evaluation.crossval import CrossValidation, crossval
 from mmemo.export.checkpoint import export_checkpoint
 from mmemo.export.runtime import CONFIG_FILE, Recognizer
 from mmemo.training.experiment import LAST
@@ -70,57 +64,6 @@ def untaught(config: dict[str, Any]) -> None:
     config["model"]["class_path"] = "mmemo.EmotionSystem"
     for setting in ("teacher", "distillation"):
         del config["model"]["init_args"][setting]
-
-
-def inner(name: str, changes: list[str], labels: bool) -> None:
-    """Judges settings of a student on two folds of fold 1's training-side speakers.
-
-    Args:
-        name: Of the student.
-        changes: Options of ``mmemo fit``.
-        labels: Leave the teachers out.
-    """
-    held_out = pd.read_csv(corpus("ravdess") / "emobox_folds.csv", dtype=str)["test_actors"][0].split()
-    table = pd.read_csv(manifest(), dtype=str)
-    side = manifest().with_name("students_side.csv")
-    table[~table["speaker"].isin(held_out)].to_csv(side, index=False)
-    split = {"num_folds": 5, "num_val_speakers": 0}
-    for fold in () if labels else (1, 2):
-        learned = GroupKFold(**split, fold=fold)(read_manifest(side)).train
-        teach(f"inner{fold}", pd.read_csv(side, dtype=str).iloc[learned])
-    config = yaml.safe_load((CONFIGS / f"ravdess_student_{name}.yaml").read_text())
-    config["data"] |= {"manifest": str(side), "split": {"class_path": "mmemo.data.GroupKFold", "init_args": split}}
-    paths = [RUN / "teachers" / "inner{fold}" / f"fold{one}" / LAST for one in range(1, 6)]
-    config["model"]["init_args"]["teacher"] = [str(path) for path in paths]
-    if labels:
-        untaught(config)
-    written = yaml.safe_dump(config, sort_keys=False)
-    run = RUN / f"inner_{hashlib.sha256(repr((written, changes)).encode()).hexdigest()[:12]}"
-    path = run.with_suffix(".yaml")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(written)
-    found = [100 * run_fold(path, run / f"fold{fold}", fold, changes)["test/uar"] for fold in (1, 2)]
-    told = "labels" if labels else "taught"
-    print(name, told, changes, [round(value, 2) for value in found], f"mean {statistics.mean(found):.2f}")
-
-
-def teach(name: str, table: pd.DataFrame) -> None:
-    """Five folds of frozen Whisper over the speakers of a table: for each of them one teacher is unbiased.
-
-    Args:
-        name: Of the cross-validation.
-        table: Rows of the manifest.
-    """
-    side = manifest().with_name(f"{name}.csv")
-    if not side.exists():
-        table.to_csv(side, index=False)
-    config = yaml.safe_load(FROZEN.read_text())
-    split = {"class_path": "mmemo.data.GroupKFold", "init_args": {"num_folds": 5, "num_val_speakers": 0}}
-    config["data"] |= {"manifest": str(side), "split": split}
-    path = RUN / "teachers" / f"{name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    crossval(path, RUN / "teachers" / name)
 
 
 def accuracy(predictions: pd.DataFrame) -> float:
@@ -187,13 +130,8 @@ def exported(member: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--inner", choices=["small", "nano", "base"])
-    parser.add_argument("--labels", action="store_true")
-    parser.add_argument("--set", nargs=argparse.REMAINDER, default=[])
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    if options.inner:
-        return inner(options.inner, options.set, options.labels)
     taught = teacher()
     for name in options.only:
         one = taught if name == "teacher" else student(name)
@@ -227,17 +165,19 @@ def row(model: str, files: Files) -> dict[str, Any]:
 
 def keep(figures: dict[str, Any], rows: Sequence[dict[str, Any]] = ()) -> None:
     """Records figures beside those that are there, which other processes may have added to meanwhile."""
-    path = RESULTS / "distillation.json"
-    with FileLock(RUN / "figures.lock"):
-        kept: dict[str, Any] = json.loads(path.read_text())["figures"] if path.exists() else {}
-        new = [row["model"] for row in rows]
-        table = [*(row for row in kept.get("table", []) if row["model"] not in new), *rows]
-        measured = {*figures, *(["table"] if rows else [])}
-        kept |= figures
-        if {"ua_small", "ua_labels"} <= kept.keys():
-            kept["gain_points_small"] = round(kept["ua_small"] - kept["ua_labels"], 2)
-            measured |= {"gain_points_small"} if measured & {"ua_small", "ua_labels"} else set()
-        record("distillation", {**kept, "table": sorted(table, key=lambda row: -row["parameters"])}, measured)
+
+    def joined(kept: dict[str, Any]) -> dict[str, Any]:
+        new = dict(figures)
+        if rows:
+            names = [row["model"] for row in rows]
+            table = [*(row for row in kept.get("table", []) if row["model"] not in names), *rows]
+            new["table"] = sorted(table, key=lambda row: -row["parameters"])
+        both = kept | new
+        if new.keys() & {"ua_small", "ua_labels"} and {"ua_small", "ua_labels"} <= both.keys():
+            new["gain_points_small"] = round(both["ua_small"] - both["ua_labels"], 2)
+        return new
+
+    record_beside("distillation", joined)
 
 
 def milliseconds(folder: Path, int8: bool) -> float:

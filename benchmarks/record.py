@@ -7,9 +7,13 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+import tempfile
+from collections.abc import Callable, Collection, Mapping
 from datetime import date
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -47,6 +51,21 @@ def record(name: str, figures: Mapping[str, object], measured: Collection[str] |
     path.write_text(json.dumps(content, indent=1) + "\n")
     print(json.dumps(figures, indent=1))
     return path
+
+
+def record_beside(name: str, found: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
+    """Adds to ``results/NAME.json``, which other processes may be adding to at the same time.
+
+    Args:
+        name: Of the group of figures.
+        found: Figures that are there -> those that this run measured.
+    """
+    path = RESULTS / f"{name}.json"
+    RESULTS.mkdir(exist_ok=True)
+    with FileLock(Path(tempfile.gettempdir()) / f"mmemo_benchmark_{name}.lock"):
+        kept = json.loads(path.read_text())["figures"] if path.exists() else {}
+        new = found(kept)
+        return record(name, kept | new, new.keys())
 
 
 def _processor() -> str:
