@@ -73,15 +73,20 @@ def tune(
         config, space, run, settings, options, lambda line: console.print(line, markup=False, highlight=False)
     )
     table = Table(title=f"{config.stem}: best of the inner folds, per cent")
-    for name in ("setting", "best", "importance"):
+    for name in ("setting", "best", *(["importance"] if found.importance else [])):
         table.add_column(name, justify="left" if name == "setting" else "right")
     for key, value in found.settings.items():
         share = found.importance.get(key)
-        table.add_row(key, str(value), "" if share is None else f"{100 * share:.0f} %")
+        table.add_row(key, str(value), *([] if share is None else [f"{100 * share:.0f} %"]))
     own = "not tried, outside the space" if math.isnan(found.own_score) else f"{100 * found.own_score:.1f}"
-    table.add_row("inner folds, best settings", f"{100 * found.score:.1f}", "")
-    table.add_row("inner folds, the config's own", own, "")
+    table.add_row("inner folds, best settings", f"{100 * found.score:.1f}")
+    table.add_row("inner folds, the config's own", own)
     console.print(table)
+    if not found.importance:
+        told = (
+            "how much each setting matters needs several settings and four finished trials that differ; there are fewer"
+        )
+        console.print(f"Not shown: {told}", soft_wrap=True)
     for warning in found.warnings:
         console.print(f"Warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Runnable: {run / BEST_CONFIG}; trials, picture and figures beside it", soft_wrap=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
@@ -40,8 +41,9 @@ class Corpus:
         manifest: CSV or Parquet file with one row per utterance.
         label_map: As for the whole; used on this corpus alone, and first.
         name: Stands before its ids and speakers, and in the column ``corpus``; the file's name when not given.
-        unlabelled: Hides the labels of its training rows, which then serve hooks that need none, such as
-            ``mmemo.training.DomainAdversarial``; its other rows are judged as ever.
+        unlabelled: Hides the labels of its training rows, which then serve what needs none, such as a teacher in
+            ``mmemo.training.DistillationSystem`` or a hook as ``mmemo.training.DomainAdversarial``; its other rows are
+            judged as ever.
     """
 
     manifest: str
@@ -275,10 +277,12 @@ class EmotionDataModule(LightningDataModule):
         bad = emotion.notna() & ~emotion.isin(self.classes)
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
+            near = get_close_matches(emotion.iat[row], self.classes, n=1, cutoff=0.75)
+            meant = f"did you mean it by {near[0]!r}? Else " if near else ""
             raise ManifestError(
                 f"{manifest.path}: utterance {manifest.frame['id'].iat[row]!r} (and {int(bad.sum()) - 1} more) has "
-                f"emotion {emotion.iat[row]!r}, expected one of data.classes={list(self.classes)}; add it there, or "
-                f"map it with data.label_map ({emotion.iat[row]}: null leaves these rows out)"
+                f"emotion {emotion.iat[row]!r}, expected one of data.classes={list(self.classes)}; {meant}add it "
+                f"there, or map it with data.label_map ({emotion.iat[row]}: null leaves these rows out)"
             )
         numbers = {name: number for number, name in enumerate(self.classes)}
         return np.array([numbers.get(name, UNLABELLED) for name in emotion], dtype=np.int64)
@@ -308,7 +312,7 @@ class EmotionDataModule(LightningDataModule):
         if fitting and hidden and not unlabelled:
             raise ManifestError(
                 f"{hidden[0]}: unlabelled is true, but nothing learns from rows without a label; add a hook such as "
-                "mmemo.training.DomainAdversarial or VirtualAdversarial, or leave the corpus out"
+                "mmemo.training.DomainAdversarial or VirtualAdversarial, distil a teacher, or leave the corpus out"
             )
         if fitting and len(hidden) == len(self.corpora):
             raise ManifestError(
