@@ -114,7 +114,7 @@ CHOICES = {
     "small": Choice(),
     "labels": Choice(change=untaught),
     "recurrent": Choice(
-        change=encoder("mmemo.models.ConvRecurrentEncoder", channels=[32, 64, 64], hidden_dim=60),
+        change=encoder("mmemo.models.ConvRecurrentEncoder", channels=[8, 16, 32], hidden_dim=104),
     ),
     "attention": Choice(change=attention),
     "emodb": Choice(change=unlabelled_emodb),

@@ -39,8 +39,8 @@ def compare(
     from rich.table import Table
 
     from mmemo.evaluation.comparison import compare_runs
+    from mmemo.evaluation.page import plain
     from mmemo.evaluation.predictions import read_predictions
-    from mmemo.evaluation.report import plain
     from mmemo.evaluation.statistics import FIGURES, corrected
     from mmemo.files import replacing
 

@@ -16,7 +16,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from mmemo.cli.main import main
 from mmemo.data.study import Study
 from mmemo.evaluation.calibration import reliability, temperature_scaling
-from mmemo.evaluation.report import _area_draws, _without_paths, report
+from mmemo.evaluation.provenance import without_paths
+from mmemo.evaluation.report import report
+from mmemo.evaluation.sections import area_draws
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CLASSES = ["anger", "neutral", "sadness"]
@@ -155,10 +157,10 @@ def test_a_browser_shows_it_on_a_telephone_and_on_a_desk(page: Path) -> None:
 
 def test_a_command_in_a_study_names_no_file() -> None:
     config = {"trainer": {"default_root_dir": "smith_john"}, "data": {"manifest": "table", "split": {"path": "f.txt"}}}
-    assert "smith" not in str(_without_paths(config))
-    assert "table" not in str(_without_paths(config))
-    assert "f.txt" not in str(_without_paths(config))
-    assert _without_paths({"model_id": "openai/whisper-base", "lr": 0.1}) == {
+    assert "smith" not in str(without_paths(config))
+    assert "table" not in str(without_paths(config))
+    assert "f.txt" not in str(without_paths(config))
+    assert without_paths({"model_id": "openai/whisper-base", "lr": 0.1}) == {
         "model_id": "openai/whisper-base",
         "lr": 0.1,
     }
@@ -170,7 +172,7 @@ def test_areas_of_tied_scores_are_those_of_scikit_learn() -> None:
     score = (truth * 0.3 + random.random(300)).round(1)
     weights = np.concatenate([np.ones((1, 300)), random.integers(0, 4, (2, 300)).astype(float)])
     for order in (np.argsort(truth), np.argsort(~truth)):
-        roc, average = _area_draws(truth[order], score[order], weights[:, order])
+        roc, average = area_draws(truth[order], score[order], weights[:, order])
         for row, weight in enumerate(weights[:, order]):
             given = {"sample_weight": weight}
             assert roc[row] == pytest.approx(roc_auc_score(truth[order], score[order], **given))
