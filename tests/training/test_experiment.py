@@ -562,7 +562,6 @@ def test_memory_that_the_heap_keeps_is_given_back() -> None:
 import torch
 from mmemo.training.experiment import give_back_memory
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
-torch.ones(5_000_000)  # 20 MB, freed: from now on blocks of that size are cut from the heap
 before = resident()
 blocks = [torch.ones(250_000 + 1000 * number) for number in range(400)]
 kept = blocks[9::10]  # the last one among them: the heap cannot shrink by itself
@@ -571,7 +570,10 @@ held = resident() - before
 give_back_memory()
 print(held, resident() - before)
 """
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    from_heap = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}  # else glibc decides by what was freed before
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=from_heap
+    )
     held, left = map(float, told.stdout.split())
     assert held > 150, "or there is nothing to see here"
     assert left < held / 4
