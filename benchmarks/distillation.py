@@ -1,10 +1,10 @@
 """RAVDESS, six published folds: students of three sizes, each fold's taught by that fold's own teacher.
 
     python benchmarks/distillation.py                      # resumable fold by fold; several may work on one folder
-    python benchmarks/distillation.py --only small nano    # these alone; the others keep their last figures
+    python benchmarks/distillation.py --only small nano    # these alone; the others keep the figures that they had
 
 A fold's teacher is `configs/ravdess_teacher.yaml`: Whisper base, frozen, on the same views. `labels` is the small
-student with the same views, mixup and epochs, taught by nobody. What the students are made of was chosen by
+student with the same views, mixup and epochs, taught by nobody. Students are compared on training-side speakers by
 `benchmarks/student_choices.py`. Each fold's models are exported, and the files judged on the fold's test clips by
 onnxruntime.
 """
@@ -28,15 +28,16 @@ import yaml
 from ravdess_finetuned import manifest, precision, settings
 from record import HERE, record_beside
 
-from mmemo.evaluation.crossval import CrossValidation, crossval
+from mmemo.evaluation.comparison import compare_runs
+from mmemo.evaluation.crossval import PREDICTIONS_FILE, CrossValidation, crossval
+from mmemo.evaluation.predictions import read_predictions
 from mmemo.export.checkpoint import export_checkpoint
 from mmemo.export.runtime import CONFIG_FILE, Recognizer
 from mmemo.training.experiment import LAST
 
 CONFIGS = HERE.parent / "configs"
 RUN = HERE.parent / "runs" / "bench_distillation"
-STUDENTS = ("small", "nano", "labels", "base")
-PARTS = (*STUDENTS, "teacher")
+PARTS = ("teacher", "base", "small", "nano", "labels")
 
 
 def teacher() -> CrossValidation:
@@ -128,7 +129,7 @@ def exported(member: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
@@ -136,20 +137,34 @@ def main() -> None:
     for name in options.only:
         one = taught if name == "teacher" else student(name)
         figures: dict[str, Any] = {
-            "ua_teacher": round(accuracy(taught.predictions), 2),
             f"ua_{name}": round(accuracy(one.predictions), 2),
             f"ua_{name}_folds": [round(100 * value, 2) for value in one.metrics["test/uar"]],
         }
         if name == "base":
-            figures["base_share_of_teacher"] = round(100 * figures["ua_base"] / figures["ua_teacher"], 2)
-        keep(figures)
-        if name == "labels":
-            continue
-        by_file = {int8: as_files([one.run], one.predictions, int8) for int8 in (False, True)}
-        if name == "small":
-            figures["int8_cost_points"] = round(by_file[False].ua - by_file[True].ua, 2)
-            figures["int8_kilobytes_small"] = round(by_file[True].kilobytes, 1)
-        keep(figures, [row(f"{name}, {'int8' if int8 else 'fp32'}", files) for int8, files in by_file.items()])
+            figures["base_share_of_teacher"] = round(100 * accuracy(one.predictions) / accuracy(taught.predictions), 2)
+        if name in ("small", "labels"):
+            figures |= gain()
+        if name != "labels":
+            by_file = {int8: as_files([one.run], one.predictions, int8) for int8 in (False, True)}
+            if name == "small":
+                figures["int8_cost_points"] = round(by_file[False].ua - by_file[True].ua, 2)
+                figures["int8_kilobytes_small"] = round(by_file[True].kilobytes, 1)
+            figures["table"] = [row(f"{name}, {'int8' if int8 else 'fp32'}", files) for int8, files in by_file.items()]
+        record_beside("distillation", figures)
+
+
+def gain() -> dict[str, Any]:
+    """What the teacher adds to the small student, with an interval over speakers; once both are trained."""
+    runs = [RUN / name for name in ("labels", "small")]
+    if not all((run / PREDICTIONS_FILE).exists() for run in runs):
+        return {}
+    labels, small = map(read_predictions, runs)
+    found = compare_runs(labels, small)
+    return {
+        "gain_points_small": round(accuracy(small.table) - accuracy(labels.table), 2),
+        "gain_points_small_interval": [round(100 * found.difference.low, 2), round(100 * found.difference.high, 2)],
+        "gain_points_small_p": round(found.p_permutation, 4),
+    }
 
 
 def row(model: str, files: Files) -> dict[str, Any]:
@@ -161,23 +176,6 @@ def row(model: str, files: Files) -> dict[str, Any]:
         "ms_for_3_s": round(files.milliseconds, 2),
         "ua": round(files.ua, 2),
     }
-
-
-def keep(figures: dict[str, Any], rows: Sequence[dict[str, Any]] = ()) -> None:
-    """Records figures beside those that are there, which other processes may have added to meanwhile."""
-
-    def joined(kept: dict[str, Any]) -> dict[str, Any]:
-        new = dict(figures)
-        if rows:
-            names = [row["model"] for row in rows]
-            table = [*(row for row in kept.get("table", []) if row["model"] not in names), *rows]
-            new["table"] = sorted(table, key=lambda row: -row["parameters"])
-        both = kept | new
-        if new.keys() & {"ua_small", "ua_labels"} and {"ua_small", "ua_labels"} <= both.keys():
-            new["gain_points_small"] = round(both["ua_small"] - both["ua_labels"], 2)
-        return new
-
-    record_beside("distillation", joined)
 
 
 def milliseconds(folder: Path, int8: bool) -> float:

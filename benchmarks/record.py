@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,10 @@ def record(name: str, figures: Mapping[str, object], measured: Collection[str] |
     kept = [] if measured is None else [key for key in figures if key not in measured]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
     changed = subprocess.run(
-        ["git", "status", "--porcelain", "mmemo", "configs"], capture_output=True, text=True, cwd=HERE.parent
+        ["git", "status", "--porcelain", "mmemo", "configs", "benchmarks/*.py"],
+        capture_output=True,
+        text=True,
+        cwd=HERE.parent,
     )
     content = {
         "figures": dict(figures),
@@ -53,19 +56,23 @@ def record(name: str, figures: Mapping[str, object], measured: Collection[str] |
     return path
 
 
-def record_beside(name: str, found: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
+def record_beside(name: str, figures: Mapping[str, object]) -> Path:
     """Adds to ``results/NAME.json``, which other processes may be adding to at the same time.
 
     Args:
         name: Of the group of figures.
-        found: Figures that are there -> those that this run measured.
+        figures: What this run measured; the others keep the stamps that they had. A ``table`` is a list of rows that
+            are known by their first value, and gains those that are new.
     """
     path = RESULTS / f"{name}.json"
     RESULTS.mkdir(exist_ok=True)
     with FileLock(Path(tempfile.gettempdir()) / f"mmemo_benchmark_{name}.lock"):
-        kept = json.loads(path.read_text())["figures"] if path.exists() else {}
-        new = found(kept)
-        return record(name, kept | new, new.keys())
+        kept: dict[str, Any] = json.loads(path.read_text())["figures"] if path.exists() else {}
+        both = {**kept, **figures}
+        if "table" in figures:
+            rows = {next(iter(row.values())): row for row in [*kept.get("table", []), *both["table"]]}
+            both["table"] = list(rows.values())
+        return record(name, both, figures.keys())
 
 
 def _processor() -> str:

@@ -23,7 +23,7 @@ import pandas as pd
 import soxr
 import torch
 import yaml
-from record import HERE, RESULTS, corpus, record
+from record import HERE, corpus, record, record_beside
 from two_channel import BACKBONE, manifests, sides, text_backbone, trimmed_manifest
 
 from mmemo.cli.main import main as mmemo
@@ -170,8 +170,7 @@ def tell_conditions() -> None:
     config.setdefault("max_seconds", None)
     (OUT / CONFIG_FILE).write_text(json.dumps(config, indent=1))
     (OUT / "README.md").write_text(model_card(config, OUT))
-    kept = json.loads((RESULTS / "shipped_student.json").read_text())["figures"]
-    record("shipped_student", kept | found, found.keys())
+    record_beside("shipped_student", found)
 
 
 def main() -> None:

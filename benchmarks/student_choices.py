@@ -1,11 +1,12 @@
 """Which student, and what helps it to learn: compared on the training-side speakers of RAVDESS's published fold 1.
 
-    python benchmarks/student_choices.py                       # all that is not there yet; resumable, several may work
+    python benchmarks/student_choices.py                       # resumable fold by fold; several may work on it
     python benchmarks/student_choices.py --only small lowrank  # these alone
 
 The four actors who judge fold 1 are left out. Of the other twenty, two grouped folds of four actors judge; each fold's
-teacher (`configs/ravdess_teacher.yaml`) and students learn from the sixteen others. What is chosen here is then trained
-on the published folds by `benchmarks/distillation.py`, once.
+teacher (`configs/ravdess_teacher.yaml`) and students learn from the sixteen others. The twenty are test actors of the
+published folds 2 to 6: no weight of `benchmarks/distillation.py` saw its test actors, but of the choice between
+students only fold 1 is free of them.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import pandas as pd
 import torch
 import yaml
 from distillation import CONFIGS, RUN, untaught
+from filelock import FileLock
 from ravdess_finetuned import manifest, precision
 from record import corpus, record_beside
 
 from mmemo.cli.main import main as mmemo
 from mmemo.data.manifest import read_manifest
 from mmemo.data.splits import GroupKFold
-from mmemo.evaluation.crossval import run_fold
+from mmemo.evaluation.crossval import crossval
 from mmemo.training.experiment import LAST
 
 INNER = RUN / "inner"
@@ -73,15 +75,6 @@ def attention(config: Config) -> None:
     student(config)["fusion"] = part("mmemo.models.AttentionBottleneck", hidden_dim=96, num_layers=2)
 
 
-def views(number: int) -> Callable[[Config], None]:
-    """More versions of each clip, all heard by the teacher."""
-
-    def change(config: Config) -> None:
-        config["data"]["num_views"] = number
-
-    return change
-
-
 def unlabelled_emodb(config: Config) -> None:
     """EMO-DB beside RAVDESS, heard by the teacher, without its labels."""
     path = INNER / "emodb.csv"
@@ -93,21 +86,17 @@ def unlabelled_emodb(config: Config) -> None:
     ]
 
 
-def low_rank(lr_ratio: float) -> Callable[[Config], None]:
+def low_rank(config: Config) -> None:
     """The convolutions and the first two blocks of Whisper base, their matrices narrow, trained on."""
-
-    def change(config: Config) -> None:
-        student(config)["audio_encoder"] = part(
-            "mmemo.models.WhisperAudioEncoder", model_id="openai/whisper-base", layers=[1, 2]
-        )
-        student(config)["layer_mix"] = "mmemo.models.LayerConcat"
-        student(config)["head"]["init_args"]["dropout"] = 0.5
-        config["model"]["init_args"]["audio_finetuning"] = part(
-            "mmemo.training.LowRank", rank=52, num_blocks=2, lr_ratio=lr_ratio
-        )
-        config["trainer"]["max_epochs"] = 15
-
-    return change
+    student(config)["audio_encoder"] = part(
+        "mmemo.models.WhisperAudioEncoder", model_id="openai/whisper-base", layers=[1, 2]
+    )
+    student(config)["layer_mix"] = "mmemo.models.LayerConcat"
+    student(config)["head"]["init_args"]["dropout"] = 0.5
+    config["model"]["init_args"]["audio_finetuning"] = part(
+        "mmemo.training.LowRank", rank=52, num_blocks=2, lr_ratio=0.3
+    )
+    config["trainer"]["max_epochs"] = 15
 
 
 CHOICES = {
@@ -118,31 +107,29 @@ CHOICES = {
     ),
     "attention": Choice(change=attention),
     "emodb": Choice(change=unlabelled_emodb),
-    "views": Choice(change=views(12)),
-    "lowrank": Choice("base", low_rank(0.3)),
-    "lowrank_slow": Choice("base", low_rank(0.03)),
+    "lowrank": Choice("base", low_rank),
     "base": Choice("base"),
 }
 
 
 def prepared() -> tuple[Path, Path]:
-    """Manifest of the twenty actors, and their folds; made once."""
+    """Manifest of the twenty actors, and the two folds; made once."""
     side, folds = manifest().with_name("students_side.csv"), INNER / "folds.csv"
     INNER.mkdir(parents=True, exist_ok=True)
-    if not folds.exists():
-        held_out = pd.read_csv(corpus("ravdess") / "emobox_folds.csv", dtype=str)["test_actors"][0].split()
-        table = pd.read_csv(manifest(), dtype=str)
-        table = table[~table["speaker"].isin(held_out)]
-        table.to_csv(side, index=False)
-        read = read_manifest(side)
-        judges = {fold: read.frame["speaker"].iloc[GroupKFold(fold=fold)(read).test].unique() for fold in range(1, 6)}
-        rows = [{"fold": fold, "speakers": " ".join(sorted(names))} for fold, names in judges.items()]
-        pd.DataFrame(rows).to_csv(folds, index=False)
+    with FileLock(INNER / "prepared.lock"):
+        if not (side.exists() and folds.exists()):
+            held_out = pd.read_csv(corpus("ravdess") / "emobox_folds.csv", dtype=str)["test_actors"][0].split()
+            table = pd.read_csv(manifest(), dtype=str)
+            table[~table["speaker"].isin(held_out)].to_csv(side, index=False)
+            read = read_manifest(side)
+            judges = {fold: read.frame["speaker"].iloc[GroupKFold(fold=fold)(read).test].unique() for fold in FOLDS}
+            rows = [{"fold": fold, "speakers": " ".join(sorted(names))} for fold, names in judges.items()]
+            pd.DataFrame(rows).to_csv(folds, index=False)
     return side, folds
 
 
 def trained(name: str, config: Config) -> list[float]:
-    """UAR of each fold, in per cent; what is there already is kept.
+    """UAR of each fold, in per cent; finished folds are kept.
 
     Args:
         name: Of the run.
@@ -150,15 +137,14 @@ def trained(name: str, config: Config) -> list[float]:
     """
     _, folds = prepared()
     if "corpora" in config["data"]:  # whose speakers bear the name of their corpus
-        named = INNER / "folds_of_corpora.csv"
         table = pd.read_csv(folds, dtype=str)
         table["speakers"] = [" ".join(f"ravdess/{one}" for one in names.split()) for names in table["speakers"]]
-        table.to_csv(named, index=False)
-        folds = named
+        folds = INNER / f"{name}_folds.csv"
+        table.to_csv(folds, index=False)
     config["data"]["split"]["init_args"]["path"] = str(folds)
     path = INNER / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
-    return [100 * run_fold(path, INNER / name / f"fold{fold}", fold, precision())["test/uar"] for fold in FOLDS]
+    return [100 * value for value in crossval(path, INNER / name, precision()).metrics["test/uar"]]
 
 
 def compared(choice: str) -> None:
@@ -174,7 +160,7 @@ def compared(choice: str) -> None:
     change(config)
     found = trained(choice, config)
     ua = {choice: round(statistics.mean(found), 2), f"{choice}_folds": [round(value, 2) for value in found]}
-    record_beside("student_choices", lambda kept: ua)
+    record_beside("student_choices", ua)
 
 
 def main() -> None:

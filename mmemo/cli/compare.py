@@ -39,9 +39,8 @@ def compare(
     from rich.table import Table
 
     from mmemo.evaluation.comparison import compare_runs
-    from mmemo.evaluation.page import plain
     from mmemo.evaluation.predictions import read_predictions
-    from mmemo.evaluation.statistics import FIGURES, corrected
+    from mmemo.evaluation.statistics import FIGURES, corrected, plain
     from mmemo.files import replacing
 
     if len(set(runs)) < 2:

@@ -41,9 +41,9 @@ class Corpus:
         manifest: CSV or Parquet file with one row per utterance.
         label_map: As for the whole; used on this corpus alone, and first.
         name: Stands before its ids and speakers, and in the column ``corpus``; the file's name when not given.
-        unlabelled: Hides the labels of its training rows, which then serve what needs none, such as a teacher in
-            ``mmemo.training.DistillationSystem`` or a hook as ``mmemo.training.DomainAdversarial``; its other rows are
-            judged as ever.
+        unlabelled: Hides the labels of its training rows, which then serve what needs none: a teacher
+            (``mmemo.training.DistillationSystem``), or a hook such as ``mmemo.training.DomainAdversarial``; its other
+            rows are judged as ever.
     """
 
     manifest: str
@@ -278,7 +278,7 @@ class EmotionDataModule(LightningDataModule):
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
             near = get_close_matches(emotion.iat[row], self.classes, n=1, cutoff=0.75)
-            meant = f"did you mean it by {near[0]!r}? Else " if near else ""
+            meant = f"did you mean {emotion.iat[row]!r} by {near[0]!r}? Otherwise " if near else ""
             raise ManifestError(
                 f"{manifest.path}: utterance {manifest.frame['id'].iat[row]!r} (and {int(bad.sum()) - 1} more) has "
                 f"emotion {emotion.iat[row]!r}, expected one of data.classes={list(self.classes)}; {meant}add it "
@@ -414,8 +414,9 @@ class EmotionDataModule(LightningDataModule):
                     f"set data.broken_audio: skip to leave them out\n{listed}"
                 )
             warning = f"{len(broken)} utterances with broken audio left out"
-            log.warning("%s:\n%s", warning, listed)
-            self.warnings.append(warning)
+            if warning not in self.warnings:  # what is inspected again is not told again
+                log.warning("%s:\n%s", warning, listed)
+                self.warnings.append(warning)
             bad = set(broken)
             self.split = Split(*(np.array([row for row in rows if row not in bad], dtype=int) for rows in self.split))
             self._left_out = bad

@@ -222,31 +222,6 @@ class TimeShift:
         return _by_library("Shift", waveform, random, **span, rollover=False)
 
 
-class Margins:
-    """Time before and after the voice, in which faint white noise alone is heard; the clip becomes longer.
-
-    Args:
-        seconds: Up to this much at each end, 0 or more.
-        min_snr_db: Loudest noise: power of the whole clip over power of the noise, in dB.
-        max_snr_db: Faintest noise, in dB.
-        chance: Of being used, in [0, 1].
-    """
-
-    def __init__(
-        self, seconds: float = 1.0, min_snr_db: float = 30.0, max_snr_db: float = 70.0, chance: float = 0.5
-    ) -> None:
-        self.seconds = checked(self, "seconds", seconds)
-        self.min_snr_db, self.max_snr_db = checked_range(self, "snr_db", min_snr_db, max_snr_db, *SNR_DB)
-        self.chance = checked_chance(self, chance)
-
-    def change(self, waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        before, after = (random.uniform(0, [self.seconds] * 2) * SAMPLE_RATE).astype(int)
-        level = math.sqrt(float(np.mean(waveform**2)) * 10 ** (-random.uniform(self.min_snr_db, self.max_snr_db) / 10))
-        noise = level * random.standard_normal(before + len(waveform) + after)
-        noise[before : before + len(waveform)] = waveform
-        return noise.astype(np.float32)
-
-
 class Gain:
     """Another loudness.
 

@@ -34,8 +34,7 @@ def shown_effects(background: str | None = None, rooms: str | None = None) -> li
     """
     found: list[Effect] = [
         effects.Noise("white", 10, 10), effects.Noise("pink", 10, 10), effects.Noise("brown", 10, 10),
-        effects.Reverb(0.6, 0.6), effects.PitchShift(), effects.TimeStretch(), effects.TimeShift(),
-        effects.Margins(), effects.Gain(),
+        effects.Reverb(0.6, 0.6), effects.PitchShift(), effects.TimeStretch(), effects.TimeShift(), effects.Gain(),
         effects.Equaliser(), effects.VocalTract(), effects.Reverse(), effects.Clipping(), effects.Telephone(),
         effects.MuLaw(6), effects.Mp3(16, 16), effects.TimeMask(0.3), effects.FrequencyMask(30),
     ]  # fmt: skip

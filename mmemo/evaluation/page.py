@@ -1,12 +1,10 @@
-"""A report's content as text: a summary in plain words, the page, a LaTeX table, JSON."""
+"""A report's content as text: a summary in plain words, the page, a LaTeX table."""
 
 from __future__ import annotations
 
 import math
 from importlib import resources
 from typing import Any
-
-import numpy as np
 
 from mmemo.evaluation.statistics import Interval
 
@@ -112,7 +110,7 @@ def latex_table(content: dict[str, Any]) -> str:
         ends = "" if math.isnan(value.low) else f" [{100 * value.low:.1f}, {100 * value.high:.1f}]"
         return "--" if math.isnan(value.value) else f"{100 * value.value:.1f}{ends}"
 
-    def plain(text: str) -> str:
+    def escaped(text: str) -> str:
         return "".join({"_": r"\_", "&": r"\&", "%": r"\%", "#": r"\#"}.get(one, one) for one in text)
 
     lines = [
@@ -123,7 +121,7 @@ def latex_table(content: dict[str, Any]) -> str:
         lines += [r"class & recall & precision & F1 \\", r"\midrule"]
         for one in content["classes"]:
             cells = " & ".join(cell(one[name]) for name in ("recall", "precision", "f1"))
-            lines.append(rf"{plain(one['name'])} & {cells} \\")
+            lines.append(rf"{escaped(one['name'])} & {cells} \\")
         lines.append(r"\midrule")
         for name, value in content["metrics"].items():
             lines.append(rf"\multicolumn{{3}}{{l}}{{{NAMES[name]}}} & {cell(value)} \\")
@@ -132,25 +130,6 @@ def latex_table(content: dict[str, Any]) -> str:
         ends = "" if math.isnan(value.low) else f" [{value.low:.3f}, {value.high:.3f}]"
         lines.append(rf"\multicolumn{{3}}{{l}}{{CCC of {name}}} & {value.value:.3f}{ends} \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def plain(value: Any) -> Any:
-    """For JSON: no NaN, no numpy, intervals as tables.
-
-    Args:
-        value: Figures, in tables and lists.
-    """
-    if isinstance(value, Interval):
-        return {name: plain(one) for name, one in value._asdict().items()}
-    if isinstance(value, dict):
-        return {str(name): plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def template(name: str) -> Any:

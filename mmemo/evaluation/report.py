@@ -16,7 +16,7 @@ import yaml
 from mmemo.data.audio_facts import audio_facts
 from mmemo.data.manifest import Manifest, read_manifest
 from mmemo.data.study import Study
-from mmemo.evaluation.page import html_page, latex_table, plain, summary, template
+from mmemo.evaluation.page import html_page, latex_table, summary, template
 from mmemo.evaluation.participants import study_result
 from mmemo.evaluation.predictions import Predictions, read_predictions, with_manifest
 from mmemo.evaluation.provenance import provenance
@@ -32,6 +32,7 @@ from mmemo.evaluation.sections import (
     subgroups_section,
     validation_rows,
 )
+from mmemo.evaluation.statistics import plain
 from mmemo.evaluation.subgroups import with_audio_bands
 from mmemo.pretrained import is_offline
 from mmemo.training.experiment import experiment_of, write_table, write_text
@@ -91,24 +92,33 @@ def report(
         predictions = predictions._replace(table=predictions.table.assign(speaker=people))
     _check_speakers(predictions, warnings)
     name = run.name if study is None else study.name  # a folder may be called after a patient
-    content: dict[str, Any] = {"run": name, "date": date.today().isoformat(), "warnings": warnings}
-    pictures: dict[str, Any] = {}
     labelled = predictions.labelled
     if predictions.classes and not len(labelled.table):
         raise ValueError(f"{run}: no test utterance has a label, so there is nothing to judge predictions by")
-    content["data"] = data_section(predictions, table, seconds, pictures)
+    sections = [data_section(predictions, table, seconds)]
     if predictions.classes:
         _check_classes(labelled, warnings)
-        classes_section(labelled, content, pictures)
-        confidence_section(labelled, validation_rows(run, labelled.classes), content, pictures, warnings)
-        modalities_section(labelled, content)
-    dimensions_section(predictions, content, pictures)
-    subgroups_section(predictions, columns, content, pictures)
-    gates_section(run, predictions, content)
-    robustness_section(run, content, pictures)
+        classes = classes_section(labelled)
+        sections += [
+            classes,
+            confidence_section(labelled, validation_rows(run, labelled.classes)),
+            modalities_section(labelled, classes.content["metrics"]["uar"]),
+        ]
+    sections += [
+        dimensions_section(predictions),
+        subgroups_section(predictions, columns),
+        gates_section(run, predictions),
+        robustness_section(run),
+    ]
     found = study_result(predictions, study) if study is not None else None
     if found is not None:
-        study_section(found, content, pictures)
+        sections.append(study_section(found))
+    content: dict[str, Any] = {"run": name, "date": date.today().isoformat(), "warnings": warnings}
+    pictures: dict[str, Any] = {}
+    for section in sections:
+        content |= section.content
+        pictures |= section.pictures
+        warnings += section.warnings
     shown = config | ({"study": asdict(study)} if study is not None and config else {})
     content["reproduce"] = provenance(run, member, shown, private, manifest, study is not None)
     asked = ["--study experiment.yaml"] if study is not None and asdict(study) != config.get("study") else []

@@ -1,4 +1,4 @@
-"""What each section of a report tells: figures into its content, drawings into its pictures."""
+"""What each section of a report tells: its figures, its drawings, and what cannot be judged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -47,17 +47,29 @@ TITLES = {"noise": "speech above background", "length": "length"}
 FEW_SAMPLES = 1000  # of speakers, for figures that are slow to compute
 
 
-def data_section(
-    predictions: Predictions, manifest: Manifest | None, seconds: float, pictures: dict[str, Any]
-) -> dict[str, Any]:
+class Section(NamedTuple):
+    """A part of a report.
+
+    Args:
+        content: Name -> figures, as in ``report.json``.
+        pictures: Name -> drawing.
+        warnings: What a reader must know.
+    """
+
+    content: dict[str, Any]
+    pictures: dict[str, Any]
+    warnings: Sequence[str] = ()
+
+
+def data_section(predictions: Predictions, manifest: Manifest | None, seconds: float) -> Section:
     """Who and what was judged.
 
     Args:
         predictions: Of the run.
         manifest: What was predicted, where it is known.
         seconds: Length of all recordings together; NaN where they are not at hand.
-        pictures: Gains the counts of labels.
     """
+    pictures: dict[str, Any] = {}
     once = predictions.table.drop_duplicates("id")
     labels = once["emotion"].fillna("(none)").value_counts()
     pictures["labels"] = charts.bars({str(name): int(count) for name, count in labels.items()}, "test utterances")
@@ -73,7 +85,7 @@ def data_section(
     if manifest is not None:
         words = manifest.frame.loc[manifest.frame["id"].isin(once["id"]), "text"].fillna("").str.strip().ne("")
     speakers = once.groupby("fold")["speaker"].nunique().tolist() if "fold" in once else []
-    return {
+    data = {
         "seconds_each": [float(lengths.quantile(share)) for share in (0, 0.5, 1)] if len(lengths) else None,
         "with_words": float(words.mean()) if words is not None and words.any() else None,
         "fold_speakers": [int(number) for number in speakers] if len(speakers) <= 20 else [],
@@ -87,16 +99,17 @@ def data_section(
         "labels": {str(name): int(count) for name, count in labels.items()},
         "columns": columns,
     }
+    return Section({"data": data}, pictures)
 
 
-def classes_section(labelled: Predictions, content: dict[str, Any], pictures: dict[str, Any]) -> None:
+def classes_section(labelled: Predictions) -> Section:
     """Metrics with intervals, classes, confusions, speakers, folds, areas under curves.
 
     Args:
         labelled: Predictions that have a label.
-        content: Gains the figures.
-        pictures: Gains the drawings.
     """
+    content: dict[str, Any] = {}
+    pictures: dict[str, Any] = {}
     tallies = labelled.tallies()
     whole = intervals(tallies)
     content["metrics"] = {name: whole[name][0] for name in FIGURES}
@@ -127,13 +140,16 @@ def classes_section(labelled: Predictions, content: dict[str, Any], pictures: di
              "uar": float(class_figures(labelled._replace(table=rows).tallies().sums.sum(0))["uar"])}
             for number, rows in labelled.table.groupby(keys if len(keys) > 1 else keys[0])
         ]  # fmt: skip
-    _areas(labelled, content, pictures)
+    areas = _areas(labelled)
+    return Section(content | areas.content, pictures | areas.pictures)
 
 
-def _areas(labelled: Predictions, content: dict[str, Any], pictures: dict[str, Any]) -> None:
+def _areas(labelled: Predictions) -> Section:
     """ROC and precision-recall curves, one class against the others, with areas over samples of speakers."""
     from sklearn.metrics import precision_recall_curve, roc_curve
 
+    content: dict[str, Any] = {}
+    pictures: dict[str, Any] = {}
     probs, target = labelled.probs, labelled.target
     names, numbers = np.unique(labelled.speakers, return_inverse=True)
     weights = np.ones((1, len(target)))
@@ -162,6 +178,7 @@ def _areas(labelled: Predictions, content: dict[str, Any], pictures: dict[str, A
         }
         pictures["roc"] = charts.curves(lines["roc"], "ROC")
         pictures["pr"] = charts.curves(lines["pr"], "Precision-recall")
+    return Section(content, pictures)
 
 
 def _drawn_interval(drawn: np.ndarray, num_speakers: int) -> Interval:
@@ -208,22 +225,16 @@ def validation_rows(run: Path, classes: Sequence[str]) -> Predictions | None:
     return found if found.classes == list(classes) and len(found.table) else None
 
 
-def confidence_section(
-    labelled: Predictions,
-    validation: Predictions | None,
-    content: dict[str, Any],
-    pictures: dict[str, Any],
-    warnings: list[str],
-) -> None:
+def confidence_section(labelled: Predictions, validation: Predictions | None) -> Section:
     """Calibration, what could be left unanswered, and sets of classes with a stated coverage.
 
     Args:
         labelled: Predictions that have a label.
         validation: Rows to fit calibration on; the other test speakers where there are none.
-        content: Gains the figures.
-        pictures: Gains the drawings.
-        warnings: Gains what cannot be judged.
     """
+    content: dict[str, Any] = {}
+    pictures: dict[str, Any] = {}
+    warnings: list[str] = []
     probs, target, speakers = labelled.probs, labelled.target, labelled.speakers
     scaled: dict[str, np.ndarray] = {}
     if validation is not None:
@@ -276,6 +287,7 @@ def confidence_section(
             ),
             "size": float(np.mean([len(one) for one in sets])),
         }
+    return Section(content, pictures, warnings)
 
 
 def _calibration(probs: np.ndarray, target: np.ndarray) -> dict[str, float]:
@@ -286,20 +298,15 @@ def _calibration(probs: np.ndarray, target: np.ndarray) -> dict[str, float]:
     }  # fmt: skip
 
 
-def subgroups_section(
-    predictions: Predictions,
-    columns: Sequence[str],
-    content: dict[str, Any],
-    pictures: dict[str, Any],
-) -> None:
+def subgroups_section(predictions: Predictions, columns: Sequence[str]) -> Section:
     """Groups of utterances apart: by classes, by dimensions, or by both.
 
     Args:
         predictions: Of the run.
         columns: Further columns to look at, beside the usual ones.
-        content: Gains the figures.
-        pictures: Gains the drawings.
     """
+    content: dict[str, Any] = {}
+    pictures: dict[str, Any] = {}
     content["subgroups"] = []
     views = [("", predictions, CLASS_NAMES, "uar")] if predictions.classes else []
     if predictions.dimensions:
@@ -325,32 +332,32 @@ def subgroups_section(
             )  # fmt: skip
             rows = [(group.name, *group.figures[main]) for group in found.groups]
             pictures[picture] = charts.intervals(rows, names[main], overall, scale)
+    return Section(content, pictures)
 
 
-def modalities_section(labelled: Predictions, content: dict[str, Any]) -> None:
+def modalities_section(labelled: Predictions, whole: Interval) -> Section:
     """Voice alone and words alone, where the run predicted them.
 
     Args:
         labelled: Predictions that have a label.
-        content: Has the metrics; gains those of each modality.
+        whole: UAR of both together.
     """
     views = {"voice alone": labelled.view("audio"), "words alone": labelled.view("text")}
     found = {name: intervals(one.tallies())["uar"][0] for name, one in views.items() if one is not None}
-    if found:
-        content["modalities"] = {"voice and words": content["metrics"]["uar"], **found}
+    return Section({"modalities": {"voice and words": whole, **found}} if found else {}, {})
 
 
-def dimensions_section(predictions: Predictions, content: dict[str, Any], pictures: dict[str, Any]) -> None:
+def dimensions_section(predictions: Predictions) -> Section:
     """Valence, arousal and dominance: agreement with the raters, and error.
 
     Args:
         predictions: Of the run.
-        content: Gains the figures.
-        pictures: Gains a drawing of each dimension.
     """
+    content: dict[str, Any] = {}
+    pictures: dict[str, Any] = {}
     names = predictions.dimensions
     if not names:
-        return
+        return Section({}, {})
     view = predictions._replace(classes=[]).labelled
     found = intervals(view.tallies())
     content["dimensions"] = {name: {kind: found[f"{kind}_{name}"][0] for kind in ("ccc", "mae")} for name in names}
@@ -358,16 +365,17 @@ def dimensions_section(predictions: Predictions, content: dict[str, Any], pictur
         known = view.table[name].notna()
         true, said = (view.table.loc[known, one].to_numpy(dtype=float) for one in (name, f"predicted_{name}"))
         pictures[f"dimension_{name}"] = charts.scatter(true, said, name)
+    return Section(content, pictures)
 
 
-def gates_section(run: Path, predictions: Predictions, content: dict[str, Any]) -> None:
+def gates_section(run: Path, predictions: Predictions) -> Section:
     """How far each modality was believed, by emotion; and the gate table, where ``predict --gates`` wrote one.
 
     Args:
         run: Folder or file.
         predictions: Of the run.
-        content: Gains the tables.
     """
+    content: dict[str, Any] = {}
     table = predictions.table
     weights = [str(name) for name in table if str(name).startswith("weight_")]
     if weights:
@@ -387,32 +395,34 @@ def gates_section(run: Path, predictions: Predictions, content: dict[str, Any]) 
             whole = pd.concat([pd.read_csv(path, dtype={"group": str}) for path in found])
             means = whole.groupby(["modality", "group"], sort=False)[["num_features", "mean", "open"]].mean()
             content["gates"] = means.reset_index().astype({"num_features": int}).to_dict("records")
+    return Section(content, {})
 
 
-def robustness_section(run: Path, content: dict[str, Any], pictures: dict[str, Any]) -> None:
+def robustness_section(run: Path) -> Section:
     """What ``mmemo robustness`` found of the run.
 
     Args:
         run: Its folder.
-        content: Gains the conditions.
-        pictures: Gains their drawing.
     """
+    content: dict[str, Any] = {}
+    pictures: dict[str, Any] = {}
     path = run / "robustness" / "robustness.json"
     if path.is_file():
         rows = json.loads(path.read_text())["conditions"]
         content["robustness"] = rows
         content["robustness_reads"] = any("words" in row["condition"] for row in rows)
         pictures["robustness"] = charts.robustness(rows)
+    return Section(content, pictures)
 
 
-def study_section(found: StudyResult, content: dict[str, Any], pictures: dict[str, Any]) -> None:
+def study_section(found: StudyResult) -> Section:
     """What a health study asked.
 
     Args:
         found: Its answer.
-        content: Gains the figures.
-        pictures: Gains participants and changes.
     """
+    content: dict[str, Any] = {}
+    pictures: dict[str, Any] = {}
     people = found.participants
     content["study"] = {
         "name": found.study.name, "outcome": found.study.outcome, "how": found.study.how,
@@ -433,3 +443,4 @@ def study_section(found: StudyResult, content: dict[str, Any], pictures: dict[st
     if len(found.changes):
         rows = found.changes[["participant", "change", "low", "high"]].itertuples(index=False)
         pictures["changes"] = charts.changes([tuple(row) for row in rows])
+    return Section(content, pictures)

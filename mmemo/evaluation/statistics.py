@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,6 +39,25 @@ class Interval(NamedTuple):
             return "n/a"
         ends = "" if math.isnan(self.low) else f" ({self.low:.{digits}f} to {self.high:.{digits}f})"
         return f"{self.value:.{digits}f}{ends}"
+
+
+def plain(value: Any) -> Any:
+    """For JSON: no NaN, no numpy, intervals as tables.
+
+    Args:
+        value: Figures, in tables and lists.
+    """
+    if isinstance(value, Interval):
+        return {name: plain(one) for name, one in value._asdict().items()}
+    if isinstance(value, dict):
+        return {str(name): plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def uar(target: np.ndarray, predicted: np.ndarray) -> float:

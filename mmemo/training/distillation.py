@@ -21,7 +21,7 @@ from mmemo.files import checksum
 from mmemo.losses import SoftenedLogits, Taught
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
 from mmemo.training.features import MODALITIES, FeatureCache, attach_sources, text_content, words_of
-from mmemo.training.system import EmotionSystem, load_model, speaker_mark
+from mmemo.training.system import EmotionSystem, audio_mark, load_model, speaker_mark
 
 TEACHING_VERSION = 2
 """Part of the cache's name; raise it when a teacher's outputs come to be other numbers."""
@@ -32,8 +32,8 @@ class DistillationSystem(EmotionSystem):
     <https://arxiv.org/abs/1503.02531>).
 
     The teacher hears every view of every training utterance once, before training, and what it said is kept on disk by
-    content: it costs an epoch nothing. Utterances without a label take part. A checkpoint holds the student, and the
-    projectors of its hints if it has any; never the teacher.
+    content: it costs an epoch nothing. Utterances without a label take part. A checkpoint's ``state_dict`` holds the
+    student alone; the projectors of hints, which a killed run goes on with, stand beside it.
 
     Args:
         classes: Emotion classes in the order of the model's outputs; on the command line, those of the data.
@@ -122,6 +122,18 @@ class DistillationSystem(EmotionSystem):
                     if hasattr(part, "prepare"):
                         cast(Any, part).prepare(self._student_dims(), self._lessons.dims)
                         part.to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        state = checkpoint["state_dict"]
+        projectors = [name for name in state if name.startswith("distillation.")]
+        checkpoint["projectors"] = {name: state.pop(name) for name in projectors}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        own = self.state_dict()
+        projectors = checkpoint.get("projectors", {})
+        checkpoint["state_dict"].update({name: values for name, values in projectors.items() if name in own})
+        super().on_load_checkpoint(checkpoint)
 
     def _student_dims(self) -> dict[str, int]:
         heard = sum(cast(Any, part).dim for part in self.model.modalities.values())
@@ -257,8 +269,7 @@ def _said_by(
     keys = _keys(model, datamodule)
     rows = np.asarray(datamodule.split.train, int)
     if cross_fitted:
-        heard = _heard_speakers(path)
-        rows = rows[[speaker_mark(name) not in heard for name in datamodule.manifest.frame["speaker"].iloc[rows]]]
+        rows = rows[~_heard(path, datamodule)[rows]]
     missing = np.array([row for row in rows if keys[row] not in cache], dtype=int)
     share = missing[trainer.global_rank :: trainer.world_size]
     if len(share):
@@ -273,22 +284,31 @@ def _said_by(
     return Said(rows, logits[..., order], embedding.clone(), hidden_features.clone())
 
 
-def _heard_speakers(path: Path) -> set[str]:
-    return set(torch.load(path, map_location="cpu", weights_only=True).get("heard_speakers", ()))
+def _heard(path: Path, datamodule: EmotionDataModule) -> np.ndarray:
+    """Rows whose speaker a teacher was trained on ``(row,)``: known by the name, or by a recording of theirs."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    speakers = datamodule.manifest.frame["speaker"]
+    marks = speakers.map(speaker_mark, na_action="ignore")
+    rows = marks.isin(checkpoint.get("heard_speakers", ())).to_numpy(dtype=bool)
+    recordings = set(checkpoint.get("heard_audio", ()))
+    if recordings:
+        contents = datamodule.inspect_audio(progress=False)
+        rows = rows | [bool(content) and audio_mark(content) in recordings for content in contents]
+    theirs = speakers.isin(speakers[rows].dropna()).to_numpy(dtype=bool)
+    return cast(np.ndarray, rows | theirs)
 
 
 def _refuse_leak(path: Path, datamodule: EmotionDataModule) -> None:
     """A teacher that has heard a speaker who is to judge its student would pass on what it knows of them."""
-    heard = _heard_speakers(path)
     judging = [datamodule.split.val, datamodule.split.test]
     if isinstance(datamodule.splitter, InnerFolds):
         judging.append(datamodule.splitter.outer(datamodule.manifest).test)  # who judge in the end
     judges = np.concatenate([np.asarray(rows, int) for rows in judging])
-    names = datamodule.manifest.frame["speaker"].iloc[judges].dropna().unique().tolist()
-    shared = sorted(name for name in names if speaker_mark(name) in heard)
-    if shared and not datamodule.allow_speaker_overlap:
+    shared = datamodule.manifest.frame.iloc[judges[_heard(path, datamodule)[judges]]]
+    if len(shared) and not datamodule.allow_speaker_overlap:
+        names = sorted(set(shared["speaker"].fillna("of " + shared["id"])))
         raise ManifestError(
-            f"{path}: this teacher was trained on speakers who judge the student ({', '.join(map(str, shared[:5]))}); "
+            f"{path}: this teacher was trained on speakers who judge the student ({', '.join(names[:5])}); "
             "use the teacher of the same fold ({fold} in the path), or set data.allow_speaker_overlap: true"
         )
 

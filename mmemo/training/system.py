@@ -148,6 +148,7 @@ class EmotionSystem(LightningModule):
         )
         self.test_confusion = confusion_matrix(len(classes)) if classes else None
         self.confusion: Tensor | None = None
+        self._audio_marks: list[str] | None = None
         self._check_heads()
 
     def _check_heads(self) -> None:
@@ -240,8 +241,18 @@ class EmotionSystem(LightningModule):
         if isinstance(datamodule, EmotionDataModule):
             speakers = datamodule.manifest.frame["speaker"].iloc[datamodule.split.train].dropna().unique()
             checkpoint["heard_speakers"] = sorted(map(speaker_mark, speakers))
+            checkpoint["heard_audio"] = self._heard_audio(datamodule)
         for name in self._frozen_names():
             checkpoint["state_dict"].pop(name, None)
+
+    def _heard_audio(self, datamodule: EmotionDataModule) -> list[str]:
+        """Marks of the training recordings: who goes by another name in another table is known by them."""
+        if not {"audio", "descriptors"} & set(self.model.modalities):
+            return []
+        if self._audio_marks is None:
+            contents = datamodule.inspect_audio(progress=False)
+            self._audio_marks = sorted({audio_mark(contents[row]) for row in datamodule.split.train if contents[row]})
+        return self._audio_marks
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = tuple(checkpoint.get("classes", ()))
@@ -252,7 +263,7 @@ class EmotionSystem(LightningModule):
             )
         own = self.state_dict()
         given = checkpoint["state_dict"]
-        for name in [name for name in given if name.startswith(("hooks.", "distillation.")) and name not in own]:
+        for name in [name for name in given if name.startswith("hooks.") and name not in own]:
             del given[name]  # of use to training alone
         for name, there in checkpoint.get("encoders", {}).items():
             kind, weights, options = _described(self._fingerprints().get(name, ""))
@@ -498,6 +509,15 @@ def speaker_mark(name: object) -> str:
         name: As in the manifest.
     """
     return sha256(f"speaker {name}".encode()).hexdigest()[:16]
+
+
+def audio_mark(content: str) -> str:
+    """A recording as a checkpoint knows it.
+
+    Args:
+        content: Its checksum.
+    """
+    return sha256(f"audio {content}".encode()).hexdigest()[:16]
 
 
 def _learning(encoder: Any) -> dict[int, list[nn.Parameter]]:

@@ -35,9 +35,9 @@ def every_effect(folder: str) -> list[effects.Effect]:
     return [
         effects.Noise("white"), effects.Noise("pink"), effects.Noise("brown"), effects.Background(folder),
         effects.Reverb(), effects.RoomResponse(folder), effects.PitchShift(), effects.TimeStretch(),
-        effects.TimeShift(), effects.Margins(), effects.Gain(), effects.Equaliser(), effects.Reverse(),
-        effects.Clipping(), effects.Telephone(), effects.MuLaw(), effects.Mp3(), effects.TimeMask(),
-        effects.FrequencyMask(), effects.VocalTract(), effects.OneOf([effects.Reverse(), effects.Gain()]),
+        effects.TimeShift(), effects.Gain(), effects.Equaliser(), effects.Reverse(), effects.Clipping(),
+        effects.Telephone(), effects.MuLaw(), effects.Mp3(), effects.TimeMask(), effects.FrequencyMask(),
+        effects.VocalTract(), effects.OneOf([effects.Reverse(), effects.Gain()]),
     ]  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def test_every_effect_changes_a_copy_by_draws_of_its_own(folder: str) -> None:
         assert first.dtype == np.float32, effect
         assert np.isfinite(first).all(), effect
         assert not np.array_equal(first, waveform), effect
-        if not isinstance(effect, effects.TimeStretch | effects.Margins):
+        if not isinstance(effect, effects.TimeStretch):
             assert len(first) == len(waveform), effect
         short = effect.change(waveform[:400], RNG(3))  # 25 ms
         assert np.isfinite(short).all(), effect
@@ -73,17 +73,6 @@ def test_background_comes_at_its_level(folder: str) -> None:
     waveform = clip(2.5)  # longer than the file
     background = effects.Background(folder, 5.0, 5.0).change(waveform, RNG(0)) - waveform
     assert 10 * np.log10(np.mean(waveform**2) / np.mean(background**2)) == pytest.approx(5, abs=0.01)
-
-
-def test_margins_leave_the_voice_as_it_is_between_faint_noise() -> None:
-    waveform = clip(1.0)
-    heard = effects.Margins(1.0, 40.0, 40.0).change(waveform, RNG(0))
-    places = [start for start in range(len(heard) - len(waveform) + 1) if heard[start] == waveform[0]]
-    before = next(start for start in places if np.array_equal(heard[start : start + len(waveform)], waveform))
-    assert 0 < before < SAMPLE_RATE
-    assert 0 < len(heard) - before - len(waveform) < SAMPLE_RATE
-    assert 10 * np.log10(np.mean(waveform**2) / np.mean(heard[:before] ** 2)) == pytest.approx(40, abs=0.5)
-    assert len(effects.Margins(0.0).change(waveform, RNG(0))) == len(waveform)
 
 
 def test_a_room_rings_on_for_its_time() -> None:

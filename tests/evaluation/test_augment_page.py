@@ -30,7 +30,7 @@ def test_each_augmentation_can_be_seen_and_heard(tmp_path: Path, tiny_config: Pa
     assert "a &lt;b&gt; c" in page
     assert not re.findall(r"(?:src|href)='(?!data:)", page), "needs nothing else"
     sounds = re.findall(r"data:audio/flac;base64,([^']+)'", page)
-    assert len(sounds) == page.count("<figure>") == page.count("data:image/png") == 22
+    assert len(sounds) == page.count("<figure>") == page.count("data:image/png") == 21
     waveform, rate = soundfile.read(io.BytesIO(base64.b64decode(sounds[0])))
     assert (len(waveform), rate) == (SAMPLE_RATE, SAMPLE_RATE)
 

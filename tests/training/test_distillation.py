@@ -73,9 +73,10 @@ def test_a_student_learns_and_its_checkpoint_is_an_ordinary_one(
     config = student(tiny_config, str(teacher), parts)
     system = fitted(config)
     path = config.parent / "student" / "checkpoints" / "last.ckpt"
-    saved = torch.load(path, weights_only=True)["state_dict"]
-    hinted = parts is not None and "FeatureHints" in parts
-    assert any(name.startswith("distillation.") for name in saved) == hinted
+    checkpoint = torch.load(path, weights_only=True)
+    saved = checkpoint["state_dict"]
+    assert all(name.startswith("model.") for name in saved), "the student alone"
+    assert bool(checkpoint["projectors"]) == (parts is not None and "FeatureHints" in parts)
     assert not any("whisper" in name or "modalities.text" in name for name in saved)
     model = load_model(path)
     for name, value in model.state_dict().items():
@@ -245,6 +246,9 @@ def test_a_teacher_that_knows_the_judges_is_refused(tiny_config: Path, tiny_corp
     with pytest.raises(ManifestError, match=r"trained on speakers who judge the student \(s0\)"):
         fitted(student(tiny_config, str(teacher)), "--data.manifest", str(path))
     fitted(student(tiny_config, str(teacher)), "--data.manifest", str(path), "--data.allow_speaker_overlap", "true")
+    renamed = ["--data.manifest", "null", "--data.corpora", json.dumps([{"manifest": str(path), "name": "again"}])]
+    with pytest.raises(ManifestError, match=r"trained on speakers who judge the student \(again/s0\)"):
+        fitted(student(tiny_config, str(teacher)), *renamed)
 
 
 def test_cross_fitted_each_speaker_is_taught_by_those_who_never_heard_them(
