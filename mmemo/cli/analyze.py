@@ -240,8 +240,8 @@ class _Folder:
         from mmemo.files import replacing
 
         rows = _rows(one)
-        overall = _summary(one)
         name = self._name(one)
+        overall = {**_summary(one), "files": name}
         timeline = {"seconds": one.times, **dict(zip(self.classes, one.timeline.T.round(4), strict=True))}
         heard = one.timeline[:, 0] == one.timeline[:, 0]
         content = {
@@ -282,7 +282,8 @@ class _Folder:
 
 
 def _summary_columns(classes: list[str]) -> list[str]:
-    return ["recording", "channel", "seconds", "speech_seconds", "emotion", "unsure", *_prob_columns(classes), "notes"]
+    figures = ["seconds", "speech_seconds", "emotion", "unsure", *_prob_columns(classes)]
+    return ["recording", "channel", *figures, "notes", "files"]
 
 
 def _summary(one: Analysis) -> dict[str, Any]:

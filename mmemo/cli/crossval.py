@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from mmemo.cli.verb import call_with_rest, screen
@@ -34,8 +36,8 @@ def crossval(
 
     Args:
         config: YAML of the experiment; its data.split says which folds there are.
-        run: Folder for the results; when not given the YAML's trainer.default_root_dir, or runs/CONFIG_seeds and
-            runs/CONFIG_nested.
+        run: Folder for the results; when not given trainer.default_root_dir. With --seeds and --nested that of the
+            YAML does not count, and runs/CONFIG_seeds or runs/CONFIG_nested stands in.
         seeds: Repeat all folds with each of these seeds, such as [0, 1, 2].
         nested: Inner folds of each training side, on which calibration, the threshold for giving no answer, and with
             --space the settings are chosen; 0 is none.
@@ -67,7 +69,7 @@ def crossval(
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     if nested or seeds:
-        run = run or Path("runs") / f"{config.stem}_{'nested' if nested else 'seeds'}"
+        run = run or _given_root(options) or Path("runs") / f"{config.stem}_{'nested' if nested else 'seeds'}"
     if nested:
         if space is not None:
             try:
@@ -116,3 +118,12 @@ def crossval(
         f"Out-of-fold predictions: {result.run / 'predictions.parquet'}; `mmemo report {result.run}` draws them"
     )
     return 0
+
+
+def _given_root(options: Sequence[str]) -> Path | None:
+    """The run folder that an option of `mmemo fit` names."""
+    name = "--trainer.default_root_dir"
+    for word, after in zip_longest(options, options[1:], fillvalue=""):
+        if word == name or word.startswith(f"{name}="):
+            return Path(after if word == name else word.partition("=")[2])
+    return None

@@ -32,7 +32,7 @@ def export(
 
     Both files are checked on real clips against PyTorch: fp32 within 1e-4, int8 the same class on at least 98 %
     (of fewer than 50, but for one near tie). The folder also holds the weights as safetensors, the labels, a model
-    card with the run's test figures, and an example of 20 lines. `mmemo analyze --model OUT` uses it.
+    card with the run's test figures, and an example of some 20 lines. `mmemo analyze --model OUT` uses it.
 
     Args:
         checkpoint: Of `mmemo fit`, such as RUN/checkpoints/best.ckpt.

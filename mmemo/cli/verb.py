@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from itertools import islice, zip_longest
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -45,10 +45,14 @@ def call_with_many(function: Callable[..., int], argv: list[str], verb: str, man
     """
     words: list[str] = []
     options: list[str] = []
+    parser = _parser(function, verb)
+    known = {option.rstrip("+") for action in parser._actions for option in action.option_strings}
     ahead = iter(_spelled_out(function, argv))
     for word in ahead:
         if word == "--":
             words += ahead
+        elif word.startswith("--") and word.split("=")[0].rstrip("+") not in known:
+            parser.error(f"Unrecognized arguments: {word.split('=')[0]}")
         elif word in ("-h", "--help") or ("=" in word and word.startswith("--")):
             options.append(word)
         elif word.startswith("--"):
@@ -58,7 +62,6 @@ def call_with_many(function: Callable[..., int], argv: list[str], verb: str, man
     if not words and not {"-h", "--help"} & set(options):
         print(f"mmemo {verb}: name {needed}", file=sys.stderr)
         return 2
-    parser = _parser(function, verb)
     parser.usage = f"mmemo {verb} {many}... [--OPTION VALUE ...]"
     next(action for action in parser._actions if not action.option_strings).metavar = f"{many}..."
     return function(**_arguments(parser, parser.parse_args([*options, json.dumps(words)] if words else options)))
@@ -91,13 +94,16 @@ def _spelled_out(function: Callable[..., int], argv: list[str]) -> list[str]:
     arguments = list(inspect.signature(function).parameters.values())
     names = {one.name for one in arguments}
     switches = {f"--{one.name}" for one in arguments if one.annotation in (bool, "bool")}
+    said = {"yes": "true", "no": "false"}
     found: list[str] = []
-    for word, after in zip_longest(argv, argv[1:], fillvalue=""):
+    for before, word, after in zip(["", *argv], argv, [*argv[1:], ""], strict=False):
+        if before.replace("-", "_").replace("__", "--", 1) in switches:
+            word = said.get(word.lower(), word)
         name, given, value = word.partition("=")
         if name.startswith("--") and name[2:].replace("-", "_") in names:  # --separate-channels
             word = f"--{name[2:].replace('-', '_')}{given}{value}"
         found.append(word)
-        if word in switches and after.lower() not in ("true", "false"):
+        if word in switches and after.lower() not in ("true", "false", *said):
             found.append("true")
     return found
 

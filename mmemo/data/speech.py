@@ -94,8 +94,11 @@ def audio_blocks(path: str | Path, channel: int | None = None) -> Iterator[np.nd
             if file.samplerate != SAMPLE_RATE:
                 resampler = soxr.ResampleStream(file.samplerate, SAMPLE_RATE, 1, dtype="float32")
             read = 0
-            for block in file.blocks(int(BLOCK_SECONDS * file.samplerate), dtype="float32", always_2d=True):
+            while True:  # not file.blocks(), which repeats what it read last where a file is cut off
+                block = file.read(int(BLOCK_SECONDS * file.samplerate), dtype="float32", always_2d=True)
                 read += len(block)
+                if not len(block):
+                    break
                 if not np.isfinite(block).all():
                     raise AudioError(f"{path}: holds NaN or infinite samples")
                 samples = block.mean(axis=1) if channel is None else np.ascontiguousarray(block[:, channel])

@@ -21,7 +21,9 @@ from mmemo.data.manifest import shown_columns
 from mmemo.data.splits import InnerFolds, SplitError
 from mmemo.evaluation.gates import gate_table, read_gates
 from mmemo.files import checksum
+from mmemo.training.distillation import DistillationSystem
 from mmemo.training.experiment import LAST, METRICS_FILE, Experiment, write_table, write_text
+from mmemo.training.system import checked_checkpoint
 
 PREDICTIONS_FILE = "predictions.parquet"
 SUMMARY_FILE = "crossval.json"
@@ -275,6 +277,7 @@ def prepared(experiment: Experiment, num_inner: int = 0) -> None:
         num_inner: Inner folds of each, where there are some.
 
     Raises:
+        FileNotFoundError: A fold's teacher is not there.
         ValueError: A fold whose training side lacks a class, has nobody to choose the epoch, or too few groups for the
             inner folds.
     """
@@ -290,6 +293,9 @@ def prepared(experiment: Experiment, num_inner: int = 0) -> None:
         splitter = copy.copy(datamodule.splitter)
         splitter.fold = fold
         split = splitter(datamodule.manifest)
+        if isinstance(experiment.model, DistillationSystem):
+            for path in experiment.model.teachers(fold):
+                checked_checkpoint(path)
         if experiment.config.checkpoint == "best" and not len(split.val):
             raise ValueError(
                 f"fold {fold} has no validation rows to choose the best checkpoint by; set checkpoint: last for a "

@@ -526,6 +526,8 @@ def model_card(config: dict[str, Any], folder: Path) -> str:
     longest = config.get("max_seconds")
     length = f"up to {longest:g} s" if longest else "of any length"
     input_said = f"Input: mono, {config['sample_rate']} Hz, float32, {length}." if hears else "Input: token numbers."
+    if hears and config["int8"] != "weights":
+        input_said += f" Give `{INT8_FILE}` one clip at a time, without padding: its 8 bits share one scale per call."
     return f"""# {folder.name}
 
 Recognises {", ".join(config["classes"] or config["dimensions"])} in speech, from {reads}. Made by mmemo.

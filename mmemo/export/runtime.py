@@ -147,6 +147,7 @@ class Recognizer:
             recordings: Files, or waveforms ``(samples,)`` float32 at 16 kHz.
             texts: What is said in each, for a model that also reads.
         """
+        _refuse_one("recordings", recordings)
         if self.audio_only and texts is not None:
             raise ValueError(f"{self.folder}: this model hears audio alone; leave the words out")
         if not self.audio_only and (texts is None or len(texts) != len(recordings)):
@@ -210,6 +211,7 @@ class Recognizer:
         Raises:
             AudioError: A file cannot be read, after what was said of those before it.
         """
+        _refuse_one("paths", paths)
         batch: list[tuple[Path, np.ndarray]] = []
         for path in map(Path, paths):
             try:
@@ -306,8 +308,15 @@ class Stream:
         return moments
 
 
+def _refuse_one(name: str, given: object) -> None:
+    if isinstance(given, str | Path):
+        raise TypeError(f"{name}={str(given)!r}: expected a list; `predict` takes one recording")
+
+
 def _config(folder: Path, model_file: str) -> dict[str, Any]:
     """What ``config.json`` says, checked; the files that will be read are there."""
+    if folder.is_file():
+        raise ModelFolderError(f"{folder}: a file, expected a folder that `mmemo export` wrote from a checkpoint")
     if not folder.is_dir():
         raise ModelFolderError(f"{folder}: no such folder, expected one of `mmemo export`")
     _refuse_missing(folder, [CONFIG_FILE, model_file])

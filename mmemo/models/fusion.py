@@ -221,7 +221,7 @@ class LowRankFusion(nn.Module):
         vectors, _ = self.pooled(features, masks)
         product: Any = 1.0
         for vector, factors in zip(vectors, self.factors, strict=True):
-            with_one = torch.cat([self.dropout(vector), vector.new_ones(len(vector), 1)], dim=-1)
+            with_one = torch.cat([self.dropout(vector), vector.new_ones(vector.shape[0], 1)], dim=-1)
             product = product * einsum(with_one, factors, "batch dim, rank dim output -> batch rank output")
         return Fused(self.norm(einsum(product, self.rank_weights, "batch rank output, rank -> batch output")))
 
@@ -347,14 +347,14 @@ class AttentionBottleneck(nn.Module):
         sequences = [project(sequence) for project, sequence in zip(self.project, features, strict=True)]
         present = torch.stack([mask.any(1) for mask in masks], dim=1)  # (batch, modality)
         shares = present / present.sum(1, keepdim=True).clamp(min=1)
-        tokens: Tensor = repeat(self.tokens, "token dim -> batch token dim", batch=len(present))
+        tokens: Tensor = repeat(self.tokens, "token dim -> batch token dim", batch=present.shape[0])
         num_tokens = tokens.shape[1]
         maps: list[AttentionMap] = []
         for layer in self.layers:
             written, maps = [], []
             for number, part in enumerate(cast(nn.ModuleList, layer)):
                 joined = torch.cat([tokens, sequences[number]], dim=1)
-                joined_mask = torch.cat([masks[number].new_ones(len(present), num_tokens), masks[number]], dim=1)
+                joined_mask = torch.cat([masks[number].new_ones(present.shape[0], num_tokens), masks[number]], dim=1)
                 joined, attention = part(joined, joined_mask)
                 written.append(joined[:, :num_tokens])
                 sequences[number] = joined[:, num_tokens:]

@@ -117,7 +117,7 @@ class HardConcreteGate(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor) -> Gated:
         if not self.training:
-            gate = self._stretched(self.log_alpha.sigmoid()).expand(len(features), -1)
+            gate = self._stretched(self.log_alpha.sigmoid()).expand(features.shape[0], -1)
             return Gated(features * gate[:, None], gate)
         uniform = torch.rand(len(features), len(self.log_alpha), device=features.device).clamp(1e-6, 1 - 1e-6)
         noise = uniform.log() - (1 - uniform).log()
@@ -210,7 +210,7 @@ class NoGate(nn.Module):
         self.dim = sum(group_sizes)
 
     def forward(self, features: Tensor, mask: Tensor) -> Gated:
-        return Gated(features, features.new_ones(len(features), self.dim))
+        return Gated(features, features.new_ones(features.shape[0], self.dim))  # len() would fix an export's batch
 
 
 class ModalityGate(nn.Module):

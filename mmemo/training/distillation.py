@@ -21,7 +21,7 @@ from mmemo.files import checksum
 from mmemo.losses import SoftenedLogits, Taught
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
 from mmemo.training.features import MODALITIES, FeatureCache, attach_sources, text_content, words_of
-from mmemo.training.system import EmotionSystem, audio_mark, load_model, speaker_mark
+from mmemo.training.system import EmotionSystem, audio_mark, checked_checkpoint, load_model, speaker_mark
 
 TEACHING_VERSION = 2
 """Part of the cache's name; raise it when a teacher's outputs come to be other numbers."""
@@ -103,17 +103,18 @@ class DistillationSystem(EmotionSystem):
                         f"step, since its {name} encoder does not read the cache; set cache_features: true, and "
                         "audio_finetuning to one that trains above the cache"
                     )
-        super().setup(stage)
-        if stage == "fit" and isinstance(datamodule, EmotionDataModule):
             if isinstance(datamodule.splitter, InnerFolds) and any("{fold}" in str(path) for path in self.teacher):
                 raise ValueError(
                     "{fold} in the teacher's path stands for a fold of data.split, and the inner folds of `mmemo tune` "
                     "and --nested have no teachers of their own: those of outer folds have heard who judges inside; "
                     "tune mmemo.EmotionSystem on the labels, and distil with the settings found"
                 )
+            for path in self.teachers(datamodule.splitter.fold):
+                checked_checkpoint(path)  # before features are computed
+        super().setup(stage)
+        if stage == "fit" and isinstance(datamodule, EmotionDataModule):
             students = datamodule.sources
-            fold = str(datamodule.splitter.fold)
-            teachers = [Path(str(path).replace("{fold}", fold)) for path in self.teacher]
+            teachers = self.teachers(datamodule.splitter.fold)
             with isolate_rng():  # a run must not depend on whether the teacher was heard already
                 self._lessons = lessons(teachers, self.model.classes, datamodule, self.trainer, self.cross_fitted)
             datamodule.attach(students)
@@ -122,6 +123,14 @@ class DistillationSystem(EmotionSystem):
                     if hasattr(part, "prepare"):
                         cast(Any, part).prepare(self._student_dims(), self._lessons.dims)
                         part.to(self.device)
+
+    def teachers(self, fold: int) -> list[Path]:
+        """Checkpoints that teach in a fold.
+
+        Args:
+            fold: Of ``data.split``, from 1.
+        """
+        return [Path(str(path).replace("{fold}", str(fold))) for path in self.teacher]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -69,6 +69,7 @@ class Experiment(LightningCLI):
     """
 
     def __init__(self, args: Sequence[str], run: bool = True) -> None:
+        self._replaced: ReplacedRun | None = None
         for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):  # tips and adverts
             logging.getLogger(name).setLevel(logging.WARNING)
         super().__init__(
@@ -168,6 +169,10 @@ class Experiment(LightningCLI):
             if config.ckpt_path == "last":
                 _check_resumable(Path(config.trainer.default_root_dir) / LAST, config)
 
+    def before_fit(self) -> None:
+        if self._replaced is not None:
+            self._replaced.set_aside()
+
     @property
     def _settings(self) -> Namespace:
         return self.config[self.subcommand] if self.subcommand else self.config
@@ -202,6 +207,9 @@ class Experiment(LightningCLI):
             callbacks.append(RandomState())
         if fitting:
             callbacks.append(FreedMemory())
+            if (root / LAST).exists() and config.ckpt_path is None and not config.trainer.fast_dev_run:
+                self._replaced = ReplacedRun(root)  # with --overwrite: _check_run_folder has seen to that
+                callbacks.append(self._replaced)
         if config.patience is not None:
             callbacks.append(EarlyStopping(chief, patience=config.patience, mode="max"))
         chosen = self._get(self.config_init, "trainer").callbacks or []
@@ -264,11 +272,6 @@ def _check_run_folder(root: Path, config: Namespace) -> None:
             f"{root} holds a run already; choose another --trainer.default_root_dir, continue it with "
             "--ckpt_path last, or replace it with --overwrite true"
         )
-    if finished and config.overwrite and not config.trainer.fast_dev_run and getattr(rank_zero_only, "rank", 0) == 0:
-        for path in (root / METRICS_FILE, *root.glob("predictions.*"), *root.glob("gates.*")):
-            path.unlink(missing_ok=True)  # what is said of a model goes with it
-        for folder in ("robustness", "report"):
-            shutil.rmtree(root / folder, ignore_errors=True)
 
 
 def _check_resumable(path: Path, config: Namespace) -> None:
@@ -282,6 +285,49 @@ def _check_resumable(path: Path, config: Namespace) -> None:
             f"{path.parent.parent} began with trainer.max_epochs {began}, now it is {config.trainer.max_epochs}; "
             "continue with the same, or begin another run"
         )
+
+
+class ReplacedRun(Callback):
+    """Keeps what a folder says of its run until the run that is to replace it begins to train; else puts it back.
+
+    Args:
+        root: The folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.aside = root / ".replaced"
+
+    def set_aside(self) -> None:
+        """Moves config, logs and figures out of the way; checkpoints stay until there are others."""
+        if getattr(rank_zero_only, "rank", 0) != 0:
+            return
+        self.aside.mkdir(exist_ok=True)
+        said = (METRICS_FILE, ENVIRONMENT_FILE, "config.yaml", "hparams.yaml", "metrics.csv", "robustness", "report")
+        for path in (
+            *(self.root / name for name in said),
+            *self.root.glob("predictions.*"),
+            *self.root.glob("gates.*"),
+        ):
+            if path.exists():
+                _move(path, self.aside / path.name)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            shutil.rmtree(self.aside, ignore_errors=True)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if trainer.is_global_zero and self.aside.exists():
+            for path in self.aside.iterdir():
+                _move(path, self.root / path.name)
+            self.aside.rmdir()
+
+
+def _move(path: Path, place: Path) -> None:
+    """In the place of what is there."""
+    if place.is_dir():
+        shutil.rmtree(place)
+    path.replace(place)
 
 
 class RandomState(Callback):

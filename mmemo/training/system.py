@@ -570,6 +570,20 @@ def _view(batch: EmotionBatch, view: str) -> EmotionBatch:
     return getattr(batch, view)() if view else batch
 
 
+def checked_checkpoint(path: Path) -> Path:
+    """A checkpoint's path, if it is there.
+
+    Args:
+        path: ``.ckpt`` file that ``mmemo fit`` wrote.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint; `mmemo fit` writes them to RUN/checkpoints")
+    return path
+
+
 def load_model(checkpoint: str | os.PathLike[str]) -> EmotionModel:
     """Loads a trained model from a checkpoint, in eval mode, on the CPU.
 
@@ -580,9 +594,7 @@ def load_model(checkpoint: str | os.PathLike[str]) -> EmotionModel:
         FileNotFoundError: There is no such file.
         ValueError: It is not a checkpoint of mmemo.
     """
-    path = Path(checkpoint)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint; `mmemo fit` writes them to RUN/checkpoints")
+    path = checked_checkpoint(Path(checkpoint))
     try:
         system = EmotionSystem.load_from_checkpoint(path, map_location="cpu")
     except (pickle.UnpicklingError, KeyError, EOFError):

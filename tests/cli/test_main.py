@@ -68,6 +68,9 @@ def test_mistakes_get_one_sentence(arguments: list[str], complaint: str) -> None
     [
         (["robustness", "runs", "--noise_db", "loud"], "noise_db: got loud, expected one of list[float], float; see"),
         (["corpus", "radess", "x", "--out", "y.csv"], "name: got radess, expected one of 'ravdess'"),
+        (["analyze", "a.wav", "--foramt", "csv"], "there is no option foramt, did you mean format?"),
+        (["analyze", "--separate_chanels", "a.wav"], "there is no option separate_chanels, did you mean"),
+        (["compare", "runs/a", "runs/b", "--metrc=uar"], "there is no option metrc, did you mean metric?"),
         (["check"], "the following arguments are required: manifest; see `mmemo check --help`"),
     ],
 )

@@ -10,6 +10,7 @@ import yaml
 from filelock import FileLock
 from sklearn.metrics import balanced_accuracy_score
 
+from mmemo.cli.crossval import _given_root
 from mmemo.data.splits import SplitError
 from mmemo.evaluation import crossval as room
 from mmemo.evaluation.crossval import collect, crossval, folds_to_do, spread, write
@@ -137,6 +138,12 @@ def test_every_fold_is_looked_at_before_one_is_trained(folds_config: Path, tiny_
     with pytest.raises(ValueError, match=r"fold 6: no training row is sadness, which the other folds would find out"):
         crossval(folds_config, run, given)
     assert not run.exists()
+
+
+def test_seeds_go_where_an_option_says() -> None:
+    assert _given_root(["--trainer.max_epochs", "2"]) is None
+    assert _given_root(["--trainer.default_root_dir", "runs/mine"]) == Path("runs/mine")
+    assert _given_root(["--trainer.default_root_dir=runs/mine"]) == Path("runs/mine")
 
 
 def test_a_split_without_folds_says_so(tiny_config: Path) -> None:

@@ -57,6 +57,18 @@ def test_speech_is_found_where_it_is(recording: Path) -> None:
     assert [one.start for one in pieces] == [one.start for one in found]
 
 
+def test_a_cut_off_mp3_is_told_not_repeated(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    soundfile.write(tmp_path / "whole.mp3", 0.1 * random.standard_normal(60 * 44_100), 44_100)
+    content = (tmp_path / "whole.mp3").read_bytes()
+    (tmp_path / "cut.mp3").write_bytes(content[: len(content) // 3])
+    assert sum(map(len, audio_blocks(tmp_path / "whole.mp3"))) == pytest.approx(60 * 16_000, rel=0.01)
+    heard: list[int] = []
+    with pytest.raises(AudioError, match="truncated"):
+        heard.extend(map(len, audio_blocks(tmp_path / "cut.mp3")))
+    assert sum(heard) < 25 * 16_000
+
+
 def test_a_long_stretch_is_cut_and_nothing_of_it_is_lost() -> None:
     waveform = np.concatenate([read_audio(path) for path in SPOKEN[:12]])
     stretches = list(speech([waveform], max_seconds=2.0, min_silence_seconds=3.0))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +21,12 @@ from mmemo.export import onnx as exporter
 from mmemo.export.onnx import PlainLogMel, WaveformModel
 from mmemo.export.runtime import ModelFolderError, Recognizer
 from mmemo.models import (
+    AttentionBottleneck,
     AttentiveStatisticsPooling,
     Concatenation,
     ConvNeXtEncoder,
     DimensionHead,
+    HardConcreteGate,
     HuggingFaceTextEncoder,
     NoGate,
     WhisperAudioEncoder,
@@ -167,6 +170,20 @@ def test_a_file_that_does_not_agree_is_not_handed_out(tmp_path: Path, monkeypatc
         export_onnx(student(), tmp_path / "bad", clips(*SECONDS))
     with pytest.raises(ModelFolderError, match=r"lacks config\.json"):
         Recognizer(tmp_path / "bad")
+
+
+@pytest.mark.parametrize(("gate", "fusion"), [(NoGate, Concatenation), (HardConcreteGate, AttentionBottleneck)])
+def test_any_batch_whatever_the_gate_and_the_fusion(gate: Any, fusion: Any, tiny_bert: Path, tmp_path: Path) -> None:
+    reader = HuggingFaceTextEncoder(str(tiny_bert))
+    model = EmotionModel(
+        CLASSES, ConvNeXtEncoder((4, 8), 16, 2, num_mels=32), text_encoder=reader, gate=gate, fusion=fusion
+    ).eval()
+    export_onnx(model, tmp_path / "model", clips(*SECONDS), ["go away now", "the shop is open", "", "i miss you so"])
+    recognizer = Recognizer(tmp_path / "model", int8=False)
+    waveform = clips(0.9137)[0]
+    alone = recognizer.predict(waveform, "go away").probabilities
+    both = recognizer.predict_batch([clips(1.5)[0], waveform], ["the shop is open", "go away"])[1].probabilities
+    assert both == pytest.approx(alone, abs=1e-4)
 
 
 @pytest.mark.slow

@@ -101,6 +101,19 @@ def test_the_same_seed_gives_the_same_model(tiny_config: Path) -> None:
     assert any(not torch.equal(other[name], tensor) for name, tensor in first.items())
 
 
+def test_a_run_is_replaced_once_another_begins_to_train(tiny_config: Path) -> None:
+    run = fit(tiny_config)
+    Experiment(["test", "--config", str(tiny_config)])
+    before = {name: (run / name).read_text() for name in ("config.yaml", "metrics.csv", "test_metrics.json")}
+    with pytest.raises((ValueError, SystemExit), match=r"no\.csv"):
+        fit(tiny_config, "--overwrite", "true", "--seed_everything", "1", "--data.manifest", "no.csv")
+    assert {name: (run / name).read_text() for name in before} == before
+    fit(tiny_config, "--overwrite", "true", "--seed_everything", "1")
+    assert not (run / "test_metrics.json").exists(), "it was said of the other model"
+    assert not (run / ".replaced").exists()
+    assert yaml.safe_load((run / "config.yaml").read_text())["seed_everything"] == 1
+
+
 def test_encoders_in_the_graph_give_what_the_cache_gives(tiny_config: Path) -> None:
     run = fit(tiny_config)
     predict = ["predict", "--config", str(tiny_config), "--ckpt_path", str(run / "checkpoints/last.ckpt")]
