@@ -51,9 +51,9 @@ LIMITS = (
     "Acted speech in English and German: a student that had not heard the German corpus was little better than chance "
     "on it, so on other microphones, spontaneous speech, other languages, children or noisy rooms expect much less, "
     "and measure on recordings of your own first. Its German speakers showed four emotions alone. It "
-    "learned from speech without the silence around it, as `mmemo analyze` cuts it: given whole files, or 8 kHz, it does "
-    "as the figures say. It hears how something is said, not what. It is no medical device, and no judge of a single "
-    "person."
+    "learned from speech without the silence around it, as `mmemo analyze` cuts it: given whole files, or 8 kHz, it "
+    "does as the figures say. It hears how something is said, not what. It is no medical device, and no judge of a "
+    "single person."
 )
 SPEAKERS = {
     "ravdess": "RAVDESS, 8 other actors",
