@@ -256,13 +256,30 @@ def _with_study(args: Sequence[str]) -> list[str]:
 
 def _loggers(root: Path, resumes: bool) -> list[Logger]:
     """CSV and TensorBoard logs in the run's folder; a resumed run's CSV goes on where it was."""
-    csv_logger = CSVLogger(str(root), name="", version="")
+    csv_logger = KeptCSVLogger(str(root), name="", version="")
     path = root / "metrics.csv"
-    if resumes and path.exists() and getattr(rank_zero_only, "rank", 0) == 0:
-        before = path.read_text()
+    copies = [one.read_text() for one in (path, _copy_of(path)) if resumes and one.exists()]
+    before = max(copies, key=len, default="")  # a kill in the middle of a write leaves one of them whole
+    if before and getattr(rank_zero_only, "rank", 0) == 0:
         csv_logger.experiment.metrics_keys = before.splitlines()[0].split(",")  # opening it deleted the file
-        path.write_text(before)
+        write_text(path, before)
     return [csv_logger, TensorBoardLogger(str(root), name="tensorboard", version="")]
+
+
+class KeptCSVLogger(CSVLogger):
+    """Lightning's CSV, which it empties and writes anew when a metric is new; a copy stands beside it meanwhile."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        path = Path(self.experiment.metrics_file_path)
+        if path.exists():
+            shutil.copyfile(path, _copy_of(path))
+        super().save()
+        _copy_of(path).unlink(missing_ok=True)
+
+
+def _copy_of(path: Path) -> Path:
+    return path.with_suffix(".copy")
 
 
 def _check_run_folder(root: Path, config: Namespace) -> None:

@@ -253,6 +253,21 @@ def test_killed_in_the_middle_it_resumes_where_it_was(tiny_config: Path) -> None
         torch.testing.assert_close(resumed["state_dict"][name], value, msg=lambda told, name=name: f"{name}: {told}")
 
 
+def test_a_log_killed_while_it_was_written_anew_goes_on_from_its_copy(tiny_config: Path) -> None:
+    config = yaml.safe_load(tiny_config.read_text())
+    run = fit(tiny_config)
+    log = run / "metrics.csv"
+    assert not log.with_suffix(".copy").exists()
+    whole = log.read_text()
+    log.rename(log.with_suffix(".copy"))
+    log.write_text("")
+    last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert last["epoch"] + 1 == config["trainer"]["max_epochs"]
+    Experiment(["fit", "--config", str(tiny_config), "--ckpt_path", "last"])
+    assert log.read_text().startswith(whole.splitlines()[0])
+    assert set(whole.splitlines()) <= set(log.read_text().splitlines())
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_metrics_of_one(tiny_config: Path) -> None:
     parts = ["--model.init_args.model.init_args.fusion.init_args.dropout", "0"]
