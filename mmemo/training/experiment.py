@@ -320,7 +320,16 @@ class ReplacedRun(Callback):
         if getattr(rank_zero_only, "rank", 0) != 0:
             return
         self.aside.mkdir(exist_ok=True)
-        said = (METRICS_FILE, ENVIRONMENT_FILE, "config.yaml", "hparams.yaml", "metrics.csv", "robustness", "report")
+        said = (
+            METRICS_FILE,
+            ENVIRONMENT_FILE,
+            "config.yaml",
+            "hparams.yaml",
+            "metrics.csv",
+            "metrics.copy",
+            "robustness",
+            "report",
+        )
         for path in (
             *(self.root / name for name in said),
             *self.root.glob("predictions.*"),
