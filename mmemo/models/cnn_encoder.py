@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange, reduce, repeat
+from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from mmemo import pretrained
@@ -97,20 +97,11 @@ class MaskedConv(nn.Module):
     def __init__(self, in_channels: int, channels: int, kernel: int = 3, relu: bool = True) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=False)
-        self.norm = MaskedBatchNorm(channels)
-        self.scale = nn.Parameter(torch.ones(channels))
-        self.shift = nn.Parameter(torch.zeros(channels))
+        self.norm = MaskedBatchNorm(channels, affine=True)
         self.activation = nn.ReLU() if relu else nn.Identity()
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        image = self.conv(image)
-        batch, _, time, band = image.shape
-        flat = rearrange(image, "batch channel time band -> (batch time band) channel")
-        real = repeat(mask, "batch time -> (batch time band)", band=band)
-        normal = self.norm(flat, real) * self.scale + self.shift
-        sizes = {"batch": batch, "time": time, "band": band}
-        image = rearrange(normal, "(batch time band) channel -> batch channel time band", **sizes)
-        return self.activation(image) * mask[:, None, :, None]
+        return self.activation(self.norm(self.conv(image), mask[:, :, None]))
 
 
 class InTurn(nn.Module):

@@ -73,21 +73,23 @@ class AttentiveStatisticsPooling(nn.Module):
 
 
 class MaskedBatchNorm(nn.Module):
-    """Standardises pooled vectors by the training set's mean and deviation; absent rows stay zero.
+    """Standardises features by the training set's mean and deviation; what is absent stays zero.
 
-    Batch statistics (Ioffe and Szegedy 2015) are taken over the rows that are present alone, of all
+    Batch statistics (Ioffe and Szegedy 2015) are taken over what is present alone, of all
     processes together. A batch with fewer than two of them is normalised by the running statistics.
 
     Args:
         dim: Size of the feature axis.
         momentum: Weight of a batch in the running statistics, in (0, 1].
         eps: Added to the variance.
+        affine: Whether what is normalised is scaled and shifted by trained weights.
 
     Shape:
-        pooled ``(batch, dim)``, present ``(batch,)`` bool -> ``(batch, dim)``
+        features ``(batch, dim, ...)``, present ``(batch, ...)`` bool, where a size of 1 stands for all places
+        -> ``(batch, dim, ...)``
     """
 
-    def __init__(self, dim: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+    def __init__(self, dim: int, momentum: float = 0.1, eps: float = 1e-5, affine: bool = False) -> None:
         super().__init__()
         self.momentum = momentum
         self.eps = eps
@@ -95,22 +97,39 @@ class MaskedBatchNorm(nn.Module):
         self.running_var: Tensor
         self.register_buffer("running_mean", torch.zeros(dim))
         self.register_buffer("running_var", torch.ones(dim))
+        self.weight = nn.Parameter(torch.ones(dim)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(dim)) if affine else None
 
-    def forward(self, pooled: Tensor, present: Tensor) -> Tensor:
-        pooled = pooled.float()
+    def forward(self, features: Tensor, present: Tensor) -> Tensor:
+        features = features.float()
+        present = present[:, None]
         mean, variance = self.running_mean, self.running_var
         if self.training:
-            weight = present[:, None].to(pooled.dtype)
-            count = _over_processes(weight.sum())
-            batch_mean = _over_processes((weight * pooled).sum(0)) / count.clamp(min=1)
-            batch_var = _over_processes((weight * (pooled - batch_mean).square()).sum(0)) / count.clamp(min=1)
+            others = [axis for axis in range(features.ndim) if axis != 1]
+            weight = present.to(features.dtype)
+            count = _over_processes(weight.sum() * (features[:, :1].numel() / present.numel()))
+            batch_mean = _over_processes((weight * features).sum(others)) / count.clamp(min=1)
+            squares = (weight * (features - _like(batch_mean, features))).square()
+            batch_var = _over_processes(squares.sum(others)) / count.clamp(min=1)
             if count > 1:
                 with torch.no_grad():
                     self.running_mean.lerp_(batch_mean, self.momentum)
                     self.running_var.lerp_(batch_var * count / (count - 1), self.momentum)
                 mean, variance = batch_mean, batch_var
+        rate = (variance + self.eps).rsqrt()
+        if self.weight is not None:
+            rate = rate * self.weight
+        shift = -mean * rate
+        if self.bias is not None:
+            shift = shift + self.bias
         # where(), not indexing: a batch without this modality must still reach every parameter, or DDP waits
-        return torch.where(present[:, None], (pooled - mean) * (variance + self.eps).rsqrt(), 0.0)
+        normal = torch.addcmul(_like(shift, features), features, _like(rate, features))
+        return torch.where(present, normal, 0.0)
+
+
+def _like(statistic: Tensor, features: Tensor) -> Tensor:
+    """``(dim,)`` -> ``(dim, 1, ...)``, to be broadcast over features."""
+    return statistic.reshape(-1, *[1] * (features.ndim - 2))
 
 
 def _over_processes(total: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ def encoder(request: pytest.FixtureRequest) -> nn.Module:
     for part in built.modules():
         if isinstance(part, MaskedConv):  # as after training: zeros do not stay zeros
             nn.init.normal_(part.norm.running_mean)
-            nn.init.normal_(part.shift)
+            assert part.norm.bias is not None
+            nn.init.normal_(part.norm.bias)
     return built
 
 

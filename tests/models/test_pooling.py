@@ -57,3 +57,22 @@ def test_batch_norm_equals_pytorchs_when_all_are_present() -> None:
         rows = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed)) * 3 + 2
         torch.testing.assert_close(ours(rows, everyone), theirs(rows), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(ours.eval()(rows, everyone), theirs.eval()(rows), atol=1e-5, rtol=1e-4)
+
+
+def test_batch_norm_of_images_equals_pytorchs_on_what_is_present() -> None:
+    """An image whose last frames are padding, and the same image without them."""
+    ours, theirs = MaskedBatchNorm(4, affine=True), nn.BatchNorm2d(4)
+    with torch.no_grad():
+        for norm in (ours, theirs):
+            assert norm.weight is not None
+            assert norm.bias is not None
+            norm.weight.copy_(torch.tensor([0.5, 1.0, 2.0, -1.0]))
+            norm.bias.copy_(torch.tensor([0.1, 0.0, -3.0, 1.0]))
+    present = torch.arange(7)[None, :, None].expand(3, 7, 1) < 5
+    for _ in range(2):
+        image = torch.randn(3, 4, 7, 6) * 3 + 2
+        normal = ours(image, present)
+        torch.testing.assert_close(normal[:, :, :5], theirs(image[:, :, :5]), atol=1e-5, rtol=1e-4)
+        assert normal[:, :, 5:].abs().sum() == 0, "padding is zero, although the shift is not"
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    torch.testing.assert_close(ours.eval()(image, present)[:, :, :5], theirs.eval()(image[:, :, :5]))
