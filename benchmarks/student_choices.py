@@ -99,6 +99,16 @@ def low_rank(config: Config) -> None:
     config["trainer"]["max_epochs"] = 15
 
 
+def hints(config: Config) -> None:
+    """The teacher's fused vector taken over too."""
+    config["model"]["init_args"]["distillation"].append(part("mmemo.losses.FeatureHints"))
+
+
+def patient(config: Config) -> None:
+    """Twice the epochs."""
+    config["trainer"]["max_epochs"] *= 2
+
+
 CHOICES = {
     "small": Choice(),
     "labels": Choice(change=untaught),
@@ -109,6 +119,8 @@ CHOICES = {
     "emodb": Choice(change=unlabelled_emodb),
     "lowrank": Choice("base", low_rank),
     "base": Choice("base"),
+    "hints": Choice("base", hints),
+    "patient": Choice("base", patient),
 }
 
 
