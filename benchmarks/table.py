@@ -176,6 +176,10 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
             "lowrank_folds": ("the same, each fold, %", ""),
             "base": ("base: ConvNeXt blocks over time, taught, %", ""),
             "base_folds": ("the same, each fold, %", ""),
+            "hints": ("base, which takes over the teacher's fused vector too, %", ""),
+            "hints_folds": ("the same, each fold, %", ""),
+            "patient": ("base with twice the epochs, %", ""),
+            "patient_folds": ("the same, each fold, %", ""),
         },
     ),
     "two_channel_student": (
