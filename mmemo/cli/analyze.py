@@ -66,6 +66,8 @@ def analyze(
 
     if language is not None and not transcript:
         raise ValueError("--language is of the words; add --transcript true")
+    if not 0 <= min_confidence <= 1:  # before --out is touched
+        raise ValueError(f"--min_confidence {min_confidence:g}: expected a probability, 0 to 1")
     recognizer = Recognizer(model or student_folder(), int8, threads)
     words = _words(language) if transcript else None
     folder = None if out is None else _Folder(out, recognizer.classes, picture)

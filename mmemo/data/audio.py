@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +14,13 @@ import soxr
 from mmemo.pretrained import SAMPLE_RATE
 
 SILENCE_DB = -90.0  # RMS below this is digital silence, in dB of full scale
+STREAMED_BYTES = 0x7FFF0000  # a wav file written to a pipe promises this much or more, as nobody knew its length
+UNKNOWN_FRAMES = 1 << 62
+MP3_TOLERANCE = 0.5  # seconds by which an MP3's frames may exceed its header: encoders fill the ends
+MP3_KILOBITS = {
+    True: (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    False: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}  # layer III, of MPEG 1 and of 2 and 2.5
 
 
 class AudioError(ValueError):
@@ -144,6 +152,29 @@ def checked_file(path: Path) -> None:
         raise AudioError(f"{path}: truncated, {missing} bytes of audio are missing")
 
 
+def checked_length(path: Path, file: soundfile.SoundFile) -> None:
+    """Refuses a file whose length libsndfile does not know, and of which it would read a part.
+
+    Args:
+        path: Audio file.
+        file: The same, opened.
+
+    Raises:
+        AudioError: It has no samples, its header does not say how many there are, or it holds more than was guessed.
+    """
+    convert = f"convert it first, for example by `ffmpeg -i {path.name} {path.stem}.wav`"
+    if file.frames == 0:
+        raise AudioError(f"{path}: holds no samples")
+    if file.frames >= UNKNOWN_FRAMES:
+        raise AudioError(f"{path}: was streamed, and its header does not say how long it is; {convert}")
+    seconds, guessed = _mp3_seconds(path), file.frames / file.samplerate
+    if seconds > guessed + MP3_TOLERANCE:
+        raise AudioError(
+            f"{path}: an MP3 of {seconds:.1f} s whose header does not say so, of which {guessed:.1f} s would be read; "
+            f"{convert}"
+        )
+
+
 def _read(path: Path, start: float | None, end: float | None, channel: int | None) -> tuple[np.ndarray, int, int]:
     try:
         if path.is_dir():
@@ -153,8 +184,7 @@ def _read(path: Path, start: float | None, end: float | None, channel: int | Non
         if path.stat().st_size == 0:
             raise AudioError(f"{path}: empty, 0 bytes")
         with soundfile.SoundFile(path) as file:
-            if file.frames == 0:
-                raise AudioError(f"{path}: holds no samples")
+            checked_length(path, file)
             truncated = _missing_bytes(path) if file.format in ("WAV", "WAVEX", "RF64") else 0
             first = round((start or 0.0) * file.samplerate)
             last = file.frames if end is None else round(end * file.samplerate)
@@ -200,9 +230,49 @@ def _missing_bytes(path: Path) -> int:
         while len(head := file.read(8)) == 8:
             length = int.from_bytes(head[4:], "little")
             if head[:4] == b"data":
-                return 0 if length >= 0xFFFFFFF0 else max(file.tell() + length - size, 0)  # streamed: unknown
+                missing = max(file.tell() + length - size, 0)
+                return 0 if length >= STREAMED_BYTES else missing
             file.seek(length + length % 2, 1)
     return 0
+
+
+def _mp3_seconds(path: Path) -> float:
+    """Sum of the durations of an MP3's frames; 0 of any other file.
+
+    Without the header of Xing or VBRI, libsndfile guesses the length of an MP3 of varying bitrate by its first frame.
+    """
+    if not path.is_file():
+        return 0.0
+    seconds = 0.0
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        place = 0
+        if data[:3] == b"ID3" and len(data) > 10:  # seven bits of a byte count
+            place = 10 + sum(byte << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
+        if not _mp3_frame(data[place : place + 4]):
+            return 0.0
+        while len(head := data[place : place + 4]) == 4:
+            if frame := _mp3_frame(head):
+                place += frame[0]
+                seconds += frame[1]
+            else:  # a tag, or rubbish from a broken transfer
+                place = data.find(b"\xff", place + 1)
+                if place < 0:
+                    break
+    return seconds
+
+
+def _mp3_frame(head: bytes) -> tuple[int, float] | None:
+    """Bytes and seconds of the frame of MPEG layer III that begins with these four bytes (ISO/IEC 11172-3, 2.4.1)."""
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
+        return None
+    version, rate, pace = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3  # 3 is MPEG 1, 2 is MPEG 2, 0 is 2.5
+    if version == 1 or rate in (0, 15) or pace == 3:
+        return None
+    first = version == 3
+    bits = MP3_KILOBITS[first][rate - 1] * 1000
+    hertz = (44100, 48000, 32000)[pace] // {3: 1, 2: 2, 0: 4}[version]
+    samples = 1152 if first else 576
+    return samples // 8 * bits // hertz + (head[2] >> 1 & 1), samples / hertz
 
 
 def reason(error: Exception) -> str:

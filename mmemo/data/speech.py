@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from mmemo.data.audio import AudioError, checked_file, reason
+from mmemo.data.audio import AudioError, checked_file, checked_length, reason
 from mmemo.pretrained import SAMPLE_RATE
 
 BLOCK_SECONDS = 10.0  # read at once
@@ -84,8 +84,7 @@ def audio_blocks(path: str | Path, channel: int | None = None) -> Iterator[np.nd
     try:
         checked_file(path)
         with soundfile.SoundFile(path) as file:
-            if file.frames == 0:
-                raise AudioError(f"{path}: holds no samples")
+            checked_length(path, file)
             if channel is not None and channel >= file.channels:
                 raise AudioError(
                     f"{path}: has {file.channels} channels, yet channel {channel} was asked for, counting from 0"

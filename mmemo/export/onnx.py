@@ -35,6 +35,8 @@ from mmemo.pretrained import SAMPLE_RATE
 
 TOLERANCE = 1e-4
 """How far a probability of the fp32 file may be from PyTorch's."""
+BATCH_CLIPS = 3
+"""Of the clips on which files are checked, those that are also heard together."""
 INT8_TOLERANCE = 0.1
 """How far a dimension of the int8 file may be, in [-1, 1]."""
 AGREEMENT = 0.98
@@ -241,7 +243,8 @@ def export_onnx(
         card: What the model card says besides: ``license``, ``training_data``, ``metrics``, ``limits``.
 
     Raises:
-        ValueError: Without clips, where the folder holds other files, or a file does not agree with PyTorch.
+        ValueError: Without clips, where the folder holds other files, where ONNX has no words for a part of the model,
+            or a file does not agree with PyTorch.
     """
     if not waveforms:
         raise ValueError("export checks its files on real clips; give it some")
@@ -254,16 +257,16 @@ def export_onnx(
     if max_seconds is not None:
         waveforms = [waveform[: int(max_seconds * SAMPLE_RATE)] for waveform in waveforms]
     tokenizer = _tokenizer(model) if "text" in model.modalities else None
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).unlink(missing_ok=True)  # a folder that is half written has none
-    (folder / TOKENIZER_FILE).unlink(missing_ok=True)
-    _save_weights(model, folder / WEIGHTS_FILE)
     inputs = [_inputs(model, waveform, text) for waveform, text in _paired(waveforms, texts)]
     wrapped = WaveformModel(model.eval())
     num_parameters = sum(parameter.numel() for parameter in wrapped.parameters())
     with torch.no_grad():
         wanted = [[part.numpy() for part in wrapped(*one)] for one in inputs]
-    _trace(WaveformModel(simplified(model)), inputs, folder / MODEL_FILE)
+    folder.mkdir(parents=True, exist_ok=True)
+    _trace(WaveformModel(simplified(model)), inputs, folder / MODEL_FILE)  # first: what cannot be traced loses nothing
+    (folder / CONFIG_FILE).unlink(missing_ok=True)  # a folder that is half written has none
+    (folder / TOKENIZER_FILE).unlink(missing_ok=True)
+    _save_weights(model, folder / WEIGHTS_FILE)
     files = [MODEL_FILE, INT8_FILE, WEIGHTS_FILE]
     if tokenizer is not None:
         _write(folder / TOKENIZER_FILE, tokenizer)
@@ -330,18 +333,32 @@ def _trace(wrapped: WaveformModel, inputs: Sequence[tuple[Tensor, ...]], path: P
         long = torch.export.Dim.AUTO if name in ("waveform", "token_ids") else None
         axes.append({0: batch} if long is None else {0: batch, 1: long})
     with replacing(path) as partial, _quiet(), torch.no_grad():
-        torch.onnx.export(
-            wrapped,
-            tuple(other),
-            str(partial),
-            input_names=wrapped.input_names,
-            output_names=[_OUTER + name for name in wrapped.output_names],
-            dynamic_shapes=(tuple(axes),),
-            dynamo=True,
-            external_data=False,
-            optimize=True,
-        )
+        try:
+            torch.onnx.export(
+                wrapped,
+                tuple(other),
+                str(partial),
+                input_names=wrapped.input_names,
+                output_names=[_OUTER + name for name in wrapped.output_names],
+                dynamic_shapes=(tuple(axes),),
+                dynamo=True,
+                external_data=False,
+                optimize=True,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            encoders = " and ".join(type(wrapped.model.encoder(name)).__name__ for name in wrapped.model.modalities)
+            raise ValueError(
+                f"a model of {encoders} cannot be written as ONNX with batch and lengths open: {_cause(error)}; "
+                "ConvNeXtEncoder, VGGEncoder, ResNetEncoder and WhisperAudioEncoder can"
+            ) from error
         _strip(partial)
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what went wrong at the bottom of it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _strip(path: Path) -> None:
@@ -387,6 +404,26 @@ def _quantize(source: Path, target: Path, weights_only: bool) -> None:
         )  # fmt: skip
 
 
+def _check_batch(
+    folder: Path, inputs: Sequence[tuple[Tensor, ...]], wanted: Sequence[Sequence[np.ndarray]], names: Sequence[str]
+) -> None:
+    """Clips of several lengths, padded to one batch, get the answers that they get alone."""
+    together = []
+    for place, part in enumerate(zip(*inputs, strict=True)):
+        longest = max(one.shape[-1] for one in part)
+        padded = [one if place % 2 else torch.nn.functional.pad(one, (0, longest - one.shape[1])) for one in part]
+        together.append(torch.cat(padded).numpy())
+    found = Recognizer(folder, int8=False, threads=1).run(*together)
+    for number, name in enumerate(names):
+        alone = np.concatenate([one[number] for one in wanted])
+        apart = _largest([found[name] - alone]) / max(1.0, _largest([alone]))
+        if not apart <= TOLERANCE:
+            raise ValueError(
+                f"{folder / MODEL_FILE}: {name} of {len(inputs)} clips in a batch differ from those of each alone by "
+                f"{apart:.2g}, expected at most {TOLERANCE:g}"
+            )
+
+
 def _parity(
     folder: Path, inputs: Sequence[tuple[Tensor, ...]], wanted: Sequence[Sequence[np.ndarray]], names: Sequence[str]
 ) -> Parity:
@@ -402,6 +439,7 @@ def _parity(
             raise ValueError(
                 f"{folder / MODEL_FILE}: {name} differ from PyTorch by {apart:.2g}, expected at most {TOLERANCE:g}"
             )
+    _check_batch(folder, inputs[:BATCH_CLIPS], wanted[:BATCH_CLIPS], names)
     bounded = [(number, name) for number, name in enumerate(names) if name in ("probabilities", "dimensions")]
     apart, int8_apart = (
         max(

@@ -327,7 +327,9 @@ def _config(folder: Path, model_file: str) -> dict[str, Any]:
             lists = [config[name] for name in ("classes", "inputs", "outputs", "dimensions")]
             if not all(isinstance(one, list) and all(isinstance(name, str) for name in one) for one in lists):
                 raise TypeError
-            _ = config["sha256"][model_file]
+            read = [model_file, *([TOKENIZER_FILE] if "token_ids" in config["inputs"] else [])]
+            if not all(isinstance(config["sha256"][name], str) for name in read):
+                raise TypeError
     except (ValueError, KeyError, TypeError):
         raise ModelFolderError(f"{folder / CONFIG_FILE}: not the config.json of `mmemo export`") from None
     if version != FORMAT_VERSION:

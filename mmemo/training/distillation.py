@@ -88,6 +88,7 @@ class DistillationSystem(EmotionSystem):
                 )
         self.cross_fitted = cross_fitted
         self._lessons: Lessons | None = None
+        self._teachers_heard: dict[str, set[str]] = {}
 
     @property
     def learns_unlabelled(self) -> bool:
@@ -118,6 +119,7 @@ class DistillationSystem(EmotionSystem):
             with isolate_rng():  # a run must not depend on whether the teacher was heard already
                 self._lessons = lessons(teachers, self.model.classes, datamodule, self.trainer, self.cross_fitted)
             datamodule.attach(students)
+            self._teachers_heard = _marks(teachers)
             with isolate_rng():  # a projector must not shift the draws of what comes after it
                 for part in self.distillation:
                     if hasattr(part, "prepare"):
@@ -134,6 +136,8 @@ class DistillationSystem(EmotionSystem):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
+        for name, marks in self._teachers_heard.items():  # whom a teacher has heard its student knows by hearsay
+            checkpoint[name] = sorted({*checkpoint.get(name, ()), *marks})
         state = checkpoint["state_dict"]
         projectors = [name for name in state if name.startswith("distillation.")]
         checkpoint["projectors"] = {name: state.pop(name) for name in projectors}
@@ -293,6 +297,16 @@ def _said_by(
     return Said(rows, logits[..., order], embedding.clone(), hidden_features.clone())
 
 
+def _marks(checkpoints: Sequence[Path]) -> dict[str, set[str]]:
+    """Of the speakers and recordings that teachers have heard, or their own teachers."""
+    found: dict[str, set[str]] = {"heard_speakers": set(), "heard_audio": set()}
+    for path in checkpoints:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        for name, marks in found.items():
+            marks.update(checkpoint.get(name, ()))
+    return found
+
+
 def _heard(path: Path, datamodule: EmotionDataModule) -> np.ndarray:
     """Rows whose speaker a teacher was trained on ``(row,)``: known by the name, or by a recording of theirs."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -325,14 +339,17 @@ def _refuse_leak(path: Path, datamodule: EmotionDataModule) -> None:
 def _keys(model: EmotionModel, datamodule: EmotionDataModule) -> list[str]:
     """For each row, a name of all that the teacher hears and reads of it."""
     frame = datamodule.manifest.frame
-    listens = bool({"audio", "descriptors"} & set(model.modalities))
-    contents = datamodule.inspect_audio(progress=False) if listens else [""] * len(frame)
+    contents = datamodule.inspect_audio(progress=False) if _listens(model) else [""] * len(frame)
     texts = [""] * len(frame)
     if "text" in model.modalities:
         words = words_of(datamodule, changed=True)
         texts = ["\n".join(words(row, view) for view in range(datamodule.num_views)) for row in range(len(frame))]
     named = zip(frame["id"], contents, texts, strict=True)
     return [text_content("\n".join(map(str, parts))) for parts in named]
+
+
+def _listens(model: EmotionModel) -> bool:
+    return bool({"audio", "descriptors"} & set(model.modalities))
 
 
 @torch.no_grad()
@@ -346,6 +363,8 @@ def _listen(
 ) -> None:
     device = trainer.strategy.root_device
     model.eval().to(device)
+    has_audio = [bool(content) for content in datamodule.inspect_audio(progress=False)] if _listens(model) else []
+    lost: list[int] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not trainer.is_global_zero) as bar:
         task = bar.add_task("The teacher hears", total=len(rows))
@@ -363,6 +382,24 @@ def _listen(
                 .numpy()
                 .reshape(-1, datamodule.num_views, 1, sum(p.shape[-1] for p in parts))
             )
-            for row, values in zip(batch.row[:: datamodule.num_views].tolist(), table, strict=True):
-                cache.write(keys[row], values)
+            silent = _silent(batch).reshape(len(table), -1).all(1).tolist()
+            for row, values, nothing in zip(batch.row[:: datamodule.num_views].tolist(), table, silent, strict=True):
+                if nothing and has_audio[row]:
+                    lost.append(row)
+                else:
+                    cache.write(keys[row], values)
             bar.advance(task, len(table))
+    if lost:
+        name = datamodule.manifest.frame["path"].iloc[lost[0]]
+        raise ManifestError(
+            f"{len(lost)} recordings could not be read any more while the teacher heard them, such as {name}; bring "
+            "them back and begin again: what it said of the others is kept"
+        )
+
+
+def _silent(batch: EmotionBatch) -> Tensor:
+    """Which utterances have a place for audio, and none in it ``(batch,)`` bool."""
+    masks = [mask for mask in (batch.audio_mask, batch.descriptors_mask) if mask is not None]
+    if not masks:
+        return torch.zeros(len(batch.row), dtype=torch.bool)
+    return ~torch.stack([mask.any(1) for mask in masks]).any(0).cpu()

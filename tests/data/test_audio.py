@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from mmemo.data.audio import SAMPLE_RATE, AudioError, inspect_audio, read_audio
+from mmemo.data.audio import SAMPLE_RATE, AudioError, _mp3_frame, inspect_audio, read_audio
 from mmemo.data.audio_facts import audio_facts
 from mmemo.data.manifest import Utterance
+from mmemo.data.speech import audio_blocks
 
 
 def sine(seconds: float, sample_rate: int = SAMPLE_RATE, frequency: float = 440.0) -> np.ndarray:
@@ -102,6 +103,50 @@ def test_bad_audio_says_why(tmp_path: Path, kind: str) -> None:
     if kind != "silent":  # silence can be read; it is the manifest's check that refuses it
         with pytest.raises(AudioError, match=path.name):
             read_audio(path)
+
+
+@pytest.mark.parametrize("length", [0x7FFFF000, 0x7FFFFF00, 0x80000000, 0xFFFFFFFF])
+def test_a_wav_file_from_a_pipe_is_read_to_its_end(tmp_path: Path, length: int) -> None:
+    """As sox, arecord and ffmpeg write it, who cannot go back and fill in how long it became."""
+    path = tmp_path / "streamed.wav"
+    soundfile.write(path, sine(2.0), SAMPLE_RATE)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"data") + 4
+    content[place : place + 4] = length.to_bytes(4, "little")
+    path.write_bytes(content)
+    assert len(read_audio(path)) == sum(map(len, audio_blocks(path))) == 2 * SAMPLE_RATE
+
+
+def test_a_flac_file_from_a_pipe_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "streamed.flac"
+    soundfile.write(path, sine(2.0), SAMPLE_RATE)
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0  # 36 bits of the number of samples, in the first block of metadata
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    assert "does not say how long it is" in inspect_audio(path).problem
+    with pytest.raises(AudioError, match=r"ffmpeg -i streamed\.flac streamed\.wav"):
+        list(audio_blocks(path))
+
+
+def test_a_variable_mp3_without_its_header_is_told_not_cut(tmp_path: Path) -> None:
+    """Of quiet frames at the beginning libsndfile would conclude that the file is longer, of loud ones that it is
+    shorter; nothing but the frames themselves tells."""
+    noise = 0.3 * np.random.default_rng(0).standard_normal(20 * 44_100)
+    noise[len(noise) // 2 :] = 0.2 * np.sin(np.arange(len(noise) // 2) / 50)
+    path = tmp_path / "variable.mp3"
+    soundfile.write(path, noise, 44_100, bitrate_mode="VARIABLE", compression_level=0.2)
+    whole = len(read_audio(path))
+    assert whole == pytest.approx(20 * SAMPLE_RATE, rel=0.01)
+    content = path.read_bytes()
+    frame = _mp3_frame(content[:4])
+    assert frame is not None
+    assert b"Xing" in content[: frame[0]]
+    path.write_bytes(content[frame[0] :])
+    with pytest.raises(AudioError, match=r"an MP3 of 20\.\d s whose header does not say so"):
+        read_audio(path)
+    with pytest.raises(AudioError, match="whose header does not say so"):
+        list(audio_blocks(path))
 
 
 def test_a_segment_beyond_the_end_says_so(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from mmemo.models import (
     AttentiveStatisticsPooling,
     Concatenation,
     ConvNeXtEncoder,
+    ConvRecurrentEncoder,
     DimensionHead,
     HardConcreteGate,
     HuggingFaceTextEncoder,
@@ -170,6 +171,32 @@ def test_a_file_that_does_not_agree_is_not_handed_out(tmp_path: Path, monkeypatc
         export_onnx(student(), tmp_path / "bad", clips(*SECONDS))
     with pytest.raises(ModelFolderError, match=r"lacks config\.json"):
         Recognizer(tmp_path / "bad")
+
+
+def test_a_batch_that_changes_answers_is_not_handed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph in which padding leaks: lengths are forgotten."""
+    plain = WaveformModel.forward
+
+    def leaking(self: WaveformModel, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        waveform, lengths = inputs
+        return plain(self, waveform, lengths * 0 + waveform.shape[1])
+
+    monkeypatch.setattr(WaveformModel, "forward", leaking)
+    with pytest.raises(ValueError, match=r"of 3 clips in a batch differ from those of each alone by"):
+        export_onnx(student(), tmp_path / "out", clips(0.7, 1.3, 0.9))
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_what_onnx_has_no_words_for_loses_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export_onnx(student(), out, clips(0.7, 1.3))
+    before = Recognizer(out).predict(clips(0.5)[0]).probabilities
+    recurrent = EmotionModel(
+        ["a", "b"], audio_encoder=ConvRecurrentEncoder([4, 4], hidden_dim=4), gate=NoGate, fusion=Concatenation
+    )
+    with pytest.raises(ValueError, match="a model of ConvRecurrentEncoder cannot be written as ONNX"):
+        export_onnx(recurrent.eval(), out, clips(0.7, 1.3))
+    assert Recognizer(out).predict(clips(0.5)[0]).probabilities == before
 
 
 @pytest.mark.parametrize(("gate", "fusion"), [(NoGate, Concatenation), (HardConcreteGate, AttentionBottleneck)])

@@ -152,7 +152,7 @@ def test_hooks_add_up_and_resume(tiny_config: Path) -> None:
     Experiment(["fit", "--config", str(config), *run, "--trainer.limit_train_batches", "1.0"])
     first = config.parent / "again" / "checkpoints" / "last.ckpt"
     resumed = Experiment(["fit", "--config", str(config), *run, "--ckpt_path", str(first)]).model.state_dict()
-    assert resumed.keys() == whole.keys()
+    torch.testing.assert_close(resumed, whole)
     assert any(name.startswith("hooks.1.classifier") for name in resumed)
 
 
