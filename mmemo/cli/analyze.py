@@ -66,6 +66,9 @@ def analyze(
 
     if language is not None and not transcript:
         raise ValueError("--language is of the words; add --transcript true")
+    for given in audio:
+        if given.startswith("-") and given != "-" and not Path(given).exists():
+            raise ValueError(f"{given}: no such option, nor a file; `mmemo analyze --help` lists the options")
     if not 0 <= min_confidence <= 1:  # before --out is touched
         raise ValueError(f"--min_confidence {min_confidence:g}: expected a probability, 0 to 1")
     recognizer = Recognizer(model or student_folder(), int8, threads)

@@ -16,6 +16,7 @@ from mmemo.pretrained import SAMPLE_RATE
 SILENCE_DB = -90.0  # RMS below this is digital silence, in dB of full scale
 STREAMED_BYTES = 0x7FFF0000  # a wav file written to a pipe promises this much or more, as nobody knew its length
 UNKNOWN_FRAMES = 1 << 62
+FOREIGN_SUFFIXES = (".m4a", ".mp4", ".aac", ".webm", ".wma", ".amr", ".3gp", ".mov", ".mkv")
 MP3_TOLERANCE = 0.5  # seconds by which an MP3's frames may exceed its header: encoders fill the ends
 MP3_KILOBITS = {
     True: (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -200,7 +201,7 @@ def _read(path: Path, start: float | None, end: float | None, channel: int | Non
     except PermissionError:
         raise AudioError(f"{path}: no permission to read it") from None
     except (soundfile.LibsndfileError, OSError, RuntimeError, TypeError) as error:
-        raise AudioError(f"{path}: not readable audio ({reason(error)})") from None
+        raise AudioError(f"{path}: not readable audio ({reason(error)}){advice(path)}") from None
     if truncated and end is None:
         raise AudioError(f"{path}: truncated, {truncated} bytes of audio are missing")
     if len(samples) < expected:
@@ -273,6 +274,13 @@ def _mp3_frame(head: bytes) -> tuple[int, float] | None:
     hertz = (44100, 48000, 32000)[pace] // {3: 1, 2: 2, 0: 4}[version]
     samples = 1152 if first else 576
     return samples // 8 * bits // hertz + (head[2] >> 1 & 1), samples / hertz
+
+
+def advice(path: Path) -> str:
+    """What to do with formats that telephones and meetings write, and libsndfile does not read."""
+    if path.suffix.lower() not in FOREIGN_SUFFIXES:
+        return ""
+    return f"; convert it first, for example by `ffmpeg -i {path.name} {path.stem}.wav`"
 
 
 def reason(error: Exception) -> str:

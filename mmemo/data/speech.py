@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from mmemo.data.audio import AudioError, checked_file, checked_length, reason
+from mmemo.data.audio import AudioError, advice, checked_file, checked_length, reason
 from mmemo.pretrained import SAMPLE_RATE
 
 BLOCK_SECONDS = 10.0  # read at once
@@ -64,7 +64,7 @@ def audio_format(path: str | Path) -> AudioFormat:
     except AudioError:
         raise
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-        raise AudioError(f"{path}: not readable audio ({reason(error)})") from None
+        raise AudioError(f"{path}: not readable audio ({reason(error)}){advice(Path(path))}") from None
 
 
 def audio_blocks(path: str | Path, channel: int | None = None) -> Iterator[np.ndarray]:
@@ -108,7 +108,7 @@ def audio_blocks(path: str | Path, channel: int | None = None) -> Iterator[np.nd
     except AudioError:
         raise
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-        raise AudioError(f"{path}: not readable audio ({reason(error)})") from None
+        raise AudioError(f"{path}: not readable audio ({reason(error)}){advice(Path(path))}") from None
 
 
 def speech(

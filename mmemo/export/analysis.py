@@ -181,10 +181,10 @@ def analyze(
         found = [
             _analysis(str(audio), path, channel, recognizer, min_confidence, words, progress) for channel in channels
         ]
+    notes = _notes(stored, separate_channels)
     if not any(one.segments for one in found):
         name = "standard input" if str(audio) == STDIN else str(audio)
-        raise AudioError(f"{name}: nobody speaks in its {found[0].seconds:.1f} s")
-    notes = _notes(stored, separate_channels)
+        raise AudioError("; ".join([f"{name}: nobody speaks in its {found[0].seconds:.1f} s", *notes]))
     return [one._replace(notes=notes) for one in found]
 
 

@@ -543,7 +543,7 @@ def model_card(config: dict[str, Any], folder: Path) -> str:
     metrics = "\n".join(f"| {name} | {value} |" for name, value in config["metrics"].items())
     measured = f"| figure | value |\n|---|---|\n{metrics}" if metrics else "None were given at export."
     agreement = parity["int8_agreement"]
-    eight = f"{config['int8']} in 8 bits"
+    eight = f"{config['int8']} of matrix products in 8 bits, convolutions whole"
     int8_said = f"dimensions within {parity['int8_largest_difference']:.2g}"
     if agreement is not None:
         int8_said = f"the same class on {100 * agreement:.1f} %"

@@ -134,7 +134,7 @@ class Recognizer:
 
         Raises:
             AudioError: The file cannot be read.
-            ValueError: The array is no waveform, or words are missing or not wanted.
+            ValueError: The recording is no waveform or too long, or words are missing or not wanted.
         """
         return self.predict_batch([audio], None if text is None else [text])[0]
 
@@ -158,13 +158,9 @@ class Recognizer:
         if "waveform" not in self.inputs:
             raise ModelFolderError(f"{self.folder}: this model reads words alone; use `Recognizer.run`")
         waveforms = [_waveform(one) for one in recordings]
-        longest = self.config.get("max_seconds") or MAX_SECONDS
         for waveform in waveforms:
-            if len(waveform) > longest * SAMPLE_RATE:
-                raise ValueError(
-                    f"a recording of {len(waveform) / SAMPLE_RATE:.0f} s is too long to be heard at once (at most "
-                    f"{longest:.0f} s); use mmemo.analyze, or `stream`"
-                )
+            if problem := self._too_long(waveform):
+                raise ValueError(problem)
         if texts is not None:
             return [
                 emotion
@@ -176,6 +172,17 @@ class Recognizer:
         if self.int8 or not waveforms:  # quantisation takes its scale from all that is in a batch: one at a time
             return [emotion for waveform in waveforms for emotion in self._together([waveform])]
         return self._together(waveforms)
+
+    def _too_long(self, waveform: np.ndarray) -> str:
+        """Why a waveform cannot be heard at once; empty when it can."""
+        longest = self.config.get("max_seconds") or MAX_SECONDS
+        if len(waveform) <= longest * SAMPLE_RATE:
+            return ""
+        instead = "use mmemo.analyze, or `stream`" if self.audio_only else "cut it into utterances, each with its words"
+        return (
+            f"a recording of {len(waveform) / SAMPLE_RATE:.0f} s is too long to be heard at once (at most "
+            f"{longest:.0f} s); {instead}"
+        )
 
     def tokens(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Words as the model takes them: ``token_ids (1, token)`` and ``token_lengths (1,)``, int64.
@@ -206,16 +213,20 @@ class Recognizer:
         Args:
             paths: Files.
             batch_size: How many are read, and in full precision computed, together.
-            on_error: Told of each file that cannot be read, which is left out; such a file is an error when not given.
+            on_error: Told of each file that cannot be read or is too long, which is left out; such a file is an error
+                when not given.
 
         Raises:
-            AudioError: A file cannot be read, after what was said of those before it.
+            AudioError: A file cannot be read or is too long, after what was said of those before it.
         """
         _refuse_one("paths", paths)
         batch: list[tuple[Path, np.ndarray]] = []
         for path in map(Path, paths):
             try:
-                batch.append((path, read_audio(path)))
+                waveform = read_audio(path)
+                if problem := self._too_long(waveform):
+                    raise AudioError(f"{path}: {problem}")
+                batch.append((path, waveform))
             except AudioError as error:
                 if on_error is None:
                     yield from self._of_files(batch)
@@ -324,6 +335,8 @@ def _config(folder: Path, model_file: str) -> dict[str, Any]:
         config = json.loads((folder / CONFIG_FILE).read_text())
         version = config["format_version"]
         if version == FORMAT_VERSION:
+            if len(set(config["classes"])) != len(config["classes"]):
+                raise ValueError
             lists = [config[name] for name in ("classes", "inputs", "outputs", "dimensions")]
             if not all(isinstance(one, list) and all(isinstance(name, str) for name in one) for one in lists):
                 raise TypeError

@@ -57,16 +57,19 @@ class DistillationSystem(EmotionSystem):
         self,
         classes: list[str],
         model: Callable[[list[str]], EmotionModel],
-        teacher: str | list[str],
+        teacher: str | list[str] | None = None,
         distillation: list[nn.Module] | None = None,
         cross_fitted: bool = False,
         audio_only: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(classes, model, **options)
-        self.teacher = [Path(teacher)] if isinstance(teacher, str) else [Path(path) for path in teacher]
+        self.teacher = [Path(path) for path in ([teacher] if isinstance(teacher, str) else teacher or [])]
         if not self.teacher:
-            raise ValueError("DistillationSystem(teacher=[]): name a checkpoint of `mmemo fit`")
+            raise ValueError(
+                "DistillationSystem has no teacher: name a checkpoint of `mmemo fit`, as in "
+                "--model.init_args.teacher runs/my_teacher/checkpoints/last.ckpt"
+            )
         if not self.model.classes:
             raise ValueError("DistillationSystem passes classes on, but data.classes is empty")
         if audio_only and "text" in self.model.modalities:

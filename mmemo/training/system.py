@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import sha256
@@ -579,6 +580,10 @@ def checked_checkpoint(path: Path) -> Path:
     Raises:
         FileNotFoundError: There is no such file.
     """
+    if path.is_dir():
+        inside = sorted(path.glob("checkpoints/*.ckpt"))
+        named = f"name the checkpoint, such as {inside[-1]}" if inside else "expected a checkpoint of `mmemo fit`"
+        raise FileNotFoundError(f"{path}: a folder; {named}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint; `mmemo fit` writes them to RUN/checkpoints")
     return path
@@ -595,6 +600,11 @@ def load_model(checkpoint: str | os.PathLike[str]) -> EmotionModel:
         ValueError: It is not a checkpoint of mmemo.
     """
     path = checked_checkpoint(Path(checkpoint))
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path}: not a checkpoint of `mmemo fit`, which writes them to RUN/checkpoints, or a copy of one that was "
+            "broken off"
+        )
     try:
         system = EmotionSystem.load_from_checkpoint(path, map_location="cpu")
     except (pickle.UnpicklingError, KeyError, EOFError):

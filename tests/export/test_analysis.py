@@ -125,6 +125,22 @@ def test_channels_are_speakers_when_asked(folder: Path, recording: Path, tmp_pat
     (averaged,) = analyze(path, folder)
     assert "its 2 channels are averaged" in averaged.notes[0]
     assert left.notes == ()
+    soundfile.write(path, np.stack([waveform, -waveform], 1), 16_000)
+    with pytest.raises(AudioError, match=r"nobody speaks in its .* s; its 2 channels are averaged"):
+        analyze(path, folder)
+
+
+def test_a_mistyped_short_option_is_told_before_anything_is_analysed(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["analyze", str(recording), "-o", str(tmp_path)]) == 1
+    told = capsys.readouterr()
+    assert "-o: no such option" in told.err
+    assert told.out == ""
+    phone = tmp_path / "memo.m4a"
+    phone.write_bytes(b"\0\0\0\x20ftypM4A " * 100)
+    assert main(["analyze", str(phone)]) == 1
+    assert "`ffmpeg -i memo.m4a memo.wav`" in capsys.readouterr().err
 
 
 def test_a_channel_in_which_nobody_speaks_is_told(

@@ -143,6 +143,10 @@ def test_what_is_no_waveform_is_told(folder: Path, tmp_path: Path) -> None:
         recognizer.predict(np.zeros(0, dtype=np.float32))
     with pytest.raises(ValueError, match="too long to be heard at once"):
         recognizer.predict(np.zeros(301 * 16_000, dtype=np.float32))
+    soundfile.write(tmp_path / "long.wav", np.zeros(301 * 16_000), 16_000)
+    told: list[AudioError] = []
+    assert list(recognizer.predict_files([tmp_path / "long.wav"], on_error=told.append)) == []
+    assert "long.wav: a recording of 301 s is too long" in str(told[0])
     assert recognizer.predict_batch([]) == []
     with pytest.raises(AudioError, match="no such file"):
         recognizer.predict(tmp_path / "none.wav")

@@ -312,7 +312,20 @@ def test_cross_fitted_each_speaker_is_taught_by_those_who_never_heard_them(
         fitted(student(tiny_config, teachers, ["FeatureHints"], cross_fitted=True))  # type: ignore[arg-type]
 
 
-def test_mistakes_are_told(tiny_config: Path, teacher: Path, tmp_path: Path) -> None:
+def test_mistakes_are_told(
+    tiny_config: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nobody = yaml.safe_load(student(tiny_config, str(teacher)).read_text())
+    del nobody["model"]["init_args"]["teacher"]
+    (tmp_path / "nobody.yaml").write_text(yaml.safe_dump(nobody))
+    assert main(["fit", "--config", str(tmp_path / "nobody.yaml")]) == 1
+    assert "DistillationSystem has no teacher" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match=r"a folder; name the checkpoint, such as .*\.ckpt"):
+        fitted(student(tiny_config, str(teacher.parent.parent)))
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(teacher.read_bytes()[:20_000])
+    with pytest.raises(ValueError, match=r"not a checkpoint of .* or a copy of one that was broken off"):
+        load_model(broken)
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         fitted(student(tiny_config, str(tmp_path / "none.ckpt")))
     with pytest.raises(ValueError, match="hears new ones in every step"):
