@@ -325,8 +325,12 @@ def _trace(wrapped: WaveformModel, inputs: Sequence[tuple[Tensor, ...]], path: P
     # A batch of 2 of the longest: of an axis of 1 the tracer would make a constant.
     other: list[Tensor] = []
     for place in range(0, len(wrapped.input_names), 2):
-        longest = max(inputs, key=lambda one: one[place].shape[1])
-        other += [torch.cat([part, part]) for part in longest[place : place + 2]]
+        longest, length = max((one[place : place + 2] for one in inputs), key=lambda one: one[0].shape[1])
+        if wrapped.input_names[place] == "waveform":  # a whole number of frames it would take for a rule
+            samples = longest.shape[1]
+            odd = max(samples - (samples - HOP_SAMPLES // 2 - 1) % (4 * HOP_SAMPLES), 4 * HOP_SAMPLES + 1)
+            longest, length = nn.functional.pad(longest, (0, odd - samples)), length.clamp(max=odd)
+        other += [torch.cat([longest, longest]), torch.cat([length, length])]
     batch = torch.export.Dim("batch", min=1, max=4096)
     axes: list[dict[int, Any]] = []
     for name in wrapped.input_names:
@@ -349,7 +353,8 @@ def _trace(wrapped: WaveformModel, inputs: Sequence[tuple[Tensor, ...]], path: P
             encoders = " and ".join(type(wrapped.model.encoder(name)).__name__ for name in wrapped.model.modalities)
             raise ValueError(
                 f"a model of {encoders} cannot be written as ONNX with batch and lengths open: {_cause(error)}; "
-                "ConvNeXtEncoder, VGGEncoder, ResNetEncoder and WhisperAudioEncoder can"
+                "ConvNeXtEncoder, VGGEncoder, ResNetEncoder, WhisperAudioEncoder and ConvRecurrentEncoder(cell='lstm') "
+                "can"
             ) from error
         _strip(partial)
 

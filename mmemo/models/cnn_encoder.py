@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from einops import rearrange, reduce
@@ -245,7 +246,7 @@ class ConvRecurrentEncoder(LogMelEncoder):
         channels: Channels of each convolutional stage, which pools over 2 frames and 2 bands.
         hidden_dim: State size of the recurrent network in each direction.
         num_recurrent: Recurrent layers, at least 1.
-        cell: ``gru`` or ``lstm``.
+        cell: ``lstm``, or ``gru``, which has a quarter fewer weights, and which PyTorch cannot write as ONNX.
         num_mels: Mel bands between 0 and 8 kHz.
         dropout: Share of features dropped in training, in [0, 1).
 
@@ -254,14 +255,14 @@ class ConvRecurrentEncoder(LogMelEncoder):
         axis is ``2^stages`` times coarser
     """
 
-    CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}  # noqa: RUF012
+    CELLS: ClassVar[dict[str, type[nn.GRU | nn.LSTM]]] = {"gru": nn.GRU, "lstm": nn.LSTM}
 
     def __init__(
         self,
         channels: Sequence[int] = (32, 64, 64),
         hidden_dim: int = 128,
         num_recurrent: int = 1,
-        cell: str = "gru",
+        cell: str = "lstm",
         num_mels: int = 64,
         dropout: float = 0.2,
     ) -> None:
@@ -272,19 +273,47 @@ class ConvRecurrentEncoder(LogMelEncoder):
         self.network = MaskedStages([MaskedConv(before, after) for before, after in sizes])
         bands = math.ceil(num_mels / 2 ** len(channels))
         self.dropout = nn.Dropout(dropout)
-        self.recurrent = self.CELLS[cell](
-            bands * channels[-1], hidden_dim, num_recurrent, batch_first=True, bidirectional=True
-        )
+        dims = [bands * channels[-1], *[2 * hidden_dim] * (num_recurrent - 1)]
+        self.recurrent = nn.ModuleList([BothDirections(self.CELLS[cell], dim, hidden_dim) for dim in dims])
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         image, mask = self.network(features, mask)
         frames = self.dropout(rearrange(image, "batch channel time band -> batch time (channel band)"))
-        lengths = mask.sum(1).clamp(min=1).cpu()  # an utterance without audio is one frame of zeros, masked below
-        packed = nn.utils.rnn.pack_padded_sequence(frames, lengths, batch_first=True, enforce_sorted=False)
-        states, _ = nn.utils.rnn.pad_packed_sequence(
-            self.recurrent(packed)[0], batch_first=True, total_length=mask.shape[1]
-        )
-        return self.dropout(states)[:, None] * mask[:, None, :, None], mask
+        for layer in self.recurrent:
+            frames = layer(frames, mask)
+        return self.dropout(frames)[:, None], mask
+
+
+class BothDirections(nn.Module):
+    """A recurrent layer from the first frame to the last real one, and one back (Schuster and Paliwal 1997,
+    <https://doi.org/10.1109/78.650093>); sequences are turned round, not packed, which ONNX has no words for.
+
+    Args:
+        cell: ``nn.GRU`` or ``nn.LSTM``.
+        dim: Of the frames.
+        hidden_dim: State size in each direction.
+
+    Shape:
+        frames ``(batch, time, dim)``, mask ``(batch, time)`` bool, real frames first
+        -> ``(batch, time, 2 * hidden_dim)`` with padding at zero
+    """
+
+    def __init__(self, cell: type[nn.GRU | nn.LSTM], dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.onward = cell(dim, hidden_dim, batch_first=True)
+        self.back = cell(dim, hidden_dim, batch_first=True)
+
+    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
+        place = mask.cumsum(1) - 1
+        turned = torch.where(mask, mask.sum(1, keepdim=True) - 1 - place, 0)[..., None]
+        states = self.onward(frames)[0]
+        back = self.back(_at(frames, turned))[0]
+        return torch.cat([states, _at(back, turned)], dim=-1) * mask[..., None]
+
+
+def _at(frames: Tensor, places: Tensor) -> Tensor:
+    """Frames ``(batch, time, dim)`` in the order of places ``(batch, time, 1)``."""
+    return frames.gather(1, places.expand(-1, -1, frames.shape[2]))
 
 
 class VGGishEncoder(nn.Module):

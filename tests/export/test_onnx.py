@@ -29,7 +29,10 @@ from mmemo.models import (
     DimensionHead,
     HardConcreteGate,
     HuggingFaceTextEncoder,
+    InceptionEncoder,
     NoGate,
+    ResNetEncoder,
+    VGGEncoder,
     WhisperAudioEncoder,
 )
 from mmemo.models.log_mel import LogMel
@@ -153,7 +156,7 @@ def test_activations_stay_whole_where_rounding_them_changes_answers(
     assert json.loads((found.folder / "config.json").read_text())["int8"] == "weights"
     assert found.parity.int8_agreement == 1.0
     assert "MatMulNBits" in {node.op_type for node in load_graph(found.folder / "model.int8.onnx").graph.node}
-    assert "weights in 8 bits" in (found.folder / "README.md").read_text()
+    assert "weights of matrix products in 8 bits" in (found.folder / "README.md").read_text()
 
 
 def test_one_wrong_answer_among_few_passes_only_as_a_near_tie() -> None:
@@ -187,13 +190,31 @@ def test_a_batch_that_changes_answers_is_not_handed_out(tmp_path: Path, monkeypa
     assert not (tmp_path / "out" / "config.json").exists()
 
 
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        lambda: VGGEncoder([4, 8]),
+        lambda: ResNetEncoder([4, 8]),
+        lambda: InceptionEncoder([4, 8]),
+        lambda: ConvRecurrentEncoder([4, 4], hidden_dim=4, num_recurrent=2, cell="lstm"),
+    ],
+    ids=["vgg", "resnet", "inception", "lstm"],
+)
+def test_encoders_on_the_spectrogram_export(encoder: Any, tmp_path: Path) -> None:
+    model = EmotionModel(["a", "b"], audio_encoder=encoder(), gate=NoGate, fusion=Concatenation)
+    export_onnx(model.eval(), tmp_path / "out", clips(0.7, 1.3, 0.9))  # 1.3 s is a whole number of frames
+    recognizer = Recognizer(tmp_path / "out", int8=False)
+    alone = [recognizer.predict(clip).probabilities["a"] for clip in clips(0.4, 2.1)]
+    together = [one.probabilities["a"] for one in recognizer.predict_batch(clips(0.4, 2.1))]
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
 def test_what_onnx_has_no_words_for_loses_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     export_onnx(student(), out, clips(0.7, 1.3))
     before = Recognizer(out).predict(clips(0.5)[0]).probabilities
-    recurrent = EmotionModel(
-        ["a", "b"], audio_encoder=ConvRecurrentEncoder([4, 4], hidden_dim=4), gate=NoGate, fusion=Concatenation
-    )
+    encoder = ConvRecurrentEncoder([4, 4], hidden_dim=4, cell="gru")
+    recurrent = EmotionModel(["a", "b"], audio_encoder=encoder, gate=NoGate, fusion=Concatenation)
     with pytest.raises(ValueError, match="a model of ConvRecurrentEncoder cannot be written as ONNX"):
         export_onnx(recurrent.eval(), out, clips(0.7, 1.3))
     assert Recognizer(out).predict(clips(0.5)[0]).probabilities == before

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mmemo.models.cnn_encoder import (
+    BothDirections,
     ConvRecurrentEncoder,
     InceptionEncoder,
     MaskedConv,
@@ -22,7 +23,7 @@ ENCODERS = {
     "vgg": lambda: VGGEncoder([4, 8]),
     "resnet": lambda: ResNetEncoder([4, 8]),
     "inception": lambda: InceptionEncoder([4, 8]),
-    "gru": lambda: ConvRecurrentEncoder([4, 8], hidden_dim=6),
+    "gru": lambda: ConvRecurrentEncoder([4, 8], hidden_dim=6, cell="gru"),
     "lstm": lambda: ConvRecurrentEncoder([4, 8], hidden_dim=6, num_recurrent=2, cell="lstm", num_mels=40),
     "vggish": lambda: VGGishEncoder(frozen=False),
 }
@@ -131,3 +132,17 @@ def test_vggish_spectrogram_is_the_published_one() -> None:
     waveform = torch.from_numpy(clip).float()[None]
     found, _ = encoder.precompute(waveform, torch.ones_like(waveform, dtype=torch.bool))
     np.testing.assert_allclose(found[0, 0, :96].numpy(), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("cell", [nn.GRU, nn.LSTM])
+def test_both_directions_are_those_of_packed_sequences(cell: type[nn.GRU | nn.LSTM]) -> None:
+    ours, theirs = BothDirections(cell, 4, 3), cell(4, 3, batch_first=True, bidirectional=True)
+    weights = dict(ours.onward.state_dict())
+    weights |= {f"{name}_reverse": values for name, values in ours.back.state_dict().items()}
+    theirs.load_state_dict(weights)
+    frames, lengths = torch.randn(3, 7, 4), torch.tensor([7, 4, 1])
+    packed = nn.utils.rnn.pack_padded_sequence(frames, lengths, batch_first=True, enforce_sorted=False)
+    wanted, _ = nn.utils.rnn.pad_packed_sequence(theirs(packed)[0], batch_first=True)
+    torch.testing.assert_close(ours(frames, torch.arange(7) < lengths[:, None]), wanted)
+    nobody = ours(frames, torch.zeros(3, 7, dtype=torch.bool))
+    assert nobody.abs().sum() == 0
