@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -56,7 +55,11 @@ def call_with_many(function: Callable[..., int], argv: list[str], verb: str, man
         elif word in ("-h", "--help") or ("=" in word and word.startswith("--")):
             options.append(word)
         elif word.startswith("--"):
-            options += [word, *islice(ahead, 1)]
+            value = next(ahead, None)
+            if value is None or value.split("=")[0] in known:
+                parser.error(f"{word} needs a value")
+            else:
+                options += [word, value]
         else:
             words.append(word)
     if not words and not {"-h", "--help"} & set(options):

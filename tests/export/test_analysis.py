@@ -137,6 +137,10 @@ def test_a_mistyped_short_option_is_told_before_anything_is_analysed(
     told = capsys.readouterr()
     assert "-o: no such option" in told.err
     assert told.out == ""
+    for options in (["--model"], ["--min_confidence", "--out", "x"]):
+        with pytest.raises(SystemExit):
+            main(["analyze", str(recording), *options])
+        assert f"{options[0]} needs a value" in capsys.readouterr().err
     phone = tmp_path / "memo.m4a"
     phone.write_bytes(b"\0\0\0\x20ftypM4A " * 100)
     assert main(["analyze", str(phone)]) == 1
