@@ -79,7 +79,7 @@ def _utterances(run: Path, manifest: Path | None) -> list[Utterance]:
 
 
 def _figures(run: Path, checkpoint: Path) -> dict[str, str]:
-    """The test figures of a run, where it was tested with this checkpoint."""
+    """The test figures of a run, where it was tested with this checkpoint, and of how many clips each class has."""
     path = run / METRICS_FILE
     if not path.is_file():
         return {}
@@ -87,4 +87,9 @@ def _figures(run: Path, checkpoint: Path) -> dict[str, str]:
     if results.get("checkpoint_sha256") != checksum(checkpoint):
         return {}
     metrics = results["metrics"]
-    return {name: f"{value:.4f}" for name, value in sorted(metrics.items()) if name.startswith("test/")}
+    figures = {name: f"{value:.4f}" for name, value in sorted(metrics.items()) if name.startswith("test/")}
+    for number, row in enumerate(results["confusion"] or ()):
+        if sum(row):
+            name = f"test/recall of {results['classes'][number]} ({sum(row)} clips)"
+            figures[name] = f"{row[number] / sum(row):.4f}"
+    return figures

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from functools import partial
@@ -311,6 +312,7 @@ def test_the_verb_exports_a_run(tiny_config: Path, tmp_path: Path, capsys: pytes
     assert main(["export", str(checkpoint), "--out", str(tmp_path / "out"), "--license", "CC0"]) == 0
     assert "same class on 100.0 %" in capsys.readouterr().out
     assert "test/uar" in (tmp_path / "out" / "README.md").read_text()
+    assert re.search(r"\| test/recall of anger \(\d+ clips\) \|", (tmp_path / "out" / "README.md").read_text())
     metrics = checkpoint.parents[1] / "test_metrics.json"
     judged = json.loads(metrics.read_text())
     metrics.write_text(json.dumps({**judged, "checkpoint_sha256": "of another checkpoint"}))
