@@ -366,7 +366,7 @@ def _listen(
 ) -> None:
     device = trainer.strategy.root_device
     model.eval().to(device)
-    has_audio = [bool(content) for content in datamodule.inspect_audio(progress=False)] if _listens(model) else []
+    contents = datamodule.inspect_audio(progress=False) if _listens(model) else [""] * len(keys)
     lost: list[int] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not trainer.is_global_zero) as bar:
@@ -387,7 +387,7 @@ def _listen(
             )
             silent = _silent(batch).reshape(len(table), -1).all(1).tolist()
             for row, values, nothing in zip(batch.row[:: datamodule.num_views].tolist(), table, silent, strict=True):
-                if nothing and has_audio[row]:
+                if nothing and contents[row]:
                     lost.append(row)
                 else:
                     cache.write(keys[row], values)
