@@ -32,7 +32,7 @@ FROZEN = HERE.parent / "configs" / "ravdess_whisper_base.yaml"
 RUN = HERE.parent / "runs" / "bench_ravdess_finetuned"
 SEEDS = HERE.parent / "runs" / "bench_evidence"
 CPU = Path("/proc/cpuinfo")
-AMX = not CPU.exists() or "amx_bf16" in CPU.read_text()
+BF16 = not CPU.exists() or any(flag in CPU.read_text() for flag in ("amx_bf16", "avx512_bf16"))
 
 
 def settings() -> list[str]:
@@ -55,8 +55,8 @@ def trained(name: str, seeds: Sequence[int] = (0,)) -> CrossValidation:
 
 
 def precision() -> list[str]:
-    """32 bits where the processor has no AMX: 16 are slower there."""
-    return [] if AMX else ["--trainer.precision", "32-true"]
+    """32 bits where the processor cannot multiply 16: they would be slower there."""
+    return [] if BF16 else ["--trainer.precision", "32-true"]
 
 
 def manifest() -> Path:

@@ -43,10 +43,12 @@ class Choice(NamedTuple):
     Args:
         size: Of the config it starts from: ``nano``, ``small`` or ``base``.
         change: Edits the config.
+        epochs: Of training; the configs have as many as did best here.
     """
 
     size: str = "small"
     change: Callable[[Config], None] = lambda config: None
+    epochs: int = 60
 
 
 def part(class_path: str, **options: object) -> Config:
@@ -96,17 +98,11 @@ def low_rank(config: Config) -> None:
     config["model"]["init_args"]["audio_finetuning"] = part(
         "mmemo.training.LowRank", rank=52, num_blocks=2, lr_ratio=0.3
     )
-    config["trainer"]["max_epochs"] = 15
 
 
 def hints(config: Config) -> None:
     """The teacher's fused vector taken over too."""
     config["model"]["init_args"]["distillation"].append(part("mmemo.losses.FeatureHints"))
-
-
-def patient(config: Config) -> None:
-    """Twice the epochs."""
-    config["trainer"]["max_epochs"] *= 2
 
 
 CHOICES = {
@@ -117,10 +113,12 @@ CHOICES = {
     ),
     "attention": Choice(change=attention),
     "emodb": Choice(change=unlabelled_emodb),
-    "lowrank": Choice("base", low_rank),
+    "lowrank": Choice("base", low_rank, epochs=15),
     "base": Choice("base"),
     "hints": Choice("base", hints),
-    "patient": Choice("base", patient),
+    "patient": Choice("base", epochs=120),
+    "small_patient": Choice(epochs=120),
+    "labels_patient": Choice(change=untaught, epochs=120),
 }
 
 
@@ -165,11 +163,12 @@ def compared(choice: str) -> None:
     teacher = yaml.safe_load((CONFIGS / "ravdess_teacher.yaml").read_text())
     teacher["data"]["manifest"] = str(side)
     trained("teacher", teacher)
-    size, change = CHOICES[choice]
+    size, change, epochs = CHOICES[choice]
     config = yaml.safe_load((CONFIGS / f"ravdess_student_{size}.yaml").read_text())
     config["model"]["init_args"]["teacher"] = str(INNER / "teacher" / "fold{fold}" / LAST)
     config["data"]["manifest"] = str(side)
     change(config)
+    config["trainer"]["max_epochs"] = epochs
     found = trained(choice, config)
     ua = {choice: round(statistics.mean(found), 2), f"{choice}_folds": [round(value, 2) for value in found]}
     record_beside("student_choices", ua)

@@ -178,8 +178,12 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
             "base_folds": ("the same, each fold, %", ""),
             "hints": ("base, which takes over the teacher's fused vector too, %", ""),
             "hints_folds": ("the same, each fold, %", ""),
-            "patient": ("base with twice the epochs, %", ""),
+            "patient": ("base in 120 epochs, %", ""),
             "patient_folds": ("the same, each fold, %", ""),
+            "small_patient": ("small in 120 epochs, %", ""),
+            "small_patient_folds": ("the same, each fold, %", ""),
+            "labels_patient": ("small in 120 epochs, taught by nobody, %", ""),
+            "labels_patient_folds": ("the same, each fold, %", ""),
         },
     ),
     "two_channel_student": (
