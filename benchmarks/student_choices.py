@@ -109,7 +109,7 @@ CHOICES = {
     "small": Choice(),
     "labels": Choice(change=untaught),
     "recurrent": Choice(
-        change=encoder("mmemo.models.ConvRecurrentEncoder", channels=[8, 16, 32], hidden_dim=104, cell="gru"),
+        change=encoder("mmemo.models.ConvRecurrentEncoder", channels=[8, 16, 32], hidden_dim=88),
     ),
     "attention": Choice(change=attention),
     "emodb": Choice(change=unlabelled_emodb),

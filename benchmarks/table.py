@@ -166,7 +166,7 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
             "small_folds": ("the same, each fold, %", ""),
             "labels": ("small, taught by nobody, %", ""),
             "labels_folds": ("the same, each fold, %", ""),
-            "recurrent": ("small: convolutions and a recurrent network (GRU) in their place, taught, %", ""),
+            "recurrent": ("small: convolutions and a recurrent network (LSTM) in their place, taught, %", ""),
             "recurrent_folds": ("the same, each fold, %", ""),
             "attention": ("small: three of the five blocks replaced by two layers of self-attention, taught, %", ""),
             "attention_folds": ("the same, each fold, %", ""),

@@ -85,8 +85,7 @@ def crossval(
         raise ValueError(
             f"{config}: data.split has one fold alone; use FoldFile, GroupKFold or LeaveOneGroupOut, or `mmemo fit`"
         )
-    inputs = [*datamodule.manifest_paths, Path(getattr(datamodule.splitter, "path", ""))]
-    check_same_experiment(run, config, overrides, inputs)
+    check_same_experiment(run, config, overrides, inputs(experiment))
     for folder, fold in folds_to_do(run, num_folds, tell, experiment.trainer.world_size > 1):
         run_fold(config, folder, fold, overrides)
     result = collect(run, num_folds)
@@ -316,8 +315,22 @@ def prepared(experiment: Experiment, num_inner: int = 0) -> None:
                 raise ValueError(f"--nested {num_inner}: the training side of fold {fold} of {error}") from None
 
 
+def inputs(experiment: Experiment) -> list[Path]:
+    """Files that folds are made of, beside their config: tables, the list of folds, teachers.
+
+    Args:
+        experiment: Whose folds will be run.
+    """
+    datamodule = experiment.datamodule
+    files = [*datamodule.manifest_paths, Path(getattr(datamodule.splitter, "path", ""))]
+    if isinstance(experiment.model, DistillationSystem):  # a student of another teacher is another student
+        for fold in range(1, datamodule.splitter.count(datamodule.manifest) + 1):
+            files += experiment.model.teachers(fold)
+    return files
+
+
 def check_same_experiment(run: Path, config: Path, overrides: Sequence[str], inputs: Sequence[Path]) -> None:
-    """Refuses to add folds to a run that began with another config, other options, or another table."""
+    """Refuses to add folds to a run that began with another config, other options, another table or teacher."""
     wanted = {
         "config": yaml.safe_load(config.read_text()),
         "options": list(overrides),

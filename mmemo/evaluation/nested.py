@@ -17,6 +17,7 @@ from mmemo.evaluation.crossval import (
     collect,
     crossval,
     folds_to_do,
+    inputs,
     prepared,
     run_fold,
     silent,
@@ -68,8 +69,8 @@ def nested(
         raise ValueError("--nested calibrates classes, and this experiment has dimensions alone; leave it out")
     prepared(experiment, num_inner)
     num_folds = datamodule.splitter.count(datamodule.manifest)
-    inputs = [*datamodule.manifest_paths, Path(getattr(datamodule.splitter, "path", "")), *([space] if space else [])]
-    check_same_experiment(run, config, [*overrides, f"nested {num_inner} {num_trials} {answered}"], inputs)
+    files = [*inputs(experiment), *([space] if space else [])]
+    check_same_experiment(run, config, [*overrides, f"nested {num_inner} {num_trials} {answered}"], files)
     for folder, fold in folds_to_do(run, num_folds, tell, experiment.trainer.world_size > 1):
         chosen: list[str] = []
         if space is not None:
