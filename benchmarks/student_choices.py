@@ -118,7 +118,6 @@ CHOICES = {
     "hints": Choice("base", hints),
     "patient": Choice("base", epochs=120),
     "small_patient": Choice(epochs=120),
-    "labels_patient": Choice(change=untaught, epochs=120),
 }
 
 

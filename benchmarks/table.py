@@ -182,8 +182,6 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
             "patient_folds": ("the same, each fold, %", ""),
             "small_patient": ("small in 120 epochs, %", ""),
             "small_patient_folds": ("the same, each fold, %", ""),
-            "labels_patient": ("small in 120 epochs, taught by nobody, %", ""),
-            "labels_patient_folds": ("the same, each fold, %", ""),
         },
     ),
     "two_channel_student": (
