@@ -61,7 +61,7 @@ def analyze(
 
     from mmemo.data.audio import AudioError
     from mmemo.export.analysis import analyze as listen
-    from mmemo.export.analysis import audio_files, student_folder
+    from mmemo.export.analysis import audio_files, printable, student_folder
     from mmemo.export.runtime import Recognizer
 
     if language is not None and not transcript:
@@ -82,20 +82,20 @@ def analyze(
         try:
             paths += audio_files([given])
         except (AudioError, OSError) as error:
-            print(f"mmemo analyze: {error}", file=sys.stderr)
+            print(f"mmemo analyze: {printable(str(error))}", file=sys.stderr)
             failed += 1
             given_up += 1
     rows = _Rows(format, recognizer.classes)
     with Progress(*columns, console=told, transient=True, disable=not sys.stderr.isatty()) as bar:
         for path in paths:
-            task = bar.add_task(path.name, total=None)
+            task = bar.add_task(printable(path.name), total=None)
             try:
                 heard = listen(
                     path, recognizer, min_confidence, separate_channels, words,
                     partial(_tell, bar, task),
                 )  # fmt: skip
                 for note in heard[0].notes:
-                    print(f"mmemo analyze: {path}: {note}", file=sys.stderr)
+                    print(f"mmemo analyze: {printable(path)}: {note}", file=sys.stderr)
                 for one in heard:
                     if not one.segments:
                         problem = f"nobody speaks in its {one.seconds:.1f} s"
@@ -109,11 +109,11 @@ def analyze(
             except BrokenPipeError:  # nobody reads on
                 raise
             except (AudioError, OSError) as error:
-                print(f"mmemo analyze: {error}", file=sys.stderr)
+                print(f"mmemo analyze: {printable(str(error))}", file=sys.stderr)
                 failed += 1
                 if folder is not None:
                     with suppress(OSError):  # of a full disk nothing can be noted on it
-                        folder.note(str(path), str(error))
+                        folder.note(printable(path), printable(str(error)))
             finally:
                 bar.remove_task(task)
     rows.close()
@@ -156,6 +156,7 @@ class _Rows:
     @staticmethod
     def _table(analysis: Analysis) -> None:
         from rich.table import Table
+        from rich.text import Text
 
         from mmemo.export.analysis import clock
 
@@ -170,7 +171,7 @@ class _Rows:
             table.add_column("words")
         for one in analysis.segments:
             cells = [clock(one.start), clock(one.end), one.emotion, f"{one.confidence:.2f}"]
-            table.add_row(*cells, *([one.text or ""] if words else []))
+            table.add_row(*cells, *([Text(one.text or "")] if words else []))  # Whisper's [sighs] is no markup
         console = screen()
         console.print(table)
         means = sorted(analysis.probabilities.items(), key=lambda item: -item[1])

@@ -65,6 +65,11 @@ def call_with_many(function: Callable[..., int], argv: list[str], verb: str, man
     if not words and not {"-h", "--help"} & set(options):
         print(f"mmemo {verb}: name {needed}", file=sys.stderr)
         return 2
+    for word in words:
+        if word != word.encode(errors="replace").decode():
+            shown = word.encode(errors="backslashreplace").decode()
+            print(f"mmemo {verb}: {shown}: its name is no UTF-8; rename it, or name its folder", file=sys.stderr)
+            return 2
     parser.usage = f"mmemo {verb} {many}... [--OPTION VALUE ...]"
     next(action for action in parser._actions if not action.option_strings).metavar = f"{many}..."
     return function(**_arguments(parser, parser.parse_args([*options, json.dumps(words)] if words else options)))

@@ -63,7 +63,7 @@ def audio_format(path: str | Path) -> AudioFormat:
         return AudioFormat(info.samplerate, info.channels)
     except AudioError:
         raise
-    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+    except (soundfile.LibsndfileError, OSError, RuntimeError, TypeError) as error:  # a .raw without its rate
         raise AudioError(f"{path}: not readable audio ({reason(error)}){advice(Path(path))}") from None
 
 
@@ -107,7 +107,7 @@ def audio_blocks(path: str | Path, channel: int | None = None) -> Iterator[np.nd
                 raise AudioError(f"{path}: truncated, {read} of {file.frames} samples could be decoded")
     except AudioError:
         raise
-    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+    except (soundfile.LibsndfileError, OSError, RuntimeError, TypeError) as error:  # a .raw without its rate
         raise AudioError(f"{path}: not readable audio ({reason(error)}){advice(Path(path))}") from None
 
 

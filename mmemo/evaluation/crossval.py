@@ -21,9 +21,8 @@ from mmemo.data.manifest import shown_columns
 from mmemo.data.splits import InnerFolds, SplitError
 from mmemo.evaluation.gates import gate_table, read_gates
 from mmemo.files import checksum
-from mmemo.training.distillation import DistillationSystem
+from mmemo.training.distillation import DistillationSystem, check_teacher
 from mmemo.training.experiment import LAST, METRICS_FILE, Experiment, write_table, write_text
-from mmemo.training.system import checked_checkpoint
 
 PREDICTIONS_FILE = "predictions.parquet"
 SUMMARY_FILE = "crossval.json"
@@ -277,6 +276,7 @@ def prepared(experiment: Experiment, num_inner: int = 0) -> None:
 
     Raises:
         FileNotFoundError: A fold's teacher is not there.
+        ManifestError: It was trained on speakers who judge that fold.
         ValueError: A fold whose training side lacks a class, has nobody to choose the epoch, or too few groups for the
             inner folds.
     """
@@ -293,8 +293,10 @@ def prepared(experiment: Experiment, num_inner: int = 0) -> None:
         splitter.fold = fold
         split = splitter(datamodule.manifest)
         if isinstance(experiment.model, DistillationSystem):
+            one = copy.copy(datamodule)
+            one.splitter, one.split = splitter, split
             for path in experiment.model.teachers(fold):
-                checked_checkpoint(path)
+                check_teacher(path, experiment.model.model.classes, one)
         if experiment.config.checkpoint == "best" and not len(split.val):
             raise ValueError(
                 f"fold {fold} has no validation rows to choose the best checkpoint by; set checkpoint: last for a "

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmemo.data.audio import AudioError
+from mmemo.data.audio import FOREIGN_SUFFIXES, AudioError
 from mmemo.data.effects import AUDIO_SUFFIXES
 from mmemo.data.speech import AudioFormat, Speech, audio_blocks, audio_format, speech
 from mmemo.export.runtime import ModelFolderError, Recognizer
@@ -121,7 +121,7 @@ def student_folder() -> Path:
 
 
 def audio_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Files, and what is in folders, in order.
+    """Files, and what is in folders, in order; formats of phones too, which cannot be read, so that they are named.
 
     Args:
         paths: Files, folders, or ``-`` for standard input.
@@ -132,7 +132,8 @@ def audio_files(paths: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in AUDIO_SUFFIXES]
+            known = {*AUDIO_SUFFIXES, *FOREIGN_SUFFIXES}  # those too, so that each is told how to be converted
+            inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in known and file.is_file()]
             if not inside:
                 raise AudioError(f"{path}: a folder without audio ({', '.join(AUDIO_SUFFIXES)})")
             found += inside
@@ -179,13 +180,23 @@ def analyze(
         separate_channels = separate_channels and stored.channels > 1
         channels: list[int | None] = [*range(stored.channels)] if separate_channels else [None]
         found = [
-            _analysis(str(audio), path, channel, recognizer, min_confidence, words, progress) for channel in channels
+            _analysis(printable(audio), path, channel, recognizer, min_confidence, words, progress)
+            for channel in channels
         ]
     notes = _notes(stored, separate_channels)
     if not any(one.segments for one in found):
-        name = "standard input" if str(audio) == STDIN else str(audio)
+        name = "standard input" if str(audio) == STDIN else printable(audio)
         raise AudioError("; ".join([f"{name}: nobody speaks in its {found[0].seconds:.1f} s", *notes]))
     return [one._replace(notes=notes) for one in found]
+
+
+def printable(path: str | Path) -> str:
+    """A file's name as text; bytes that are none are written as ``\\udce9``.
+
+    Args:
+        path: As the system gives it.
+    """
+    return str(path).encode(errors="backslashreplace").decode()
 
 
 def _notes(stored: AudioFormat, separate_channels: bool) -> tuple[str, ...]:
@@ -330,7 +341,7 @@ def draw(analysis: Analysis, path: Path) -> None:
     above.fill_between(times, -envelope, envelope, color="0.3", linewidth=0)
     above.set_yticks([])
     title = analysis.title.replace(analysis.name, Path(analysis.name).name, 1)
-    above.set_title(f"{title}: speech is shaded, yellow where the model is unsure")
+    above.set_title(f"{printable(title)}: speech is shaded, yellow where the model is unsure", parse_math=False)
     classes = list(analysis.probabilities)
     colours = colormaps["tab20"].colors if len(classes) > 10 else colormaps["tab10"].colors  # type: ignore[attr-defined]
     timeline, times = _columns(analysis.timeline, analysis.times, _mean_of_heard)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -21,8 +22,10 @@ from mmemo.files import checksum
 from mmemo.losses import SoftenedLogits, Taught
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
 from mmemo.training.features import MODALITIES, FeatureCache, attach_sources, text_content, words_of
-from mmemo.training.system import EmotionSystem, audio_mark, checked_checkpoint, load_model, speaker_mark
+from mmemo.training.heard import Heard
+from mmemo.training.system import EmotionSystem, load_model
 
+log = logging.getLogger(__name__)
 TEACHING_VERSION = 2
 """Part of the cache's name; raise it when a teacher's outputs come to be other numbers."""
 
@@ -91,7 +94,7 @@ class DistillationSystem(EmotionSystem):
                 )
         self.cross_fitted = cross_fitted
         self._lessons: Lessons | None = None
-        self._teachers_heard: dict[str, set[str]] = {}
+        self._teachers_heard = self._loaded_heard = Heard()
 
     @property
     def learns_unlabelled(self) -> bool:
@@ -113,16 +116,17 @@ class DistillationSystem(EmotionSystem):
                     "and --nested have no teachers of their own: those of outer folds have heard who judges inside; "
                     "tune mmemo.EmotionSystem on the labels, and distil with the settings found"
                 )
-            for path in self.teachers(datamodule.splitter.fold):
-                checked_checkpoint(path)  # before features are computed
+            teachers = self.teachers(datamodule.splitter.fold)
+            for path in teachers:  # before features are computed
+                check_teacher(path, self.model.classes, datamodule)
+                self._teachers_heard |= Heard.read(path)
+            self._tell_leak(self._teachers_heard)
         super().setup(stage)
         if stage == "fit" and isinstance(datamodule, EmotionDataModule):
             students = datamodule.sources
-            teachers = self.teachers(datamodule.splitter.fold)
             with isolate_rng():  # a run must not depend on whether the teacher was heard already
                 self._lessons = lessons(teachers, self.model.classes, datamodule, self.trainer, self.cross_fitted)
             datamodule.attach(students)
-            self._teachers_heard = _marks(teachers)
             with isolate_rng():  # a projector must not shift the draws of what comes after it
                 for part in self.distillation:
                     if hasattr(part, "prepare"):
@@ -137,15 +141,34 @@ class DistillationSystem(EmotionSystem):
         """
         return [Path(str(path).replace("{fold}", str(fold))) for path in self.teacher]
 
+    def heard(self, datamodule: EmotionDataModule) -> Heard:
+        return super().heard(datamodule) | self._teachers_heard  # whom its teachers heard it knows by hearsay
+
+    def on_test_start(self) -> None:
+        self._tell_leak(self._loaded_heard)
+
+    def on_predict_start(self) -> None:
+        self._tell_leak(self._loaded_heard)
+
+    def _tell_leak(self, heard: Heard) -> None:
+        """Where speakers may be on both sides, every result says so."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if not isinstance(datamodule, EmotionDataModule) or not datamodule.allow_speaker_overlap:
+            return
+        names = judges_heard(heard, datamodule)
+        if names:
+            warning = f"teachers were trained on speakers who judge the student: {', '.join(names[:5])}"
+            log.warning("%s", warning)
+            datamodule.warnings.append(warning)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        for name, marks in self._teachers_heard.items():  # whom a teacher has heard its student knows by hearsay
-            checkpoint[name] = sorted({*checkpoint.get(name, ()), *marks})
         state = checkpoint["state_dict"]
         projectors = [name for name in state if name.startswith("distillation.")]
         checkpoint["projectors"] = {name: state.pop(name) for name in projectors}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._loaded_heard = Heard.read(checkpoint)
         own = self.state_dict()
         projectors = checkpoint.get("projectors", {})
         checkpoint["state_dict"].update({name: values for name, values in projectors.items() if name in own})
@@ -225,10 +248,7 @@ def lessons(
             then.
 
     Raises:
-        FileNotFoundError: There is no such checkpoint.
-        ValueError: A teacher tells other classes apart.
-        ManifestError: A teacher was trained on speakers of the validation or test side, or with ``cross_fitted`` all
-            teachers have heard a training speaker.
+        ManifestError: With ``cross_fitted`` all teachers have heard a training speaker.
     """
     said = [_said_by(path, classes, datamodule, trainer, cross_fitted) for path in checkpoints]
     rows = datamodule.split.train  # now without those whose audio is broken
@@ -274,9 +294,6 @@ def _said_by(
     path: Path, classes: Sequence[str], datamodule: EmotionDataModule, trainer: Any, cross_fitted: bool
 ) -> Said:
     model = load_model(path)
-    if set(model.classes) != set(classes):
-        raise ValueError(f"{path}: the teacher tells {list(model.classes)} apart, the student {list(classes)}")
-    _refuse_leak(path, datamodule)
     attach_sources(datamodule, model, trainer, MODALITIES, redraw=False)
     augmentation = datamodule.augmentation.fingerprint() if datamodule.augmentation and datamodule.num_views > 1 else ""
     frozen = [model.encoder(name).fingerprint() for name in model.modalities]  # is not in the checkpoint
@@ -285,7 +302,7 @@ def _said_by(
     keys = _keys(model, datamodule)
     rows = np.asarray(datamodule.split.train, int)
     if cross_fitted:
-        rows = rows[~_heard(path, datamodule)[rows]]
+        rows = rows[~Heard.read(path).rows(datamodule)[rows]]
     missing = np.array([row for row in rows if keys[row] not in cache], dtype=int)
     share = missing[trainer.global_rank :: trainer.world_size]
     if len(share):
@@ -300,43 +317,46 @@ def _said_by(
     return Said(rows, logits[..., order], embedding.clone(), hidden_features.clone())
 
 
-def _marks(checkpoints: Sequence[Path]) -> dict[str, set[str]]:
-    """Of the speakers and recordings that teachers have heard, or their own teachers."""
-    found: dict[str, set[str]] = {"heard_speakers": set(), "heard_audio": set()}
-    for path in checkpoints:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        for name, marks in found.items():
-            marks.update(checkpoint.get(name, ()))
-    return found
+def check_teacher(path: Path, classes: Sequence[str], datamodule: EmotionDataModule) -> None:
+    """Refuses a teacher of other classes, or one that would pass on what it knows of those who judge its student.
 
+    Args:
+        path: Its checkpoint.
+        classes: Of the student.
+        datamodule: After its ``setup``.
 
-def _heard(path: Path, datamodule: EmotionDataModule) -> np.ndarray:
-    """Rows whose speaker a teacher was trained on ``(row,)``: known by the name, or by a recording of theirs."""
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    speakers = datamodule.manifest.frame["speaker"]
-    marks = speakers.map(speaker_mark, na_action="ignore")
-    rows = marks.isin(checkpoint.get("heard_speakers", ())).to_numpy(dtype=bool)
-    recordings = set(checkpoint.get("heard_audio", ()))
-    if recordings:
-        contents = datamodule.inspect_audio(progress=False)
-        rows = rows | [bool(content) and audio_mark(content) in recordings for content in contents]
-    theirs = speakers.isin(speakers[rows].dropna()).to_numpy(dtype=bool)
-    return cast(np.ndarray, rows | theirs)
-
-
-def _refuse_leak(path: Path, datamodule: EmotionDataModule) -> None:
-    """A teacher that has heard a speaker who is to judge its student would pass on what it knows of them."""
-    judging = [datamodule.split.val, datamodule.split.test]
-    if isinstance(datamodule.splitter, InnerFolds):
-        judging.append(datamodule.splitter.outer(datamodule.manifest).test)  # who judge in the end
-    judges = np.concatenate([np.asarray(rows, int) for rows in judging])
-    shared = datamodule.manifest.frame.iloc[judges[_heard(path, datamodule)[judges]]]
-    if len(shared) and not datamodule.allow_speaker_overlap:
-        names = sorted(set(shared["speaker"].fillna("of " + shared["id"])))
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ValueError: It cannot be read, or the teacher tells other classes apart.
+        ManifestError: The teacher was trained on speakers of the validation or test side.
+    """
+    there = load_model(path).classes
+    if set(there) != set(classes):
+        raise ValueError(f"{path}: the teacher tells {list(there)} apart, the student {list(classes)}")
+    names = [] if datamodule.allow_speaker_overlap else judges_heard(Heard.read(path), datamodule)
+    if names:
         raise ManifestError(
             f"{path}: this teacher was trained on speakers who judge the student ({', '.join(names[:5])}); "
             "use the teacher of the same fold ({fold} in the path), or set data.allow_speaker_overlap: true"
         )
+
+
+def judges_heard(heard: Heard, datamodule: EmotionDataModule) -> list[str]:
+    """Who of those that judge a student was heard before.
+
+    Args:
+        heard: In training, by it or its teachers.
+        datamodule: After its ``setup``.
+
+    Returns:
+        Their names, sorted; "of" and the utterance where a speaker has none.
+    """
+    judging = [datamodule.split.val, datamodule.split.test]
+    if isinstance(datamodule.splitter, InnerFolds):
+        judging.append(datamodule.splitter.outer(datamodule.manifest).test)  # who judge in the end
+    judges = np.concatenate([np.asarray(rows, int) for rows in judging])
+    shared = datamodule.manifest.frame.iloc[judges[heard.rows(datamodule)[judges]]]
+    return sorted(set(shared["speaker"].fillna("of " + shared["id"])))
 
 
 def _keys(model: EmotionModel, datamodule: EmotionDataModule) -> list[str]:

@@ -9,7 +9,6 @@ import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -30,6 +29,7 @@ from mmemo.training.adversarial import Step, hook_term
 from mmemo.training.attacks import RAW, Entry
 from mmemo.training.features import attach_sources
 from mmemo.training.finetuning import Finetuning, last_first_epoch, parameter_groups
+from mmemo.training.heard import Heard
 
 log = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", ".*is an instance of `nn.Module` and is already saved.*")
@@ -149,7 +149,7 @@ class EmotionSystem(LightningModule):
         )
         self.test_confusion = confusion_matrix(len(classes)) if classes else None
         self.confusion: Tensor | None = None
-        self._audio_marks: list[str] | None = None
+        self._heard: Heard | None = None
         self._check_heads()
 
     def _check_heads(self) -> None:
@@ -240,20 +240,19 @@ class EmotionSystem(LightningModule):
         checkpoint["encoders"] = self._fingerprints()
         datamodule = getattr(self.trainer, "datamodule", None)
         if isinstance(datamodule, EmotionDataModule):
-            speakers = datamodule.manifest.frame["speaker"].iloc[datamodule.split.train].dropna().unique()
-            checkpoint["heard_speakers"] = sorted(map(speaker_mark, speakers))
-            checkpoint["heard_audio"] = self._heard_audio(datamodule)
+            self.heard(datamodule).write(checkpoint)
         for name in self._frozen_names():
             checkpoint["state_dict"].pop(name, None)
 
-    def _heard_audio(self, datamodule: EmotionDataModule) -> list[str]:
-        """Marks of the training recordings: who goes by another name in another table is known by them."""
-        if not {"audio", "descriptors"} & set(self.model.modalities):
-            return []
-        if self._audio_marks is None:
-            contents = datamodule.inspect_audio(progress=False)
-            self._audio_marks = sorted({audio_mark(contents[row]) for row in datamodule.split.train if contents[row]})
-        return self._audio_marks
+    def heard(self, datamodule: EmotionDataModule) -> Heard:
+        """Whom this run hears in training.
+
+        Args:
+            datamodule: That of the run.
+        """
+        if self._heard is None:
+            self._heard = Heard.training(datamodule, bool({"audio", "descriptors"} & set(self.model.modalities)))
+        return self._heard
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = tuple(checkpoint.get("classes", ()))
@@ -501,24 +500,6 @@ class Scores(nn.Module):
         for part in (self.classes, self.dimensions):
             if part is not None:
                 part.reset()
-
-
-def speaker_mark(name: object) -> str:
-    """A speaker's name as a checkpoint knows it: enough to find them again, not to read it.
-
-    Args:
-        name: As in the manifest.
-    """
-    return sha256(f"speaker {name}".encode()).hexdigest()[:16]
-
-
-def audio_mark(content: str) -> str:
-    """A recording as a checkpoint knows it.
-
-    Args:
-        content: Its checksum.
-    """
-    return sha256(f"audio {content}".encode()).hexdigest()[:16]
 
 
 def _learning(encoder: Any) -> dict[int, list[nn.Parameter]]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import soundfile
 
+from mmemo.cli.analyze import _Rows
 from mmemo.cli.main import main
 from mmemo.data.audio import AudioError, read_audio
 from mmemo.data.speech import audio_blocks, speech
@@ -249,6 +251,39 @@ def test_the_verb_writes_all_and_says_what_failed(
     assert "nobody speaks" in overall.loc[overall["recording"] == str(silent), "notes"].item()
     assert f"Over all: {content['emotion']}." in told.out
     assert (out / "talk.wav.png").stat().st_size > 10_000
+
+
+def test_odd_names_and_formats_are_told_and_the_others_analysed(
+    folder: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside, out = tmp_path / "odd", tmp_path / "out"
+    inside.mkdir()
+    content = recording.read_bytes()
+    strange = os.fsdecode(os.fsencode(inside / "caf") + b"\xe9.wav")
+    for name in (strange, inside / "cost $x_$ of.wav", inside / "zz.wav"):
+        Path(name).write_bytes(content)
+    (inside / "call.raw").write_bytes(content)  # not looked for in a folder
+    (inside / "memo.m4a").write_bytes(content[:2000])
+    arguments = ["analyze", str(inside), str(inside / "call.raw"), "--model", str(folder), "--out", str(out)]
+    assert main(arguments) == 1
+    told = capsys.readouterr().err
+    assert "memo.m4a: not readable audio" in told
+    assert "ffmpeg" in told
+    assert "call.raw: not readable audio" in told
+    assert "2 of 5 could not be analysed" in told
+    table = pd.read_csv(out / "recordings.csv")
+    assert table["emotion"].notna().sum() == 3
+    assert table["recording"].str.contains("caf").sum() == 1
+    assert len(list(out.glob("*.png"))) == 3
+    assert main(["analyze", strange, "--model", str(folder)]) == 2
+    assert "its name is no UTF-8; rename it, or name its folder" in capsys.readouterr().err
+
+
+def test_what_whisper_hears_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    heard = "[laughs] hello [/b] then"
+    one = summary("talk", None, 2.0, [Segment(0, 2, "anger", 0.9, {"anger": 0.9}, heard)], ["anger"], np.zeros(20))
+    _Rows("table", ["anger"]).add(one)
+    assert heard in capsys.readouterr().out
 
 
 def test_low_confidence_is_marked_and_formats_can_be_read(

@@ -19,7 +19,8 @@ from mmemo.training import distillation
 from mmemo.training.distillation import DistillationSystem
 from mmemo.training.experiment import Experiment
 from mmemo.training.features import features_root
-from mmemo.training.system import EmotionSystem, speaker_mark
+from mmemo.training.heard import speaker_mark
+from mmemo.training.system import EmotionSystem
 from tests.conftest import CORPORA, ROOT
 
 EFFECTS = [{"class_path": "mmemo.data.effects.Gain"}, {"class_path": "mmemo.data.effects.Noise"}]
