@@ -1,7 +1,7 @@
 """RAVDESS, six published folds: students of three sizes, each fold's taught by that fold's own teacher.
 
     python benchmarks/distillation.py                      # resumable fold by fold; several may work on one folder
-    python benchmarks/distillation.py --only small nano    # these alone; the others keep the figures that they had
+    python benchmarks/distillation.py --only small nano    # these alone; the others keep figures and stamps
 
 A fold's teacher is `configs/ravdess_teacher.yaml`: Whisper base, frozen, on the same views. `labels` is the small
 student with the same views, mixup and epochs, taught by nobody. Students are compared on training-side speakers by
@@ -12,10 +12,10 @@ onnxruntime.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from filelock import FileLock
 from ravdess_finetuned import manifest, precision, settings
 from record import HERE, record_beside
 
@@ -33,6 +34,7 @@ from mmemo.evaluation.crossval import PREDICTIONS_FILE, CrossValidation, crossva
 from mmemo.evaluation.predictions import read_predictions
 from mmemo.export.checkpoint import export_checkpoint
 from mmemo.export.runtime import CONFIG_FILE, Recognizer
+from mmemo.files import checksum, replacing
 from mmemo.training.experiment import LAST
 
 CONFIGS = HERE.parent / "configs"
@@ -53,8 +55,8 @@ def student(name: str) -> CrossValidation:
     if name == "labels":
         untaught(config)
         path = RUN / "labels.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        with replacing(path) as partial:  # another worker may be reading it
+            partial.write_text(yaml.safe_dump(config, sort_keys=False))
     else:
         options += ["--model.init_args.teacher", str(RUN / "teacher" / "fold{fold}" / LAST)]
     return crossval(path, RUN / name, options)
@@ -122,9 +124,10 @@ def as_files(runs: Sequence[Path], predictions: pd.DataFrame, int8: bool) -> Fil
 def exported(member: Path) -> Path:
     """The files of one fold's model, named after its checkpoint; made once."""
     checkpoint = member / LAST
-    folder = member / f"exported_{hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12]}"
-    if not (folder / "README.md").exists():
-        export_checkpoint(checkpoint, folder, num_clips=40 if member.parent == RUN / "teacher" else 200)
+    folder = member / f"exported_{checksum(checkpoint)[:12]}"
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "README.md").exists():
+            export_checkpoint(checkpoint, folder, num_clips=40 if member.parent == RUN / "teacher" else 200)
     return folder
 
 
@@ -158,6 +161,9 @@ def gain() -> dict[str, Any]:
     runs = [RUN / name for name in ("labels", "small")]
     if not all((run / PREDICTIONS_FILE).exists() for run in runs):
         return {}
+    epochs = {yaml.safe_load((run / "fold1" / "config.yaml").read_text())["trainer"]["max_epochs"] for run in runs}
+    if len(epochs) > 1:
+        sys.exit(f"{RUN}: labels and small were trained for {sorted(epochs)} epochs; delete the one of another config")
     labels, small = map(read_predictions, runs)
     found = compare_runs(labels, small)
     return {

@@ -26,14 +26,14 @@ def record(name: str, figures: Mapping[str, object], measured: Collection[str] |
     Args:
         name: Of the group of figures.
         figures: Name -> number or list of numbers; accuracies in per cent, times in seconds.
-        measured: Which of them this run measured, all when not given; the others keep the commit, the machine and the
-            date that they had.
+        measured: Which of them this run measured, all when not given, and which rows of its ``table``; the others keep
+            the commit, the machine and the date that they had.
     """
     path = RESULTS / f"{name}.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     stamps = before.get("earlier", {})
     stamp = {key: before[key] for key in ("commit", "machine", "date") if key in before}
-    kept = [] if measured is None else [key for key in figures if key not in measured]
+    kept = [] if measured is None else [key for key in _names(figures) if key not in measured]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
     changed = subprocess.run(
         ["git", "status", "--porcelain", "mmemo", "configs", "benchmarks/*.py"],
@@ -72,7 +72,13 @@ def record_beside(name: str, figures: Mapping[str, object]) -> Path:
         if "table" in figures:
             rows = {next(iter(row.values())): row for row in [*kept.get("table", []), *both["table"]]}
             both["table"] = list(rows.values())
-        return record(name, both, figures.keys())
+        return record(name, both, _names(figures))
+
+
+def _names(figures: Mapping[str, Any]) -> list[str]:
+    """Of all that has a stamp of its own: figures, and the rows of their table."""
+    rows = [next(iter(row.values())) for row in figures.get("table", [])]
+    return [*(key for key in figures if key != "table"), *rows]
 
 
 def _processor() -> str:

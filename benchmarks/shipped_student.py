@@ -33,6 +33,7 @@ from mmemo.data.speech import audio_blocks, speech
 from mmemo.export.checkpoint import export_checkpoint
 from mmemo.export.onnx import model_card
 from mmemo.export.runtime import CONFIG_FILE, Recognizer
+from mmemo.files import checksum
 from mmemo.training.experiment import Experiment
 
 CONFIGS = HERE.parent / "configs"
@@ -80,6 +81,8 @@ def trained(name: str, config: dict) -> Path:  # type: ignore[type-arg]
     run.mkdir(parents=True, exist_ok=True)
     config["trainer"]["default_root_dir"] = str(run)
     done, text = run / "finished", yaml.safe_dump(config, sort_keys=False)
+    teacher = config["model"]["init_args"].get("teacher")
+    text += f"# taught by {checksum(Path(teacher))}\n" if teacher else ""  # of another teacher, another student
     if not done.exists() or done.read_text() != text:
         (run / "experiment.yaml").write_text(text)
         Experiment(["fit", "--config", str(run / "experiment.yaml"), "--overwrite", "true"])

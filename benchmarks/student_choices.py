@@ -30,6 +30,7 @@ from mmemo.cli.main import main as mmemo
 from mmemo.data.manifest import read_manifest
 from mmemo.data.splits import GroupKFold
 from mmemo.evaluation.crossval import crossval
+from mmemo.files import replacing
 from mmemo.training.experiment import LAST
 
 INNER = RUN / "inner"
@@ -152,7 +153,8 @@ def trained(name: str, config: Config) -> list[float]:
         table.to_csv(folds, index=False)
     config["data"]["split"]["init_args"]["path"] = str(folds)
     path = INNER / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    with replacing(path) as partial:  # another worker may be reading it
+        partial.write_text(yaml.safe_dump(config, sort_keys=False))
     return [100 * value for value in crossval(path, INNER / name, precision()).metrics["test/uar"]]
 
 

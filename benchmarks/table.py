@@ -148,8 +148,13 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
         {
             "ua_teacher": ("teacher: frozen Whisper base on mixed views, unweighted accuracy, %", ""),
             "ua_base": ("base student, %", "at least 74"),
+            "ua_base_folds": (
+                "each fold (of these figures fold 1 alone is free of the actors by whom students were chosen), %",
+                "",
+            ),
             "base_share_of_teacher": ("of its teacher's, %", "at least 92"),
             "ua_small": ("small student, %", "at least 70"),
+            "ua_small_folds": ("each fold, likewise, %", ""),
             "ua_nano": ("nano student, %", "at least 64"),
             "ua_labels": ("small student on labels alone, same views and mixup, %", ""),
             "gain_points_small": ("what the teacher adds to it, points", "at least 5"),

@@ -19,6 +19,7 @@ import yaml
 from record import HERE, record
 from two_channel import FUSIONS, RUN, manifests, text_backbone, train, uar
 
+from mmemo.files import checksum
 from mmemo.training.experiment import Experiment
 
 CONFIG = HERE.parent / "configs" / "student.yaml"
@@ -48,6 +49,7 @@ def student(name: str, taught_by: Path | None, paths: dict[str, Path]) -> dict[s
         settings["teacher"] = str(taught_by)
     file, done, predictions = run / "experiment.yaml", run / "finished", run / "test.csv"
     text = yaml.safe_dump(config, sort_keys=False)
+    text += f"# taught by {checksum(taught_by)}\n" if taught_by else ""  # of another teacher, another student
     if not done.exists() or done.read_text() != text:
         run.mkdir(parents=True, exist_ok=True)
         file.write_text(text)

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import math
+import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -256,16 +257,37 @@ def export_onnx(
     max_seconds = getattr(model.encoder("audio"), "max_seconds", None)
     if max_seconds is not None:
         waveforms = [waveform[: int(max_seconds * SAMPLE_RATE)] for waveform in waveforms]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+        made = Path(beside) / folder.name
+        made.mkdir()
+        exported = _written(model, made, waveforms, texts, card or {}, max_seconds)
+        folder.mkdir(exist_ok=True)  # what was there stays until all is well
+        (folder / CONFIG_FILE).unlink(missing_ok=True)  # a folder that is half moved has none
+        files = {path.name for path in made.iterdir()}
+        for name in sorted(ours - files):
+            (folder / name).unlink(missing_ok=True)
+        for name in sorted(files, key=lambda name: name == CONFIG_FILE):
+            (made / name).replace(folder / name)
+    return exported._replace(folder=folder)
+
+
+def _written(
+    model: EmotionModel,
+    folder: Path,
+    waveforms: Sequence[np.ndarray],
+    texts: Sequence[str],
+    card: dict[str, Any],
+    max_seconds: float | None,
+) -> Exported:
+    """Writes all files of a model into an empty folder, and checks them."""
     tokenizer = _tokenizer(model) if "text" in model.modalities else None
     inputs = [_inputs(model, waveform, text) for waveform, text in _paired(waveforms, texts)]
     wrapped = WaveformModel(model.eval())
     num_parameters = sum(parameter.numel() for parameter in wrapped.parameters())
     with torch.no_grad():
         wanted = [[part.numpy() for part in wrapped(*one)] for one in inputs]
-    folder.mkdir(parents=True, exist_ok=True)
-    _trace(WaveformModel(simplified(model)), inputs, folder / MODEL_FILE)  # first: what cannot be traced loses nothing
-    (folder / CONFIG_FILE).unlink(missing_ok=True)  # a folder that is half written has none
-    (folder / TOKENIZER_FILE).unlink(missing_ok=True)
+    _trace(WaveformModel(simplified(model)), inputs, folder / MODEL_FILE)
     _save_weights(model, folder / WEIGHTS_FILE)
     files = [MODEL_FILE, INT8_FILE, WEIGHTS_FILE]
     if tokenizer is not None:
@@ -281,8 +303,8 @@ def export_onnx(
         "outputs": wrapped.output_names,
         "num_parameters": num_parameters,
         "tokenizer": getattr(model.encoder("text"), "model_id", ""),
-        **{name: (card or {}).get(name, "") for name in ("license", "training_data", "limits")},
-        "metrics": (card or {}).get("metrics", {}),
+        **{name: card.get(name, "") for name in ("license", "training_data", "limits")},
+        "metrics": card.get("metrics", {}),
     }
     for weights_only in (False, True):
         _quantize(folder / MODEL_FILE, folder / INT8_FILE, weights_only)
@@ -292,13 +314,11 @@ def export_onnx(
         try:
             parity = _parity(folder, inputs, wanted, wrapped.output_names)
             break
-        except BaseException as error:
-            (folder / CONFIG_FILE).unlink()  # nobody shall use it
-            if weights_only or not isinstance(error, RoundingError):
+        except RoundingError:
+            if weights_only:
                 raise
     config["parity"] = parity._asdict()
     _write(folder / CONFIG_FILE, json.dumps(config, indent=1))
-    (folder / EXAMPLE_FILE).unlink(missing_ok=True)
     if _has_example(config):
         _write(folder / EXAMPLE_FILE, example(config))
     _write(folder / CARD_FILE, model_card(config, folder))
@@ -424,7 +444,7 @@ def _check_batch(
         apart = _largest([found[name] - alone]) / max(1.0, _largest([alone]))
         if not apart <= TOLERANCE:
             raise ValueError(
-                f"{folder / MODEL_FILE}: {name} of {len(inputs)} clips in a batch differ from those of each alone by "
+                f"{MODEL_FILE}: {name} of {len(inputs)} clips in a batch differ from those of each alone by "
                 f"{apart:.2g}, expected at most {TOLERANCE:g}"
             )
 
@@ -441,9 +461,7 @@ def _parity(
         size = 1.0 if name in ("probabilities", "dimensions") else max(1.0, _largest(one[number] for one in wanted))
         apart = _largest(one[name] - two[number] for one, two in zip(found[False], wanted, strict=True)) / size
         if not apart <= TOLERANCE:  # a NaN is not
-            raise ValueError(
-                f"{folder / MODEL_FILE}: {name} differ from PyTorch by {apart:.2g}, expected at most {TOLERANCE:g}"
-            )
+            raise ValueError(f"{MODEL_FILE}: {name} differ from PyTorch by {apart:.2g}, expected at most {TOLERANCE:g}")
     _check_batch(folder, inputs[:BATCH_CLIPS], wanted[:BATCH_CLIPS], names)
     bounded = [(number, name) for number, name in enumerate(names) if name in ("probabilities", "dimensions")]
     apart, int8_apart = (
@@ -456,14 +474,13 @@ def _parity(
     if "probabilities" not in names:
         if not int8_apart <= INT8_TOLERANCE:
             raise RoundingError(
-                f"{folder / INT8_FILE}: dimensions differ from PyTorch by {int8_apart:.2g}, expected at most "
-                f"{INT8_TOLERANCE:g}"
+                f"{INT8_FILE}: dimensions differ from PyTorch by {int8_apart:.2g}, expected at most {INT8_TOLERANCE:g}"
             )
         return Parity(len(inputs), apart, None, int8_apart)
     share, enough = agreement([one["probabilities"] for one in found[True]], [one[0] for one in wanted])
     if not enough:
         raise RoundingError(
-            f"{folder / INT8_FILE}: chooses another class than PyTorch on {1 - share:.1%} of {len(inputs)} clips, "
+            f"{INT8_FILE}: chooses another class than PyTorch on {1 - share:.1%} of {len(inputs)} clips, "
             f"expected at most {1 - AGREEMENT:.0%}"
         )
     return Parity(len(inputs), apart, share, int8_apart)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import soundfile
 
-from mmemo.data.audio import AudioError, read_audio
+from mmemo.data.audio import UNKNOWN_FRAMES, AudioError, read_audio
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -157,10 +159,7 @@ class Recognizer:
             )
         if "waveform" not in self.inputs:
             raise ModelFolderError(f"{self.folder}: this model reads words alone; use `Recognizer.run`")
-        waveforms = [_waveform(one) for one in recordings]
-        for waveform in waveforms:
-            if problem := self._too_long(waveform):
-                raise ValueError(problem)
+        waveforms = [self._waveform(one) for one in recordings]
         if texts is not None:
             return [
                 emotion
@@ -173,16 +172,29 @@ class Recognizer:
             return [emotion for waveform in waveforms for emotion in self._together([waveform])]
         return self._together(waveforms)
 
-    def _too_long(self, waveform: np.ndarray) -> str:
-        """Why a waveform cannot be heard at once; empty when it can."""
+    def _waveform(self, recording: str | Path | np.ndarray) -> np.ndarray:
+        """A recording as the model takes it; refuses one that is too long, a file before it is read."""
+        if not isinstance(recording, str | Path):
+            waveform = _checked(recording)
+            if problem := self._too_long(len(waveform) / SAMPLE_RATE):
+                raise ValueError(problem)
+            return waveform
+        with suppress(soundfile.LibsndfileError, OSError, RuntimeError, TypeError):  # `read_audio` says it better
+            stored = soundfile.info(str(recording))
+            if stored.frames < UNKNOWN_FRAMES and (problem := self._too_long(stored.frames / stored.samplerate)):
+                raise AudioError(f"{recording}: {problem}")
+        waveform = read_audio(recording)
+        if problem := self._too_long(len(waveform) / SAMPLE_RATE):
+            raise AudioError(f"{recording}: {problem}")
+        return waveform
+
+    def _too_long(self, seconds: float) -> str:
+        """Why a recording cannot be heard at once; empty when it can."""
         longest = self.config.get("max_seconds") or MAX_SECONDS
-        if len(waveform) <= longest * SAMPLE_RATE:
+        if round(seconds * SAMPLE_RATE) <= longest * SAMPLE_RATE:
             return ""
         instead = "use mmemo.analyze, or `stream`" if self.audio_only else "cut it into utterances, each with its words"
-        return (
-            f"a recording of {len(waveform) / SAMPLE_RATE:.0f} s is too long to be heard at once (at most "
-            f"{longest:.0f} s); {instead}"
-        )
+        return f"a recording of {seconds:.0f} s is too long to be heard at once (at most {longest:.0f} s); {instead}"
 
     def tokens(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Words as the model takes them: ``token_ids (1, token)`` and ``token_lengths (1,)``, int64.
@@ -223,10 +235,7 @@ class Recognizer:
         batch: list[tuple[Path, np.ndarray]] = []
         for path in map(Path, paths):
             try:
-                waveform = read_audio(path)
-                if problem := self._too_long(waveform):
-                    raise AudioError(f"{path}: {problem}")
-                batch.append((path, waveform))
+                batch.append((path, self._waveform(path)))
             except AudioError as error:
                 if on_error is None:
                     yield from self._of_files(batch)
@@ -307,7 +316,7 @@ class Stream:
         Args:
             samples: ``(samples,)`` float32 at 16 kHz, in any number.
         """
-        samples = _waveform(samples, may_be_empty=True)
+        samples = _checked(samples, may_be_empty=True)
         moments = []
         while len(samples):
             missing = self.hop - self._heard % self.hop
@@ -365,9 +374,7 @@ def _refuse_missing(folder: Path, names: Sequence[str]) -> None:
         raise ModelFolderError(f"{folder}: lacks {', '.join(missing)}; copy the whole folder, or export anew")
 
 
-def _waveform(audio: str | Path | np.ndarray, may_be_empty: bool = False) -> np.ndarray:
-    if isinstance(audio, str | Path):
-        return read_audio(audio)
+def _checked(audio: np.ndarray, may_be_empty: bool = False) -> np.ndarray:
     if not isinstance(audio, np.ndarray) or audio.ndim != 1 or audio.dtype.kind not in "f":
         shape = f"{getattr(audio, 'dtype', type(audio).__name__)} {getattr(audio, 'shape', '')}".strip()
         raise ValueError(f"got {shape}, expected a waveform: a float array (samples,) at 16 kHz, mono")

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 TEACHING_VERSION = 2
 """Part of the cache's name; raise it when a teacher's outputs come to be other numbers."""
 
+HALF_MAX = torch.finfo(torch.float16).max
+
 
 class DistillationSystem(EmotionSystem):
     """An :class:`EmotionSystem` whose model, the student, also learns from a teacher (Hinton et al. 2015,
@@ -311,7 +313,7 @@ def _said_by(
     dims = [len(classes), model.fusion.dim, sum(cast(Any, part).dim for part in model.modalities.values())]
     table = torch.zeros(len(rows), datamodule.num_views, sum(dims), dtype=torch.float16)
     for number, row in enumerate(rows):
-        table[number] = torch.from_numpy(cache.read(keys[row])[:, 0])
+        table[number] = torch.from_numpy(cache.read(keys[row])[:, 0]).clamp(-HALF_MAX, HALF_MAX)
     logits, embedding, hidden_features = table.split(dims, dim=-1)
     order = [model.classes.index(name) for name in classes]
     return Said(rows, logits[..., order], embedding.clone(), hidden_features.clone())

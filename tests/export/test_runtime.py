@@ -134,7 +134,7 @@ def test_a_folder_that_cannot_be_trusted_is_refused(copied: Path, tmp_path: Path
         Recognizer(copied)
 
 
-def test_what_is_no_waveform_is_told(folder: Path, tmp_path: Path) -> None:
+def test_what_is_no_waveform_is_told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recognizer = Recognizer(folder)
     for bad in (np.zeros((2, 100), dtype=np.float32), np.zeros(100, dtype=np.int16), [0.0, 1.0]):
         with pytest.raises(ValueError, match="expected a waveform: a float array"):
@@ -147,6 +147,12 @@ def test_what_is_no_waveform_is_told(folder: Path, tmp_path: Path) -> None:
     told: list[AudioError] = []
     assert list(recognizer.predict_files([tmp_path / "long.wav"], on_error=told.append)) == []
     assert "long.wav: a recording of 301 s is too long" in str(told[0])
+    with pytest.raises(AudioError, match=r"long\.wav: a recording of 301 s is too long"):
+        recognizer.predict_batch([tmp_path / "long.wav"])
+    with monkeypatch.context() as patch:  # nor is it read before
+        patch.setattr("mmemo.export.runtime.read_audio", lambda path: pytest.fail(f"{path} was read"))
+        with pytest.raises(AudioError, match="is too long"):
+            recognizer.predict(tmp_path / "long.wav")
     assert recognizer.predict_batch([]) == []
     with pytest.raises(AudioError, match="no such file"):
         recognizer.predict(tmp_path / "none.wav")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from mmemo import load_model
 from mmemo.cli.main import main
 from mmemo.data import ManifestError
 from mmemo.data.manifest import read_manifest
+from mmemo.evaluation.crossval import crossval
 from mmemo.labels import UNLABELLED
 from mmemo.losses import SoftenedLogits
 from mmemo.training import distillation
 from mmemo.training.distillation import DistillationSystem
-from mmemo.training.experiment import Experiment
+from mmemo.training.experiment import LAST, METRICS_FILE, Experiment
 from mmemo.training.features import features_root
-from mmemo.training.heard import speaker_mark
+from mmemo.training.heard import Stretch, speaker_mark
 from mmemo.training.system import EmotionSystem
 from tests.conftest import CORPORA, ROOT
 
@@ -240,7 +242,9 @@ def test_classes_in_another_order_are_the_same_classes(tiny_config: Path, teache
     torch.testing.assert_close(turned.logits, lessons.logits[..., [2, 0, 1]])
 
 
-def test_a_teacher_that_knows_the_judges_is_refused(tiny_config: Path, tiny_corpus: Path, teacher: Path) -> None:
+def test_a_teacher_that_knows_the_judges_is_refused(
+    tiny_config: Path, tiny_corpus: Path, teacher: Path, tmp_path: Path
+) -> None:
     table = pd.read_csv(tiny_corpus, dtype=str)
     other = {"s0": "test", "s4": "train"}
     table["split"] = [other.get(name, side) for name, side in zip(table["speaker"], table["split"], strict=True)]
@@ -248,10 +252,59 @@ def test_a_teacher_that_knows_the_judges_is_refused(tiny_config: Path, tiny_corp
     table.to_csv(path, index=False)
     with pytest.raises(ManifestError, match=r"trained on speakers who judge the student \(s0\)"):
         fitted(student(tiny_config, str(teacher)), "--data.manifest", str(path))
-    fitted(student(tiny_config, str(teacher)), "--data.manifest", str(path), "--data.allow_speaker_overlap", "true")
+    allowed = ["--data.manifest", str(path), "--data.allow_speaker_overlap", "true"]
+    config = student(tiny_config, str(teacher))
+    fitted(config, *allowed)
+    predictions = tmp_path / "judged.csv"
+    common = ["--config", str(config), *allowed]
+    Experiment(["test", *common])
+    Experiment(["predict", *common, "--data.predict_on", "test", "--predictions", str(predictions)])
+    warning = "teachers were trained on speakers who judge the student: s0"
+    results = json.loads((config.parent / "student" / METRICS_FILE).read_text())
+    assert results["warnings"] == [warning], "every result says so"
+    assert set(pd.read_csv(predictions)["warning"]) == {warning}
     renamed = ["--data.manifest", "null", "--data.corpora", json.dumps([{"manifest": str(path), "name": "again"}])]
     with pytest.raises(ManifestError, match=r"trained on speakers who judge the student \(again/s0\)"):
         fitted(student(tiny_config, str(teacher)), *renamed)
+    table["start"], table["end"] = 0.05, 0.3  # trimmed, so that it sounds otherwise, and of another corpus
+    table.to_csv(path, index=False)
+    with pytest.raises(ManifestError, match=r"trained on speakers who judge the student \(again/s0\)"):
+        fitted(student(tiny_config, str(teacher)), *renamed)
+
+
+def test_a_cross_validation_knows_its_teachers(tiny_config: Path, teacher: Path, tmp_path: Path) -> None:
+    split = {"class_path": "mmemo.data.GroupKFold", "init_args": {"num_folds": 2}}
+    config = student(tiny_config, str(tmp_path / "teachers" / "fold{fold}" / LAST))
+    for path in (tiny_config, config):
+        path.write_text(
+            yaml.safe_dump(
+                {**(content := yaml.safe_load(path.read_text())), "data": {**content["data"], "split": split}}
+            )
+        )
+    crossval(tiny_config, tmp_path / "teachers")
+    first, second = (tmp_path / "teachers" / f"fold{fold}" / LAST for fold in (1, 2))
+    kept = second.read_bytes()
+    second.write_bytes(first.read_bytes())  # has heard who judges fold 2
+    with pytest.raises(ManifestError, match="trained on speakers who judge the student"):
+        crossval(config, tmp_path / "students")
+    assert not (tmp_path / "students").exists(), "told before the first fold is trained"
+    second.write_bytes(kept)
+    crossval(config, tmp_path / "students")
+    Experiment(["fit", "--config", str(tmp_path / "teachers" / "fold2" / "config.yaml"), "--overwrite", "true",
+                "--seed_everything", "7"])  # fmt: skip
+    with pytest.raises(ValueError, match=r"was started with other .*fold2"):
+        crossval(config, tmp_path / "students")
+
+
+def test_a_piece_of_a_file_is_known_however_it_was_cut() -> None:
+    whole, first = Stretch(None, 0.0, math.inf), Stretch(0, 0.0, 2.0)
+    assert whole.same(first)
+    assert first.same(Stretch(None, 0.3, 1.9))
+    assert first.same(Stretch(0, 0.9, 5.0))
+    assert not first.same(Stretch(0, 1.5, 5.0)), "a neighbour, cut a little too early"
+    assert not first.same(Stretch(0, 2.0, 4.0))
+    assert not first.same(Stretch(1, 0.0, 2.0)), "somebody else's channel"
+    assert whole.same(whole)
 
 
 def test_a_students_student_knows_whom_its_teachers_teacher_heard(
