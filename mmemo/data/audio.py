@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -184,7 +185,7 @@ def _read(path: Path, start: float | None, end: float | None, channel: int | Non
             raise AudioError(f"{path}: no such file")
         if path.stat().st_size == 0:
             raise AudioError(f"{path}: empty, 0 bytes")
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             checked_length(path, file)
             truncated = _missing_bytes(path) if file.format in ("WAV", "WAVEX", "RF64") else 0
             first = round((start or 0.0) * file.samplerate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -59,7 +60,7 @@ def audio_format(path: str | Path) -> AudioFormat:
     """
     try:
         checked_file(Path(path))
-        info = soundfile.info(str(path))
+        info = soundfile.info(os.fsencode(path))
         return AudioFormat(info.samplerate, info.channels)
     except AudioError:
         raise
@@ -83,7 +84,7 @@ def audio_blocks(path: str | Path, channel: int | None = None) -> Iterator[np.nd
     path = Path(path)
     try:
         checked_file(path)
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             checked_length(path, file)
             if channel is not None and channel >= file.channels:
                 raise AudioError(

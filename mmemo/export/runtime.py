@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -180,7 +181,7 @@ class Recognizer:
                 raise ValueError(problem)
             return waveform
         with suppress(soundfile.LibsndfileError, OSError, RuntimeError, TypeError):  # `read_audio` says it better
-            stored = soundfile.info(str(recording))
+            stored = soundfile.info(os.fsencode(recording))
             if stored.frames < UNKNOWN_FRAMES and (problem := self._too_long(stored.frames / stored.samplerate)):
                 raise AudioError(f"{recording}: {problem}")
         waveform = read_audio(recording)

@@ -263,7 +263,7 @@ def test_odd_names_and_formats_are_told_and_the_others_analysed(
     for name in (strange, inside / "cost $x_$ of.wav", inside / "zz.wav"):
         Path(name).write_bytes(content)
     (inside / "call.raw").write_bytes(content)  # not looked for in a folder
-    (inside / "memo.m4a").write_bytes(content[:2000])
+    (inside / "memo.m4a").write_bytes(bytes(range(256)) * 8)
     arguments = ["analyze", str(inside), str(inside / "call.raw"), "--model", str(folder), "--out", str(out)]
     assert main(arguments) == 1
     told = capsys.readouterr().err
