@@ -277,6 +277,7 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
             "uar_ravdess_as_analyze_cuts": ("the same, as `mmemo analyze` finds the speech", ""),
             "uar_ravdess_whole_files": ("the same, with the silence at both ends of each clip", ""),
             "uar_ravdess_8_khz": ("the same, at a telephone's 8 kHz", ""),
+            "uar_ravdess_20_db_quieter": ("the same, 20 dB quieter", ""),
             "uar_emodb": ("EMO-DB, 5 speakers, four of the seven emotions, UAR, %", ""),
             "uar_spoken": ("spoken words, whose emotion is not in the voice, UAR, %", ""),
             "uar_emodb_corpus_never_heard": ("a student that never heard EMO-DB, on all of it, UAR, %", ""),
