@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmemo.cli.verb import call_with_many, screen
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from mmemo.export.analysis import Analysis
 
 
@@ -46,7 +48,8 @@ def analyze(
     Args:
         audio: Files, folders, or - for standard input.
         model: Folder of `mmemo export`; the student that ships with mmemo when not given.
-        out: Folder for recordings.csv, segments.csv, segments.jsonl, and a JSON file and a picture of each recording.
+        out: Folder for recordings.csv, segments.csv, segments.jsonl, and a JSON file and a picture of each recording;
+            what it holds of other recordings stays.
         format: What is printed: a table to be read, or one line per segment as JSON or CSV.
         picture: Whether --out gets pictures too.
         min_confidence: Probability below which a segment is marked unsure, in [0, 1].
@@ -73,7 +76,6 @@ def analyze(
         raise ValueError(f"--min_confidence {min_confidence:g}: expected a probability, 0 to 1")
     recognizer = Recognizer(model or student_folder(), int8, threads)
     words = _words(language) if transcript else None
-    folder = None if out is None else _Folder(out, recognizer.classes, picture)
     failed = given_up = 0
     told = Console(stderr=True)
     columns = (TextColumn("{task.description}"), TextColumn("{task.completed:.0f} s heard"), TimeElapsedColumn())
@@ -85,6 +87,8 @@ def analyze(
             print(f"mmemo analyze: {printable(str(error))}", file=sys.stderr)
             failed += 1
             given_up += 1
+    again = {"-" if str(path) == "-" else printable(path) for path in paths}
+    folder = None if out is None else _Folder(out, recognizer.classes, picture, again)
     rows = _Rows(format, recognizer.classes)
     with Progress(*columns, console=told, transient=True, disable=not sys.stderr.isatty()) as bar:
         for path in paths:
@@ -219,27 +223,63 @@ def _csv_line(row: dict[str, Any], columns: list[str]) -> str:
 
 
 class _Folder:
-    """Keeps what was found, recording by recording, so that a killed run has lost none that was finished."""
+    """Keeps what was found, recording by recording, so that a killed run has lost none that was finished.
 
-    def __init__(self, out: Path, classes: list[str], picture: bool) -> None:
+    Args:
+        out: Where; what it holds of other recordings stays.
+        classes: Of the model.
+        picture: Whether each recording gets one.
+        again: Recordings that are analysed now: what was said of them before is taken out.
+    """
+
+    def __init__(self, out: Path, classes: list[str], picture: bool, again: Collection[str]) -> None:
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out {out}: is a file, expected a folder to write into")
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            for name, columns in (("recordings.csv", _summary_columns(classes)), ("segments.csv", _columns(classes))):
-                (out / name).write_text(",".join(columns) + "\n")
-            (out / "segments.jsonl").write_text("")
-        except OSError as error:  # now, not after an hour of listening
-            raise ValueError(f"--out {out}: nothing can be written there ({error.strerror})") from None
         self.out = out
         self.classes = classes
         self.picture = picture
-        self._used: set[str] = set()
+        self.holds_any = False
+        tables = {"recordings.csv": _summary_columns(classes), "segments.csv": _columns(classes)}
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            rows = {name: self._others(name, columns, again) for name, columns in tables.items()}
+            lines = self._other_lines(again)
+            for name, columns in tables.items():
+                self._write(name, [",".join(columns), *(_csv_line(row, columns) for row in rows[name])])
+            self._write("segments.jsonl", lines)
+        except OSError as error:  # now, not after an hour of listening
+            raise ValueError(f"--out {out}: nothing can be written there ({error.strerror})") from None
+        self._used = {row["files"] for row in rows["recordings.csv"] if row["files"]}
 
-    @property
-    def holds_any(self) -> bool:
-        """Whether a recording was kept."""
-        return bool(self._used)
+    def _others(self, name: str, columns: list[str], again: Collection[str]) -> list[dict[str, Any]]:
+        """Rows of a table that are of other recordings."""
+        import csv
+
+        if not (self.out / name).exists():
+            return []
+        with (self.out / name).open(newline="", encoding="utf-8") as file:
+            table = csv.DictReader(file)
+            if list(table.fieldnames or columns) != columns:
+                raise self._strange(name)
+            return [row for row in table if row["recording"] not in again]
+
+    def _other_lines(self, again: Collection[str]) -> list[str]:
+        """Likewise, of the segments as JSON."""
+        path = self.out / "segments.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        try:
+            return [line for line in lines if json.loads(line)["recording"] not in again]
+        except (ValueError, KeyError, TypeError):
+            raise self._strange(path.name) from None
+
+    def _strange(self, name: str) -> ValueError:
+        return ValueError(f"--out {self.out}: its {name} is of another model, or something else; choose another folder")
+
+    def _write(self, name: str, lines: list[str]) -> None:
+        from mmemo.files import replacing
+
+        with replacing(self.out / name) as partial:
+            partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def add(self, one: Analysis) -> None:
         from mmemo.export.analysis import draw
@@ -247,6 +287,7 @@ class _Folder:
 
         rows = _rows(one)
         name = self._name(one)
+        self.holds_any = True
         overall = {**_summary(one), "files": name}
         timeline = {"seconds": one.times, **dict(zip(self.classes, one.timeline.T.round(4), strict=True))}
         heard = one.timeline[:, 0] == one.timeline[:, 0]

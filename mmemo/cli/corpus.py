@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +65,9 @@ def corpus(
         raise ManifestError(f"--channel and --labels are for cremad, not for {name}")
     if name == "table" and not columns:
         raise ManifestError("`table` needs --columns, such as '{path: file, emotion: label, speaker: who}'")
+    if out.exists() and root.exists() and out.resolve() == root.resolve():
+        raise ManifestError(f"--out {out}: is the table that is read; name another file, such as manifest.csv")
+    replaced = out.exists()
     read = getattr(import_module(f"mmemo.data.corpora.{name}"), name)
     options: dict[str, dict[str, Any]] = {
         "table": {"columns": columns, "constants": constants, "values": values},
@@ -100,6 +104,8 @@ def corpus(
         print(f"{folder}: {num_cleaned} cleaned utterances")
     manifest.write(out)
     speakers = manifest.frame["speaker"].nunique()
+    if replaced:
+        print(f"mmemo corpus: {out} was there already and has been replaced", file=sys.stderr)
     print(f"{out}: {len(manifest)} utterances, {speakers} speakers; next: mmemo check {out}")
     return 0
 

@@ -66,6 +66,9 @@ def call_with_many(function: Callable[..., int], argv: list[str], verb: str, man
         print(f"mmemo {verb}: name {needed}", file=sys.stderr)
         return 2
     for word in words:
+        if not word:
+            print(f"mmemo {verb}: {many} is an empty path; is a variable of your shell empty?", file=sys.stderr)
+            return 2
         if word != word.encode(errors="replace").decode():
             shown = word.encode(errors="backslashreplace").decode()
             print(f"mmemo {verb}: {shown}: its name is no UTF-8; rename it, or name its folder", file=sys.stderr)
@@ -102,11 +105,14 @@ def _spelled_out(function: Callable[..., int], argv: list[str]) -> list[str]:
     arguments = list(inspect.signature(function).parameters.values())
     names = {one.name for one in arguments}
     switches = {f"--{one.name}" for one in arguments if one.annotation in (bool, "bool")}
-    said = {"yes": "true", "no": "false"}
+    paths = {f"--{one.name}" for one in arguments if "Path" in str(one.annotation)}
+    said = {"yes": "true", "no": "false", "on": "true", "off": "false", "1": "true", "0": "false"}
     found: list[str] = []
     for before, word, after in zip(["", *argv], argv, [*argv[1:], ""], strict=False):
         if before.replace("-", "_").replace("__", "--", 1) in switches:
             word = said.get(word.lower(), word)
+        if not word and before.replace("-", "_").replace("__", "--", 1) in paths:
+            raise ValueError(f"{before}: an empty path; is a variable of your shell empty?")
         name, given, value = word.partition("=")
         if name.startswith("--") and name[2:].replace("-", "_") in names:  # --separate-channels
             word = f"--{name[2:].replace('-', '_')}{given}{value}"

@@ -23,10 +23,12 @@ from mmemo.export.runtime import (
     CONFIG_FILE,
     FORMAT_VERSION,
     INT8_FILE,
+    LABELS,
     MODEL_FILE,
     TOKENIZER_FILE,
     WEIGHTS_FILE,
     Recognizer,
+    labels_mark,
 )
 from mmemo.files import checksum, replacing
 from mmemo.labels import DIMENSIONS
@@ -249,6 +251,8 @@ def export_onnx(
     """
     if not waveforms:
         raise ValueError("export checks its files on real clips; give it some")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file, expected a folder to write into")
     ours = {CONFIG_FILE, MODEL_FILE, INT8_FILE, WEIGHTS_FILE, TOKENIZER_FILE, EXAMPLE_FILE, CARD_FILE}
     there = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
     others = sorted(there - ours)
@@ -257,9 +261,13 @@ def export_onnx(
     max_seconds = getattr(model.encoder("audio"), "max_seconds", None)
     if max_seconds is not None:
         waveforms = [waveform[: int(max_seconds * SAMPLE_RATE)] for waveform in waveforms]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
-        made = Path(beside) / folder.name
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent)
+    except OSError as error:
+        raise ValueError(f"{folder}: nothing can be written there ({error.strerror})") from None
+    with beside as name:
+        made = Path(name) / folder.name
         made.mkdir()
         exported = _written(model, made, waveforms, texts, card or {}, max_seconds)
         folder.mkdir(exist_ok=True)  # what was there stays until all is well
@@ -309,7 +317,7 @@ def _written(
     for weights_only in (False, True):
         _quantize(folder / MODEL_FILE, folder / INT8_FILE, weights_only)
         config["int8"] = "weights" if weights_only else "weights and activations"
-        config["sha256"] = {name: checksum(folder / name) for name in files}
+        config["sha256"] = {**{name: checksum(folder / name) for name in files}, LABELS: labels_mark(config)}
         _write(folder / CONFIG_FILE, json.dumps(config, indent=1))
         try:
             parity = _parity(folder, inputs, wanted, wrapped.output_names)
@@ -628,8 +636,10 @@ def example(config: dict[str, Any]) -> str:
     """
     words = "token_ids" in config["inputs"]
     lines = _EXAMPLE.splitlines(keepends=True)
-    return "".join(line.removeprefix("+") for line in lines if words or not line.startswith("+")).replace(
-        "CLIP", "clip.wav 'what is said'" if words else "clip.wav"
+    return (
+        "".join(line.removeprefix("+") for line in lines if words or not line.startswith("+"))
+        .replace("CLIP", "clip.wav 'what is said'" if words else "clip.wav")
+        .replace("COUNT", "3" if words else "2")
     )
 
 
@@ -646,7 +656,7 @@ import soundfile
 
 here = Path(__file__).parent
 config = json.loads((here / "config.json").read_text())
-if len(sys.argv) < 2:
+if len(sys.argv) < COUNT:
     sys.exit(__doc__)
 session = onnxruntime.InferenceSession(here / "model.int8.onnx")
 waveform, sample_rate = soundfile.read(sys.argv[1], dtype="float32", always_2d=True)

@@ -21,6 +21,7 @@ MODEL_FILE = "model.onnx"
 INT8_FILE = "model.int8.onnx"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
+LABELS = "labels"  # the checksum of what the outputs mean
 SAMPLE_RATE = 16_000
 MAX_SECONDS = 300.0  # heard at once; memory grows with it
 
@@ -153,7 +154,13 @@ class Recognizer:
         _refuse_one("recordings", recordings)
         if self.audio_only and texts is not None:
             raise ValueError(f"{self.folder}: this model hears audio alone; leave the words out")
-        if not self.audio_only and (texts is None or len(texts) != len(recordings)):
+        if texts is not None and not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"got {[*texts]}, expected the words of each recording as text")
+        if not self.audio_only and texts is not None and len(texts) != len(recordings):
+            raise ValueError(
+                f"got {len(texts)} texts for {len(recordings)} recordings; each needs its own, maybe empty"
+            )
+        if not self.audio_only and texts is None:
             raise ValueError(
                 f"{self.folder}: this model reads words too; give the words of each recording, as in "
                 "predict(audio, text) or predict_batch(recordings, texts)"
@@ -360,6 +367,11 @@ def _config(folder: Path, model_file: str) -> dict[str, Any]:
             f"{folder}: has format version {version}, this mmemo reads {FORMAT_VERSION}; export it anew, or install "
             "the mmemo that made it"
         )
+    if config["sha256"].get(LABELS) != labels_mark(config):
+        raise ModelFolderError(
+            f"{folder / CONFIG_FILE}: its classes or dimensions were changed since it was exported, and answers would "
+            "bear wrong names; copy the folder again, or export anew"
+        )
     if config.get("sample_rate") != SAMPLE_RATE:
         raise ModelFolderError(
             f"{folder / CONFIG_FILE}: says {config.get('sample_rate')} Hz, expected {SAMPLE_RATE} Hz; export anew"
@@ -367,6 +379,15 @@ def _config(folder: Path, model_file: str) -> dict[str, Any]:
     if "token_ids" in config["inputs"]:
         _refuse_missing(folder, [TOKENIZER_FILE])
     return dict(config)
+
+
+def labels_mark(config: dict[str, Any]) -> str:
+    """Checksum of the names of the outputs, in order.
+
+    Args:
+        config: The content of ``config.json``.
+    """
+    return hashlib.sha256(json.dumps([config["classes"], config["dimensions"]]).encode()).hexdigest()
 
 
 def _refuse_missing(folder: Path, names: Sequence[str]) -> None:

@@ -83,6 +83,11 @@ class DistillationSystem(EmotionSystem):
                 "text_encoder out, or set audio_only: false"
             )
         self.distillation = nn.ModuleList([SoftenedLogits()] if distillation is None else distillation)
+        if not len(self.distillation):
+            raise ValueError(
+                "distillation is an empty list, so that nothing is taken over from the teacher; leave it out for "
+                "SoftenedLogits, or name what is, such as [mmemo.losses.FeatureHints]"
+            )
         for part in self.distillation:
             if not hasattr(part, "takes"):
                 raise ValueError(
@@ -334,7 +339,10 @@ def check_teacher(path: Path, classes: Sequence[str], datamodule: EmotionDataMod
     """
     there = load_model(path).classes
     if set(there) != set(classes):
-        raise ValueError(f"{path}: the teacher tells {list(there)} apart, the student {list(classes)}")
+        raise ValueError(
+            f"{path}: the teacher tells {list(there)} apart, the student {list(classes)}; set data.classes to the "
+            "teacher's, or train a teacher of the student's"
+        )
     names = [] if datamodule.allow_speaker_overlap else judges_heard(Heard.read(path), datamodule)
     if names:
         raise ManifestError(

@@ -59,6 +59,8 @@ def sentence(message: str, options: Sequence[str] = ()) -> str:
         return f"{key}: got {value.strip()}, expected one of {_plain(types)}"
     if found := re.findall(r'Parser key "([\w.]+)":[^"]*?Expected a path but (\S+) either', message):
         key, name = found[-1]
+        if "." in name:
+            return f"{key}: got {name}, expected another class, or a list of them, such as [{name}]"
         return f"{key}: got {name}, expected a class_path in full, such as mmemo.training.{name.rsplit('.', 1)[-1]}"
     if found := re.findall(r'Parser key "([\w.]+)":\n?\s*(?!Does not|Type|Problem)(\S[^\n]*)', message):
         key, problem = found[-1]

@@ -286,6 +286,30 @@ def test_what_whisper_hears_is_no_markup(capsys: pytest.CaptureFixture[str]) -> 
     assert heard in capsys.readouterr().out
 
 
+def test_a_folder_keeps_what_it_holds_of_other_recordings(
+    folder: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "elsewhere" / recording.name
+    other.parent.mkdir()
+    other.write_bytes(recording.read_bytes())
+    options = ["--model", str(folder), "--out", str(out)]
+    for given in (recording, other, recording):
+        assert main(["analyze", str(given), *options]) == 0
+    assert main(["analyze", str(tmp_path / "none.wav"), *options]) == 1
+    table = pd.read_csv(out / "recordings.csv")
+    assert sorted(table["recording"]) == sorted(map(str, (recording, other, tmp_path / "none.wav")))
+    assert table["files"].nunique() == 2
+    assert len(pd.read_csv(out / "segments.csv")) == 8
+    assert len((out / "segments.jsonl").read_text().splitlines()) == 8
+    (out / "recordings.csv").write_text("mine\n1\n")
+    assert main(["analyze", str(recording), *options]) == 1
+    assert "its recordings.csv is of another model, or something else" in capsys.readouterr().err
+    assert (out / "recordings.csv").read_text() == "mine\n1\n"
+    for words in (["", "--model", str(folder)], [str(recording), "--out", ""]):
+        assert main(["analyze", *words]) in (1, 2)
+        assert "empty path" in capsys.readouterr().err
+
+
 def test_low_confidence_is_marked_and_formats_can_be_read(
     folder: Path, recording: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -181,6 +181,13 @@ def test_a_file_that_does_not_agree_is_not_handed_out(tmp_path: Path, monkeypatc
     assert {path.name: path.read_bytes() for path in (tmp_path / "good").iterdir()} == before
 
 
+def test_an_export_that_cannot_be_written_is_told_before_it_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(ValueError, match=r"is a file, expected a folder|nothing can be written there"):
+            export_onnx(student(), folder, clips(*SECONDS))
+
+
 def test_a_batch_that_changes_answers_is_not_handed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph in which padding leaks: lengths are forgotten."""
     plain = WaveformModel.forward

@@ -121,6 +121,9 @@ def test_a_folder_that_cannot_be_trusted_is_refused(copied: Path, tmp_path: Path
         (copied / "config.json").write_text(json.dumps({**config, **changes}))
         with pytest.raises(ModelFolderError, match=message):
             Recognizer(copied)
+    (copied / "config.json").write_text(json.dumps({**config, "classes": config["classes"][::-1]}))
+    with pytest.raises(ModelFolderError, match="classes or dimensions were changed since it was exported"):
+        Recognizer(copied)
     (copied / "config.json").write_text(json.dumps(config))
     (copied / "model.onnx").unlink()
     Recognizer(copied)  # the small file is enough to run
