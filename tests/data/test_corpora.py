@@ -46,11 +46,11 @@ def test_a_column_map_that_does_not_fit_says_so(tmp_path: Path, columns: dict[st
 
 def test_the_table_that_is_read_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine, out = tmp_path / "mine.csv", tmp_path / "out.csv"
-    mine.write_text("name,mood\na,angry\n")
-    options = ["--columns", "{id: name, emotion: mood}", "--values", "{emotion: {angry: anger}}"]
+    mine.write_text("name,mood,said\na,angry,leave\n")
+    options = ["--columns", "{id: name, emotion: mood, text: said}", "--values", "{emotion: {angry: anger}}"]
     assert main(["corpus", "table", str(mine), *options, "--out", str(mine)]) == 1
     assert "is the table that is read" in capsys.readouterr().err
-    assert mine.read_text() == "name,mood\na,angry\n"
+    assert mine.read_text() == "name,mood,said\na,angry,leave\n"
     assert main(["corpus", "table", str(mine), *options, "--out", str(out)]) == 0
     assert "replaced" not in capsys.readouterr().err
     assert main(["corpus", "table", str(mine), *options, "--out", str(out)]) == 0
