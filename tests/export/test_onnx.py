@@ -291,7 +291,8 @@ def test_a_teacher_of_voice_and_words_exports_too(tiny_whisper: Path, tiny_bert:
     shown = dict(line.split() for line in printed.stdout.splitlines())
     assert {name: float(value) for name, value in shown.items()} == pytest.approx(expected, abs=6e-4)
     soundfile.write(tmp_path / "clip.wav", waveform, 8_000)
-    for arguments, complaint in (([], "Emotion of a clip"), ([str(tmp_path / "clip.wav")], "resample it to 16000 Hz")):
+    clip, usage = str(tmp_path / "clip.wav"), "Emotion of a clip"
+    for arguments, complaint in (([], usage), ([clip], usage), ([clip, "go"], "resample it to 16000 Hz")):
         printed = subprocess.run([*example, *arguments], capture_output=True, text=True)
         assert printed.returncode == 1
         assert complaint in printed.stderr
