@@ -87,8 +87,7 @@ def analyze(
             print(f"mmemo analyze: {printable(str(error))}", file=sys.stderr)
             failed += 1
             given_up += 1
-    again = {"-" if str(path) == "-" else printable(path) for path in paths}
-    folder = None if out is None else _Folder(out, recognizer.classes, picture, again)
+    folder = None if out is None else _Folder(out, recognizer.classes, picture)
     rows = _Rows(format, recognizer.classes)
     with Progress(*columns, console=told, transient=True, disable=not sys.stderr.isatty()) as bar:
         for path in paths:
@@ -226,51 +225,63 @@ class _Folder:
     """Keeps what was found, recording by recording, so that a killed run has lost none that was finished.
 
     Args:
-        out: Where; what it holds of other recordings stays.
+        out: Where; what it holds stays, but for recordings that are analysed again.
         classes: Of the model.
         picture: Whether each recording gets one.
-        again: Recordings that are analysed now: what was said of them before is taken out.
     """
 
-    def __init__(self, out: Path, classes: list[str], picture: bool, again: Collection[str]) -> None:
+    def __init__(self, out: Path, classes: list[str], picture: bool) -> None:
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out {out}: is a file, expected a folder to write into")
         self.out = out
         self.classes = classes
         self.picture = picture
         self.holds_any = False
-        tables = {"recordings.csv": _summary_columns(classes), "segments.csv": _columns(classes)}
         try:
             out.mkdir(parents=True, exist_ok=True)
-            rows = {name: self._others(name, columns, again) for name, columns in tables.items()}
-            lines = self._other_lines(again)
-            for name, columns in tables.items():
-                self._write(name, [",".join(columns), *(_csv_line(row, columns) for row in rows[name])])
-            self._write("segments.jsonl", lines)
+            before = self._keep(set())  # all of it, but for a line that was broken off
         except OSError as error:  # now, not after an hour of listening
             raise ValueError(f"--out {out}: nothing can be written there ({error.strerror})") from None
-        self._used = {row["files"] for row in rows["recordings.csv"] if row["files"]}
+        self._used = {row["files"] for row in before if row["files"]}
+        self._stale = {row["recording"] for row in before}
+
+    def _keep(self, again: Collection[str]) -> list[dict[str, Any]]:
+        """Leaves in the tables what they hold of other recordings; returns the rows of ``recordings.csv``."""
+        tables = {"recordings.csv": _summary_columns(self.classes), "segments.csv": _columns(self.classes)}
+        rows = {name: self._others(name, columns, again) for name, columns in tables.items()}
+        lines = self._other_lines(again)
+        for name, columns in tables.items():
+            self._write(name, [",".join(columns), *(_csv_line(row, columns) for row in rows[name])])
+        self._write("segments.jsonl", lines)
+        return rows["recordings.csv"]
+
+    def _forget(self, name: str) -> None:
+        """What an earlier command said of a recording makes way for what is said now."""
+        if name in self._stale:
+            self._stale.remove(name)
+            self._used = {row["files"] for row in self._keep({name}) if row["files"]}
+
+    def _lines(self, name: str) -> list[str]:
+        """Of a table, as far as they were written to their end."""
+        path = self.out / name
+        return path.read_bytes().decode(errors="replace").split("\n")[:-1] if path.exists() else []
 
     def _others(self, name: str, columns: list[str], again: Collection[str]) -> list[dict[str, Any]]:
         """Rows of a table that are of other recordings."""
         import csv
 
-        if not (self.out / name).exists():
-            return []
-        with (self.out / name).open(newline="", encoding="utf-8") as file:
-            table = csv.DictReader(file)
-            if list(table.fieldnames or columns) != columns:
-                raise self._strange(name)
-            return [row for row in table if row["recording"] not in again]
+        table = csv.DictReader(f"{line}\n" for line in self._lines(name))
+        if list(table.fieldnames or columns) != columns:
+            raise self._strange(name)
+        return [row for row in table if row["recording"] not in again]
 
     def _other_lines(self, again: Collection[str]) -> list[str]:
         """Likewise, of the segments as JSON."""
-        path = self.out / "segments.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        name = "segments.jsonl"
         try:
-            return [line for line in lines if json.loads(line)["recording"] not in again]
+            return [line for line in self._lines(name) if json.loads(line)["recording"] not in again]
         except (ValueError, KeyError, TypeError):
-            raise self._strange(path.name) from None
+            raise self._strange(name) from None
 
     def _strange(self, name: str) -> ValueError:
         return ValueError(f"--out {self.out}: its {name} is of another model, or something else; choose another folder")
@@ -285,6 +296,7 @@ class _Folder:
         from mmemo.export.analysis import draw
         from mmemo.files import replacing
 
+        self._forget(one.name)
         rows = _rows(one)
         name = self._name(one)
         self.holds_any = True
@@ -296,7 +308,7 @@ class _Folder:
             "timeline": {key: values[heard].tolist() for key, values in timeline.items()},
         }  # fmt: skip
         with replacing(self.out / f"{name}.json") as partial:
-            partial.write_text(json.dumps(content, ensure_ascii=False))
+            partial.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         if self.picture:
             draw(one, self.out / f"{name}.png")
         for file_name, found in (
@@ -304,13 +316,14 @@ class _Folder:
             ("segments.csv", [_csv_line(row, _columns(self.classes)) for row in rows]),
             ("segments.jsonl", [json.dumps(row, ensure_ascii=False) for row in rows]),
         ):
-            with (self.out / file_name).open("a") as file:
+            with (self.out / file_name).open("a", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in found)
 
     def note(self, name: str, problem: str, channel: int | None = None) -> None:
         """A line of ``recordings.csv`` for what could not be analysed."""
+        self._forget(name)
         row = {"recording": name, "channel": channel, "notes": problem}
-        with (self.out / "recordings.csv").open("a") as file:
+        with (self.out / "recordings.csv").open("a", encoding="utf-8") as file:
             file.write(f"{_csv_line(row, _summary_columns(self.classes))}\n")
 
     def _name(self, one: Analysis) -> str:

@@ -106,7 +106,7 @@ def _spelled_out(function: Callable[..., int], argv: list[str]) -> list[str]:
     names = {one.name for one in arguments}
     switches = {f"--{one.name}" for one in arguments if one.annotation in (bool, "bool")}
     paths = {f"--{one.name}" for one in arguments if "Path" in str(one.annotation)}
-    said = {"yes": "true", "no": "false", "on": "true", "off": "false", "1": "true", "0": "false"}
+    said = {"yes": "true", "no": "false", "on": "true", "off": "false"}
     found: list[str] = []
     for before, word, after in zip(["", *argv], argv, [*argv[1:], ""], strict=False):
         if before.replace("-", "_").replace("__", "--", 1) in switches:
@@ -114,6 +114,8 @@ def _spelled_out(function: Callable[..., int], argv: list[str]) -> list[str]:
         if not word and before.replace("-", "_").replace("__", "--", 1) in paths:
             raise ValueError(f"{before}: an empty path; is a variable of your shell empty?")
         name, given, value = word.partition("=")
+        if given and not value and name.replace("-", "_").replace("__", "--", 1) in paths:
+            raise ValueError(f"{name}: an empty path; is a variable of your shell empty?")
         if name.startswith("--") and name[2:].replace("-", "_") in names:  # --separate-channels
             word = f"--{name[2:].replace('-', '_')}{given}{value}"
         found.append(word)

@@ -185,7 +185,7 @@ def _read(path: Path, start: float | None, end: float | None, channel: int | Non
             raise AudioError(f"{path}: no such file")
         if path.stat().st_size == 0:
             raise AudioError(f"{path}: empty, 0 bytes")
-        with soundfile.SoundFile(os.fsencode(path)) as file:
+        with soundfile.SoundFile(system_name(path)) as file:
             checked_length(path, file)
             truncated = _missing_bytes(path) if file.format in ("WAV", "WAVEX", "RF64") else 0
             first = round((start or 0.0) * file.samplerate)
@@ -282,6 +282,15 @@ def advice(path: Path) -> str:
     if path.suffix.lower() not in FOREIGN_SUFFIXES:
         return ""
     return f"; convert it first, for example by `ffmpeg -i {path.name} {path.stem}.wav`"
+
+
+def system_name(path: str | Path) -> str | bytes:
+    """A file's name as libsndfile takes it: bytes that are no text are names too, but on Windows all are text.
+
+    Args:
+        path: As Python gives it.
+    """
+    return str(path) if os.name == "nt" else os.fsencode(path)
 
 
 def reason(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from mmemo.data.audio import AudioError, advice, checked_file, checked_length, reason
+from mmemo.data.audio import AudioError, advice, checked_file, checked_length, reason, system_name
 from mmemo.pretrained import SAMPLE_RATE
 
 BLOCK_SECONDS = 10.0  # read at once
@@ -60,7 +59,7 @@ def audio_format(path: str | Path) -> AudioFormat:
     """
     try:
         checked_file(Path(path))
-        info = soundfile.info(os.fsencode(path))
+        info = soundfile.info(system_name(path))
         return AudioFormat(info.samplerate, info.channels)
     except AudioError:
         raise
@@ -84,7 +83,7 @@ def audio_blocks(path: str | Path, channel: int | None = None) -> Iterator[np.nd
     path = Path(path)
     try:
         checked_file(path)
-        with soundfile.SoundFile(os.fsencode(path)) as file:
+        with soundfile.SoundFile(system_name(path)) as file:
             checked_length(path, file)
             if channel is not None and channel >= file.channels:
                 raise AudioError(

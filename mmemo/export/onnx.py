@@ -262,12 +262,15 @@ def export_onnx(
     if max_seconds is not None:
         waveforms = [waveform[: int(max_seconds * SAMPLE_RATE)] for waveform in waveforms]
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent)
+        place = folder.resolve()  # of "." or a link too
+        place.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(
+            prefix=f".{place.name}.", dir=place if place.is_dir() else place.parent
+        )  # on the file system where they will be
     except OSError as error:
         raise ValueError(f"{folder}: nothing can be written there ({error.strerror})") from None
     with beside as name:
-        made = Path(name) / folder.name
+        made = Path(name) / place.name
         made.mkdir()
         exported = _written(model, made, waveforms, texts, card or {}, max_seconds)
         folder.mkdir(exist_ok=True)  # what was there stays until all is well

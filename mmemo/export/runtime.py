@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile
 
-from mmemo.data.audio import UNKNOWN_FRAMES, AudioError, read_audio
+from mmemo.data.audio import UNKNOWN_FRAMES, AudioError, read_audio, system_name
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -188,7 +187,7 @@ class Recognizer:
                 raise ValueError(problem)
             return waveform
         with suppress(soundfile.LibsndfileError, OSError, RuntimeError, TypeError):  # `read_audio` says it better
-            stored = soundfile.info(os.fsencode(recording))
+            stored = soundfile.info(system_name(recording))
             if stored.frames < UNKNOWN_FRAMES and (problem := self._too_long(stored.frames / stored.samplerate)):
                 raise AudioError(f"{recording}: {problem}")
         waveform = read_audio(recording)
@@ -367,7 +366,9 @@ def _config(folder: Path, model_file: str) -> dict[str, Any]:
             f"{folder}: has format version {version}, this mmemo reads {FORMAT_VERSION}; export it anew, or install "
             "the mmemo that made it"
         )
-    if config["sha256"].get(LABELS) != labels_mark(config):
+    if LABELS not in config["sha256"]:
+        raise ModelFolderError(f"{folder}: was exported without a checksum of its classes; export it anew")
+    if config["sha256"][LABELS] != labels_mark(config):
         raise ModelFolderError(
             f"{folder / CONFIG_FILE}: its classes or dimensions were changed since it was exported, and answers would "
             "bear wrong names; copy the folder again, or export anew"

@@ -164,7 +164,7 @@ class DistillationSystem(EmotionSystem):
             return
         names = judges_heard(heard, datamodule)
         if names:
-            warning = f"teachers were trained on speakers who judge the student: {', '.join(names[:5])}"
+            warning = f"the student or its teachers were trained on speakers who judge it: {', '.join(names[:5])}"
             log.warning("%s", warning)
             datamodule.warnings.append(warning)
 

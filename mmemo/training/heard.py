@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -37,11 +37,12 @@ class Stretch(NamedTuple):
         return Stretch(utterance.channel, utterance.start or 0.0, end)
 
     def same(self, other: Stretch) -> bool:
-        """Whether half of the shorter is in the other: one of the two may have been trimmed."""
+        """Whether they share half of the longer, as when one was trimmed; of a whole file, half of the other."""
         if None not in (self.channel, other.channel) and self.channel != other.channel:
             return False
         shared = min(self.end, other.end) - max(self.start, other.start)
-        return shared > 0 and shared >= min(self.end - self.start, other.end - other.start) / 2
+        lengths = (self.end - self.start, other.end - other.start)
+        return shared > 0 and shared >= (min(lengths) if math.inf in lengths else max(lengths)) / 2
 
 
 class Heard(NamedTuple):
@@ -107,7 +108,8 @@ class Heard(NamedTuple):
         return Heard(self.speakers | other.speakers, self.audio | other.audio, files)
 
     def rows(self, datamodule: EmotionDataModule) -> np.ndarray:
-        """Rows of a table whose speaker was heard: known by the name, or by a recording of theirs.
+        """Rows of a table whose speaker was heard, known by the name or by a recording of theirs, or which were heard
+        themselves, cut otherwise.
 
         Args:
             datamodule: After its ``setup``.
@@ -120,7 +122,9 @@ class Heard(NamedTuple):
         if self.audio or self.files:
             contents = datamodule.inspect_audio(progress=False)
             known = known | [bool(content) and audio_mark(content) in self.audio for content in contents]
-        if self.files:
+        theirs: np.ndarray = speakers.isin(speakers[known].dropna()).to_numpy(dtype=bool)
+        known = known | theirs
+        if self.files:  # row by row: in a dialogue somebody else may speak across an utterance
             marks: dict[Path, str] = {}
             for row, (utterance, content) in enumerate(zip(datamodule.manifest, contents, strict=True)):
                 path = utterance.path
@@ -128,8 +132,7 @@ class Heard(NamedTuple):
                     continue
                 mark = marks[path] = marks.get(path) or file_mark(path)
                 known[row] = any(Stretch.of(utterance).same(one) for one in self.files.get(mark, ()))
-        theirs: np.ndarray = speakers.isin(speakers[known].dropna()).to_numpy(dtype=bool)
-        return known | theirs
+        return cast(np.ndarray, known)
 
 
 def speaker_mark(name: object) -> str:

@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_trusted_is_refused(copied: Path, tmp_path: Path
     with pytest.raises(ModelFolderError, match="format version 99, this mmemo reads 1"):
         Recognizer(copied)
     for changes, message in (
-        ({"classes": ["anger", "joy"]}, r"names 2 classes, .* the model beside it has 3"),
+        ({"classes": ["anger", "joy"]}, "classes or dimensions were changed since it was exported"),
         ({"sample_rate": 8000}, "says 8000 Hz, expected 16000 Hz"),
         ({"inputs": 5}, r"not the config\.json"),
         ({"outputs": ["logits"]}, "the model beside it has"),

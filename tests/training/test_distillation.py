@@ -259,7 +259,7 @@ def test_a_teacher_that_knows_the_judges_is_refused(
     common = ["--config", str(config), *allowed]
     Experiment(["test", *common])
     Experiment(["predict", *common, "--data.predict_on", "test", "--predictions", str(predictions)])
-    warning = "teachers were trained on speakers who judge the student: s0"
+    warning = "the student or its teachers were trained on speakers who judge it: s0"
     results = json.loads((config.parent / "student" / METRICS_FILE).read_text())
     assert results["warnings"] == [warning], "every result says so"
     assert set(pd.read_csv(predictions)["warning"]) == {warning}
@@ -300,7 +300,8 @@ def test_a_piece_of_a_file_is_known_however_it_was_cut() -> None:
     whole, first = Stretch(None, 0.0, math.inf), Stretch(0, 0.0, 2.0)
     assert whole.same(first)
     assert first.same(Stretch(None, 0.3, 1.9))
-    assert first.same(Stretch(0, 0.9, 5.0))
+    assert not first.same(Stretch(0, 0.9, 5.0)), "somebody else in a dialogue, who begins before the end"
+    assert not Stretch(None, 5.0, 15.0).same(Stretch(None, 9.0, 9.5)), "nor one who says yes in between"
     assert not first.same(Stretch(0, 1.5, 5.0)), "a neighbour, cut a little too early"
     assert not first.same(Stretch(0, 2.0, 4.0))
     assert not first.same(Stretch(1, 0.0, 2.0)), "somebody else's channel"
