@@ -301,6 +301,11 @@ def test_a_folder_keeps_what_it_holds_of_other_recordings(
     assert table["files"].nunique() == 2
     assert len(pd.read_csv(out / "segments.csv")) == 8
     assert len((out / "segments.jsonl").read_text().splitlines()) == 8
+    for name in ("segments.csv", "segments.jsonl"):  # as a killed command leaves it
+        with (out / name).open("a") as file:
+            file.write('{"recording": "torn')
+    assert main(["analyze", str(recording), *options]) == 0
+    assert len((out / "segments.jsonl").read_text().splitlines()) == 8
     (out / "recordings.csv").write_text("mine\n1\n")
     assert main(["analyze", str(recording), *options]) == 1
     assert "its recordings.csv is of another model, or something else" in capsys.readouterr().err

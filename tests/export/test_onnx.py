@@ -188,6 +188,17 @@ def test_an_export_that_cannot_be_written_is_told_before_it_is_made(tmp_path: Pa
             export_onnx(student(), folder, clips(*SECONDS))
 
 
+def test_an_export_may_be_a_link_or_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    export_onnx(student(), tmp_path / "link", clips(*SECONDS))
+    monkeypatch.chdir(tmp_path / "real")
+    export_onnx(student(), Path("."), clips(*SECONDS))
+    assert (Path("README.md")).read_text().startswith("# real")
+    assert Recognizer(tmp_path / "real").predict(clips(0.5)[0]).label
+    assert not [path for path in Path(".").iterdir() if path.name.startswith(".")]
+
+
 def test_a_batch_that_changes_answers_is_not_handed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph in which padding leaks: lengths are forgotten."""
     plain = WaveformModel.forward
