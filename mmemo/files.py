@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whatever kills the process."""
+"""Files that appear whole or not at all, whatever kills the process; their checksums and names."""
 
 from __future__ import annotations
 
@@ -37,3 +37,12 @@ def checksum(path: Path) -> str:
         while part := file.read(1 << 20):
             found.update(part)
     return found.hexdigest()
+
+
+def printable(path: str | Path) -> str:
+    """A file's name as text; bytes that are none are written as ``\\udce9``.
+
+    Args:
+        path: As the system gives it.
+    """
+    return str(path).encode(errors="backslashreplace").decode()

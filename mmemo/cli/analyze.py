@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmemo.cli.verb import call_with_many, screen
+from mmemo.files import printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -64,7 +65,7 @@ def analyze(
 
     from mmemo.data.audio import AudioError
     from mmemo.export.analysis import analyze as listen
-    from mmemo.export.analysis import audio_files, printable, student_folder
+    from mmemo.export.analysis import student_folder
     from mmemo.export.runtime import Recognizer
 
     if language is not None and not transcript:
@@ -76,17 +77,10 @@ def analyze(
         raise ValueError(f"--min_confidence {min_confidence:g}: expected a probability, 0 to 1")
     recognizer = Recognizer(model or student_folder(), int8, threads)
     words = _words(language) if transcript else None
-    failed = given_up = 0
     told = Console(stderr=True)
     columns = (TextColumn("{task.description}"), TextColumn("{task.completed:.0f} s heard"), TimeElapsedColumn())
-    paths: list[Path] = []
-    for given in audio:
-        try:
-            paths += audio_files([given])
-        except (AudioError, OSError) as error:
-            print(f"mmemo analyze: {printable(str(error))}", file=sys.stderr)
-            failed += 1
-            given_up += 1
+    paths, given_up = _listed(audio)
+    failed = given_up
     folder = None if out is None else _Folder(out, recognizer.classes, picture)
     rows = _Rows(format, recognizer.classes)
     with Progress(*columns, console=told, transient=True, disable=not sys.stderr.isatty()) as bar:
@@ -98,11 +92,11 @@ def analyze(
                     partial(_tell, bar, task),
                 )  # fmt: skip
                 for note in heard[0].notes:
-                    print(f"mmemo analyze: {printable(path)}: {note}", file=sys.stderr)
+                    _complain(f"{path}: {note}")
                 for one in heard:
                     if not one.segments:
                         problem = f"nobody speaks in its {one.seconds:.1f} s"
-                        print(f"mmemo analyze: {one.title}: {problem}", file=sys.stderr)
+                        _complain(f"{one.title}: {problem}")
                         if folder is not None:
                             folder.note(one.name, problem, one.channel)
                         continue
@@ -112,7 +106,7 @@ def analyze(
             except BrokenPipeError:  # nobody reads on
                 raise
             except (AudioError, OSError) as error:
-                print(f"mmemo analyze: {printable(str(error))}", file=sys.stderr)
+                _complain(str(error))
                 failed += 1
                 if folder is not None:
                     with suppress(OSError):  # of a full disk nothing can be noted on it
@@ -123,8 +117,28 @@ def analyze(
     if folder is not None and folder.holds_any:
         told.print(f"Written: {out}")
     if failed:
-        print(f"mmemo analyze: {failed} of {len(paths) + given_up} could not be analysed", file=sys.stderr)
+        _complain(f"{failed} of {len(paths) + given_up} could not be analysed")
     return 1 if failed else 0
+
+
+def _listed(audio: list[str]) -> tuple[list[Path], int]:
+    """Files that are named, and those in folders; and how many names were given up."""
+    from mmemo.data.audio import AudioError
+    from mmemo.export.analysis import audio_files
+
+    paths: list[Path] = []
+    given_up = 0
+    for given in audio:
+        try:
+            paths += audio_files([given])
+        except (AudioError, OSError) as error:
+            _complain(str(error))
+            given_up += 1
+    return paths, given_up
+
+
+def _complain(problem: str) -> None:
+    print(f"mmemo analyze: {printable(problem)}", file=sys.stderr)
 
 
 def _tell(bar: Any, task: Any, seconds: float) -> None:

@@ -9,8 +9,12 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mmemo.files import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+EMPTY_PATH = "an empty path; is a variable of your shell empty?"
 
 
 def screen() -> Console:
@@ -67,12 +71,9 @@ def call_with_many(function: Callable[..., int], argv: list[str], verb: str, man
         return 2
     for word in words:
         if not word:
-            print(f"mmemo {verb}: {many} is an empty path; is a variable of your shell empty?", file=sys.stderr)
-            return 2
-        if word != word.encode(errors="replace").decode():
-            shown = word.encode(errors="backslashreplace").decode()
-            print(f"mmemo {verb}: {shown}: its name is no UTF-8; rename it, or name its folder", file=sys.stderr)
-            return 2
+            raise ValueError(f"{many}: {EMPTY_PATH}")
+        if printable(word) != word:
+            raise ValueError(f"{printable(word)}: its name is no UTF-8; rename it, or name its folder")
     parser.usage = f"mmemo {verb} {many}... [--OPTION VALUE ...]"
     next(action for action in parser._actions if not action.option_strings).metavar = f"{many}..."
     return function(**_arguments(parser, parser.parse_args([*options, json.dumps(words)] if words else options)))
@@ -109,19 +110,24 @@ def _spelled_out(function: Callable[..., int], argv: list[str]) -> list[str]:
     said = {"yes": "true", "no": "false", "on": "true", "off": "false"}
     found: list[str] = []
     for before, word, after in zip(["", *argv], argv, [*argv[1:], ""], strict=False):
-        if before.replace("-", "_").replace("__", "--", 1) in switches:
+        last = _underscored(before)
+        if last in switches:
             word = said.get(word.lower(), word)
-        if not word and before.replace("-", "_").replace("__", "--", 1) in paths:
-            raise ValueError(f"{before}: an empty path; is a variable of your shell empty?")
         name, given, value = word.partition("=")
-        if given and not value and name.replace("-", "_").replace("__", "--", 1) in paths:
-            raise ValueError(f"{name}: an empty path; is a variable of your shell empty?")
-        if name.startswith("--") and name[2:].replace("-", "_") in names:  # --separate-channels
-            word = f"--{name[2:].replace('-', '_')}{given}{value}"
+        for option, empty in ((last, not word), (_underscored(name), given and not value)):
+            if empty and option in paths:
+                raise ValueError(f"{option}: {EMPTY_PATH}")
+        if _underscored(name)[2:] in names:  # --separate-channels
+            word = _underscored(name) + given + value
         found.append(word)
         if word in switches and after.lower() not in ("true", "false", *said):
             found.append("true")
     return found
+
+
+def _underscored(option: str) -> str:
+    """``--separate-channels`` as Python names it; what is no option stays as it is."""
+    return f"--{option[2:].replace('-', '_')}" if option.startswith("--") else option
 
 
 def _parser(function: Callable[..., int], verb: str, as_positional: bool = True, skip: set[str] | None = None) -> Any:

@@ -84,7 +84,7 @@ def crossval(
         raise ValueError(
             f"{config}: data.split has one fold alone; use FoldFile, GroupKFold or LeaveOneGroupOut, or `mmemo fit`"
         )
-    check_same_experiment(run, config, overrides, inputs(experiment))
+    check_same_experiment(run, config, overrides, input_files(experiment))
     for folder, fold in folds_to_do(run, num_folds, tell, experiment.trainer.world_size > 1):
         run_fold(config, folder, fold, overrides)
     result = collect(run, num_folds)
@@ -317,7 +317,7 @@ def prepared(experiment: Experiment, num_inner: int = 0) -> None:
                 raise ValueError(f"--nested {num_inner}: the training side of fold {fold} of {error}") from None
 
 
-def inputs(experiment: Experiment) -> list[Path]:
+def input_files(experiment: Experiment) -> list[Path]:
     """Files that folds are made of, beside their config: tables, the list of folds, teachers.
 
     Args:

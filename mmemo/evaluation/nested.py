@@ -17,7 +17,7 @@ from mmemo.evaluation.crossval import (
     collect,
     crossval,
     folds_to_do,
-    inputs,
+    input_files,
     prepared,
     run_fold,
     silent,
@@ -69,7 +69,7 @@ def nested(
         raise ValueError("--nested calibrates classes, and this experiment has dimensions alone; leave it out")
     prepared(experiment, num_inner)
     num_folds = datamodule.splitter.count(datamodule.manifest)
-    files = [*inputs(experiment), *([space] if space else [])]
+    files = [*input_files(experiment), *([space] if space else [])]
     check_same_experiment(run, config, [*overrides, f"nested {num_inner} {num_trials} {answered}"], files)
     for folder, fold in folds_to_do(run, num_folds, tell, experiment.trainer.world_size > 1):
         chosen: list[str] = []

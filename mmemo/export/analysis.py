@@ -18,7 +18,7 @@ from mmemo.data.audio import FOREIGN_SUFFIXES, AudioError
 from mmemo.data.effects import AUDIO_SUFFIXES
 from mmemo.data.speech import AudioFormat, Speech, audio_blocks, audio_format, speech
 from mmemo.export.runtime import ModelFolderError, Recognizer
-from mmemo.files import replacing
+from mmemo.files import printable, replacing
 from mmemo.pretrained import SAMPLE_RATE
 
 STUDENT = "mmemo-student"
@@ -188,15 +188,6 @@ def analyze(
         name = "standard input" if str(audio) == STDIN else printable(audio)
         raise AudioError("; ".join([f"{name}: nobody speaks in its {found[0].seconds:.1f} s", *notes]))
     return [one._replace(notes=notes) for one in found]
-
-
-def printable(path: str | Path) -> str:
-    """A file's name as text; bytes that are none are written as ``\\udce9``.
-
-    Args:
-        path: As the system gives it.
-    """
-    return str(path).encode(errors="backslashreplace").decode()
 
 
 def _notes(stored: AudioFormat, separate_channels: bool) -> tuple[str, ...]:

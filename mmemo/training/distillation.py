@@ -28,8 +28,7 @@ from mmemo.training.system import EmotionSystem, load_model
 log = logging.getLogger(__name__)
 TEACHING_VERSION = 2
 """Part of the cache's name; raise it when a teacher's outputs come to be other numbers."""
-
-HALF_MAX = torch.finfo(torch.float16).max
+HALF_MAX = torch.finfo(torch.float16).max  # what a teacher said is kept in half precision
 
 
 class DistillationSystem(EmotionSystem):
@@ -125,8 +124,7 @@ class DistillationSystem(EmotionSystem):
                 )
             teachers = self.teachers(datamodule.splitter.fold)
             for path in teachers:  # before features are computed
-                check_teacher(path, self.model.classes, datamodule)
-                self._teachers_heard |= Heard.read(path)
+                self._teachers_heard |= check_teacher(path, self.model.classes, datamodule)
             self._tell_leak(self._teachers_heard)
         super().setup(stage)
         if stage == "fit" and isinstance(datamodule, EmotionDataModule):
@@ -324,13 +322,16 @@ def _said_by(
     return Said(rows, logits[..., order], embedding.clone(), hidden_features.clone())
 
 
-def check_teacher(path: Path, classes: Sequence[str], datamodule: EmotionDataModule) -> None:
+def check_teacher(path: Path, classes: Sequence[str], datamodule: EmotionDataModule) -> Heard:
     """Refuses a teacher of other classes, or one that would pass on what it knows of those who judge its student.
 
     Args:
         path: Its checkpoint.
         classes: Of the student.
         datamodule: After its ``setup``.
+
+    Returns:
+        Whom it has heard in training.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
@@ -343,12 +344,14 @@ def check_teacher(path: Path, classes: Sequence[str], datamodule: EmotionDataMod
             f"{path}: the teacher tells {list(there)} apart, the student {list(classes)}; set data.classes to the "
             "teacher's, or train a teacher of the student's"
         )
-    names = [] if datamodule.allow_speaker_overlap else judges_heard(Heard.read(path), datamodule)
+    heard = Heard.read(path)
+    names = [] if datamodule.allow_speaker_overlap else judges_heard(heard, datamodule)
     if names:
         raise ManifestError(
             f"{path}: this teacher was trained on speakers who judge the student ({', '.join(names[:5])}); "
             "use the teacher of the same fold ({fold} in the path), or set data.allow_speaker_overlap: true"
         )
+    return heard
 
 
 def judges_heard(heard: Heard, datamodule: EmotionDataModule) -> list[str]:

