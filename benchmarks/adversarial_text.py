@@ -21,7 +21,7 @@ from record import HERE, record
 from sklearn.metrics import recall_score
 from two_channel import BACKBONE, manifests, text_backbone
 
-from mmemo.evaluation.robustness import FOLDER, conditions, robustness
+from mmemo.studies.robustness import FOLDER, conditions, robustness
 from mmemo.training.experiment import Experiment
 
 CONFIG = HERE.parent / "configs" / "two_channel_robust.yaml"

@@ -30,11 +30,11 @@ from ravdess_finetuned import manifest, precision, settings
 from record import HERE, record_beside
 
 from mmemo.evaluation.comparison import compare_runs
-from mmemo.evaluation.crossval import PREDICTIONS_FILE, CrossValidation, crossval
 from mmemo.evaluation.predictions import read_predictions
 from mmemo.export.checkpoint import export_checkpoint
 from mmemo.export.runtime import CONFIG_FILE, Recognizer
 from mmemo.files import checksum, replacing
+from mmemo.studies.crossval import PREDICTIONS_FILE, CrossValidation, crossval
 from mmemo.training.experiment import LAST
 
 CONFIGS = HERE.parent / "configs"

@@ -44,7 +44,7 @@ from mmemo.evaluation.calibration import brier, coverage_over_splits, out_of_spe
 from mmemo.evaluation.comparison import compare_runs
 from mmemo.evaluation.predictions import Predictions, read_predictions
 from mmemo.evaluation.statistics import Tallies, intervals
-from mmemo.training.experiment import write_table
+from mmemo.files import write_table
 
 PREDICTIONS = RESULTS / "predictions"
 SPACE = HERE.parent / "configs" / "spaces" / "frozen.yaml"

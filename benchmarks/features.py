@@ -24,10 +24,11 @@ from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
 from mmemo import EmotionDataModule, EmotionModel, EmotionSystem, pretrained
-from mmemo.data.audio import read_audio
+from mmemo.audio.reader import read_audio
 from mmemo.data.corpora.ravdess import EMOTIONS, ravdess
 from mmemo.data.manifest import Manifest
 from mmemo.models import Concatenation, LayerConcat, NoGate, WhisperAudioEncoder
+from mmemo.settings import cache_folder
 
 ENCODED = 96  # clips timed in part 1
 
@@ -115,7 +116,7 @@ def main() -> None:
     paths = [Path(path) for path in frame["path"]]
     ours, ordinary = encode_speed(paths[:: len(paths) // ENCODED])
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "models").symlink_to((pretrained.cache_root() / "models").resolve())
+        (Path(folder) / "models").symlink_to((cache_folder() / "models").resolve())
         os.environ["MMEMO_CACHE"] = folder
         manifest = Manifest(frame, Path(folder) / "ravdess.csv").write(Path(folder) / "ravdess.csv")
         real_length = WhisperAudioEncoder(layers=[2, 3, 4], frame_average=4)

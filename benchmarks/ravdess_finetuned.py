@@ -25,7 +25,7 @@ import yaml
 from record import HERE, corpus, record
 
 from mmemo.cli.main import main as mmemo
-from mmemo.evaluation.crossval import CrossValidation, crossval, repeated, spread
+from mmemo.studies.crossval import CrossValidation, crossval, repeated, spread
 
 CONFIG = HERE.parent / "configs" / "ravdess_whisper_base_finetuned.yaml"
 FROZEN = HERE.parent / "configs" / "ravdess_whisper_base.yaml"

@@ -19,7 +19,8 @@ from mmemo import pretrained
 from mmemo.data.audio_facts import audio_facts
 from mmemo.data.corpora.ravdess import ravdess
 from mmemo.data.manifest import Manifest, read_manifest
-from mmemo.evaluation.crossval import crossval, spread
+from mmemo.settings import cache_folder
+from mmemo.studies.crossval import crossval, spread
 from mmemo.training.experiment import Experiment
 from mmemo.training.features import Clip, FeatureCache, cache_audio
 
@@ -35,7 +36,7 @@ def main() -> None:
     overrides += ["--data.split.init_args.path", str(corpus("ravdess") / "emobox_folds.csv")]
     pretrained.resolve("openai/whisper-base")
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "models").symlink_to((pretrained.cache_root() / "models").resolve())
+        (Path(folder) / "models").symlink_to((cache_folder() / "models").resolve())
         os.environ["MMEMO_CACHE"] = folder
         started = time.perf_counter()
         encoder = Experiment(["--config", str(CONFIG), *overrides], run=False).model.model.encoder("audio")

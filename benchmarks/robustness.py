@@ -25,8 +25,8 @@ from record import HERE, corpus, record
 
 from mmemo.data.corpora.ravdess import ravdess
 from mmemo.data.manifest import Manifest
-from mmemo.evaluation.crossval import crossval
-from mmemo.evaluation.robustness import conditions, robustness
+from mmemo.studies.crossval import crossval
+from mmemo.studies.robustness import conditions, robustness
 from mmemo.training.experiment import Experiment
 
 RUN = HERE.parent / "runs" / "bench_robustness"

@@ -23,8 +23,8 @@ import soundfile
 import torch
 from record import HERE, corpus, record
 
-from mmemo.data.audio import read_audio
-from mmemo.data.transcript import OpenAIWhisper
+from mmemo.audio.reader import read_audio
+from mmemo.data.transcripts import OpenAIWhisper
 from mmemo.export.runtime import Recognizer
 from mmemo.training.experiment import Experiment
 

@@ -26,10 +26,10 @@ import yaml
 from record import HERE, corpus, record, record_beside
 from two_channel import BACKBONE, manifests, sides, text_backbone, trimmed_manifest
 
+from mmemo.audio.reader import read_audio
+from mmemo.audio.speech import audio_blocks, speech
 from mmemo.cli.main import main as mmemo
-from mmemo.data.audio import read_audio
 from mmemo.data.manifest import Manifest, read_manifest
-from mmemo.data.speech import audio_blocks, speech
 from mmemo.export.checkpoint import export_checkpoint
 from mmemo.export.onnx import model_card
 from mmemo.export.runtime import CONFIG_FILE, Recognizer

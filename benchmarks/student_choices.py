@@ -29,8 +29,8 @@ from record import corpus, record_beside
 from mmemo.cli.main import main as mmemo
 from mmemo.data.manifest import read_manifest
 from mmemo.data.splits import GroupKFold
-from mmemo.evaluation.crossval import crossval
 from mmemo.files import replacing
+from mmemo.studies.crossval import crossval
 from mmemo.training.experiment import LAST
 
 INNER = RUN / "inner"

@@ -18,9 +18,9 @@ from ravdess_finetuned import manifest as ravdess
 from record import HERE, corpus, record
 
 from mmemo.cli.main import main as mmemo
+from mmemo.data.clinical_study import Study
 from mmemo.data.manifest import Manifest, read_manifest
-from mmemo.data.study import Study
-from mmemo.evaluation.report import report
+from mmemo.report.report import report
 
 CONFIG = HERE.parent / "configs" / "study_example.yaml"
 RUN = HERE.parent / "runs" / "bench_study"

@@ -17,10 +17,10 @@ from record import corpus, record
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 from mmemo import pretrained
-from mmemo.data.audio import read_audio
+from mmemo.audio.reader import read_audio
 from mmemo.data.corpora.files import audio_files
 from mmemo.data.corpora.ravdess import STATEMENTS
-from mmemo.data.transcript import OpenAIWhisper
+from mmemo.data.transcripts import OpenAIWhisper
 
 CLIPS = 294  # of each corpus: every spoken-words test sentence, and as many acted clips
 BATCH = 16

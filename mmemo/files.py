@@ -1,20 +1,33 @@
-"""Files that appear whole or not at all, whatever kills the process; their checksums and names."""
+"""Files that appear whole or not at all, even if the process is killed; checksums and printable names."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary path beside a file, which takes the file's place when the block ends well.
+    """Yields a temporary path beside a file and renames it to the file when the block succeeds.
 
     Args:
-        path: The file to write; its folder is made.
+        path: File to write. Its folder is created.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "notes.txt"
+        >>> with replacing(target) as partial:
+        ...     _ = partial.write_text("complete")
+        >>> target.read_text()
+        'complete'
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,23 +39,36 @@ def replacing(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits.
-
-    Args:
-        path: Of any size: a megabyte is read at a time.
-    """
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            found.update(part)
-    return found.hexdigest()
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text file atomically, as UTF-8."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
-def printable(path: str | Path) -> str:
-    """A file's name as text; bytes that are none are written as ``\\udce9``.
+def write_json(path: str | Path, content: object) -> None:
+    """Writes a JSON file atomically."""
+    write_text(path, json.dumps(content, indent=1))
 
-    Args:
-        path: As the system gives it.
-    """
-    return str(path).encode(errors="backslashreplace").decode()
+
+def write_table(path: str | Path, table: pd.DataFrame) -> None:
+    """Writes a table atomically, as Parquet if the name ends in ``.parquet`` and as CSV otherwise."""
+    path = Path(path)
+    with replacing(path) as partial:
+        if path.suffix == ".parquet":
+            table.to_parquet(partial, index=False)
+        else:
+            table.to_csv(partial, index=False)
+
+
+def checksum(path: str | Path) -> str:
+    """Returns the SHA-256 of a file of any size, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def printable(name: str | Path) -> str:
+    r"""Returns a file name that can be printed: bytes that are not valid text become ``\udce9`` and the like."""
+    return str(name).encode(errors="backslashreplace").decode()

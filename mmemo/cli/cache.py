@@ -24,7 +24,7 @@ def cache(clear: str | None = None) -> int:
     """
     from rich.table import Table
 
-    from mmemo.pretrained import cache_root
+    from mmemo.settings import cache_folder
     from mmemo.training.features import cache_sizes, clear_cache
 
     console = screen()
@@ -32,14 +32,14 @@ def cache(clear: str | None = None) -> int:
         freed = clear_cache(None if clear == "all" else clear)
         console.print(f"Freed {freed / 1e6:.1f} MB")
         return 0
-    table = Table("name", "files", "MB", "features of", title=f"Feature caches in {cache_root()}")
+    table = Table("name", "files", "MB", "features of", title=f"Feature caches in {cache_folder()}")
     for size in cache_sizes():
         encoder, weights, rest = (*size.fingerprint.split(":", 2), "", "")[:3]
         features = f"{encoder} {weights[:8]} {rest}".strip()
         table.add_row(size.name, str(size.num_files), f"{size.num_bytes / 1e6:.1f}", features)
     console.print(table)
     for name in ("transcripts.sqlite", "audio_facts.sqlite"):
-        path = cache_root() / name
+        path = cache_folder() / name
         if path.exists():
             console.print(f"{path}: {path.stat().st_size / 1e6:.1f} MB", soft_wrap=True)
     return 0

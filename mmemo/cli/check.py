@@ -34,7 +34,7 @@ def check(manifest: Path, picture: Path | None = None, leaks: bool = False, priv
     from mmemo.data.checks import broken_audio, draw_distributions
     from mmemo.data.leaks import RED_FLAG, shared, side_doors
     from mmemo.data.manifest import read_manifest
-    from mmemo.pretrained import is_offline
+    from mmemo.settings import is_offline
 
     private = private or is_offline()
     console = screen()

@@ -113,7 +113,7 @@ def corpus(
 def _trim(manifest: Any, trim_db: float) -> None:
     from rich.progress import track
 
-    from mmemo.data.audio import AudioError, read_audio, voiced_span
+    from mmemo.audio.reader import AudioError, read_audio, voiced_span
 
     if trim_db <= 0:
         raise ValueError(f"--trim_db {trim_db}: expected dB below the loudest moment, above 0, such as 35")

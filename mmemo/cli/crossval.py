@@ -48,11 +48,11 @@ def crossval(
     """
     from rich.table import Table
 
-    from mmemo.evaluation.crossval import COMMAND_FILE, repeated, spread
-    from mmemo.evaluation.crossval import crossval as cross_validate
     from mmemo.evaluation.predictions import read_predictions
     from mmemo.evaluation.statistics import intervals
-    from mmemo.training.experiment import write_text
+    from mmemo.files import write_text
+    from mmemo.studies.crossval import COMMAND_FILE, repeated, spread
+    from mmemo.studies.crossval import crossval as cross_validate
 
     if not config.is_file():
         raise ValueError(f"{config}: no such file, expected the YAML of an experiment")
@@ -76,7 +76,7 @@ def crossval(
                 import optuna  # noqa: F401
             except ImportError:
                 raise ImportError("--space needs Optuna: pip install 'mmemo[tune]'") from None
-        from mmemo.evaluation.nested import nested as nest
+        from mmemo.studies.nested import nested as nest
 
         assert run is not None
         result = nest(config, run, nested, options, space, trials, answered, tell)

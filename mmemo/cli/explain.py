@@ -41,7 +41,7 @@ def explain(
     """
     from rich.table import Table
 
-    from mmemo.evaluation.explanations import explain_run
+    from mmemo.studies.explanations import explain_run
 
     if number < 1:
         raise ValueError(f"--number {number}: expected 1 or more")

@@ -38,8 +38,8 @@ def report(
         study: YAML with a block `study`, in the place of what the run began with: another outcome needs no training.
     """
 
-    from mmemo.data.study import read_study
-    from mmemo.evaluation.report import report as write
+    from mmemo.data.clinical_study import read_study
+    from mmemo.report.report import report as write
 
     asked = read_study(study) if study is not None else None
     found = write(run, out, manifest, [columns] if isinstance(columns, str) else columns, asked)

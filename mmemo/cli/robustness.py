@@ -55,8 +55,8 @@ def robustness(
     """
     from rich.table import Table
 
-    from mmemo.evaluation.robustness import conditions
-    from mmemo.evaluation.robustness import robustness as measure
+    from mmemo.studies.robustness import conditions
+    from mmemo.studies.robustness import robustness as measure
 
     kinds = [kinds] if isinstance(kinds, str) else kinds
     noise_db, attack_db, word_errors = (

@@ -46,8 +46,8 @@ def transcribe(
         device: cpu, cuda or cuda:1.
     """
     from mmemo.data.manifest import Manifest, read_manifest
-    from mmemo.data.transcript import FasterWhisper, OpenAIWhisper, Transcriber, check_language
-    from mmemo.data.transcript import transcribe as transcribe_all
+    from mmemo.data.transcripts import FasterWhisper, OpenAIWhisper, Transcriber, check_language
+    from mmemo.data.transcripts import transcribe as transcribe_all
 
     if language is not None:
         check_language(language)

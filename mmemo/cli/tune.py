@@ -62,8 +62,8 @@ def tune(
         import optuna  # noqa: F401
     except ImportError:
         raise ImportError("mmemo tune needs Optuna: pip install 'mmemo[tune]'") from None
-    from mmemo.evaluation.tuning import BEST_CONFIG, Tuning
-    from mmemo.evaluation.tuning import tune as search
+    from mmemo.studies.tuning import BEST_CONFIG, Tuning
+    from mmemo.studies.tuning import tune as search
 
     if not config.is_file():
         raise ValueError(f"{config}: no such file, expected the YAML of an experiment")

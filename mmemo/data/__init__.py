@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmemo.data.augment import WaveformAugmentation, WordAugmentation
+    from mmemo.data.augmentation import WaveformAugmentation, WordAugmentation
     from mmemo.data.batch import EmotionBatch
     from mmemo.data.datamodule import Corpus, EmotionDataModule
     from mmemo.data.manifest import Manifest, ManifestError, Utterance, read_manifest
@@ -24,8 +24,8 @@ _ROOMS = {
     "ManifestError": "manifest",
     "OfficialSplit": "splits",
     "Utterance": "manifest",
-    "WaveformAugmentation": "augment",
-    "WordAugmentation": "augment",
+    "WaveformAugmentation": "augmentation",
+    "WordAugmentation": "augmentation",
     "read_manifest": "manifest",
 }
 __all__ = [

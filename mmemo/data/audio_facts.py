@@ -10,10 +10,10 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from mmemo.data.audio import AudioFacts, inspect_audio
+from mmemo.audio.reader import AudioFacts, inspect_audio
 from mmemo.data.manifest import Utterance
-from mmemo.data.store import Store
-from mmemo.pretrained import cache_root
+from mmemo.database import Store
+from mmemo.settings import cache_folder
 
 COLUMNS = ", ".join(field.name for field in fields(AudioFacts))
 TABLE = "audio_facts_2"  # another number when another reader gives other facts
@@ -37,7 +37,7 @@ def audio_facts(
     Returns:
         For each utterance its facts, or None where it has no audio.
     """
-    store = Store((cache or cache_root()) / "audio_facts.sqlite", SCHEMA)
+    store = Store((cache or cache_folder()) / "audio_facts.sqlite", SCHEMA)
     keys = [_key(utterance) for utterance in utterances]
     found: dict[str, AudioFacts] = {}
     wanted = [key for key in dict.fromkeys(keys) if key is not None]

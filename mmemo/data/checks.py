@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mmemo.data.audio import AudioFacts
+from mmemo.audio.reader import AudioFacts
 from mmemo.data.manifest import Manifest, Utterance
 from mmemo.files import replacing
 

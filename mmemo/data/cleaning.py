@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from mmemo.data.audio import AudioError, read_audio
+from mmemo.audio.reader import AudioError, read_audio
 from mmemo.data.manifest import Manifest
 from mmemo.files import replacing
-from mmemo.pretrained import SAMPLE_RATE
+from mmemo.settings import SAMPLE_RATE
 
 BLOCK_SECONDS = 0.4  # of BS.1770
 

@@ -16,16 +16,16 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mmemo.data.audio import AudioError, AudioFacts
+from mmemo.audio.reader import AudioError, AudioFacts
 from mmemo.data.audio_facts import audio_facts
-from mmemo.data.augment import Soundalikes, WaveformAugmentation, WordAugmentation
+from mmemo.data.augmentation import Soundalikes, WaveformAugmentation, WordAugmentation
 from mmemo.data.batch import BucketSampler, EmotionBatch, Example, collate
 from mmemo.data.checks import broken_audio
 from mmemo.data.manifest import MAX_SHOWN, SPLITS, Manifest, ManifestError, join_manifests, read_manifest
 from mmemo.data.ratings import mapped_votes, vote_shares, voted_emotions
 from mmemo.data.splits import OfficialSplit, Split, SplitError, Splitter, check_speakers_disjoint
 from mmemo.labels import DIMENSIONS, UNLABELLED
-from mmemo.pretrained import is_offline
+from mmemo.settings import is_offline
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from mmemo.data.audio import AudioFacts
+from mmemo.audio.reader import AudioFacts
 from mmemo.data.manifest import Manifest
 
 RED_FLAG = 0.25

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from mmemo.data.study import Study
+from mmemo.data.clinical_study import Study
 from mmemo.evaluation.predictions import Predictions
 from mmemo.evaluation.statistics import Interval, ccc, speaker_bootstrap
 

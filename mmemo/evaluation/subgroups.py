@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from mmemo.data.audio import AudioFacts
+from mmemo.audio.reader import AudioFacts
 from mmemo.evaluation.calibration import reliability
 from mmemo.evaluation.predictions import Predictions
 from mmemo.evaluation.statistics import Interval, Tallies, draws, ends, per_class

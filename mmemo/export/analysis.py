@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmemo.data.audio import FOREIGN_SUFFIXES, AudioError
-from mmemo.data.effects import AUDIO_SUFFIXES
-from mmemo.data.speech import AudioFormat, Speech, audio_blocks, audio_format, speech
+from mmemo.audio.effects import AUDIO_SUFFIXES
+from mmemo.audio.reader import FOREIGN_SUFFIXES, AudioError
+from mmemo.audio.speech import AudioFormat, Speech, audio_blocks, audio_format, speech
 from mmemo.export.runtime import ModelFolderError, Recognizer
 from mmemo.files import printable, replacing
-from mmemo.pretrained import SAMPLE_RATE
+from mmemo.settings import SAMPLE_RATE
 
 STUDENT = "mmemo-student"
 UNSURE = "unsure"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mmemo.data.audio import AudioError, read_audio
+from mmemo.audio.reader import AudioError, read_audio
 from mmemo.data.manifest import Utterance, read_manifest
 from mmemo.export.onnx import Exported, export_onnx
 from mmemo.files import checksum

@@ -34,7 +34,7 @@ from mmemo.files import checksum, replacing
 from mmemo.labels import DIMENSIONS
 from mmemo.models.emotion_model import EmotionModel
 from mmemo.models.log_mel import HOP_SAMPLES, WINDOW_SAMPLES, LogMel
-from mmemo.pretrained import SAMPLE_RATE
+from mmemo.settings import SAMPLE_RATE
 
 TOLERANCE = 1e-4
 """How far a probability of the fp32 file may be from PyTorch's."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile
 
-from mmemo.data.audio import UNKNOWN_FRAMES, AudioError, read_audio, system_name
+from mmemo.audio.reader import UNKNOWN_FRAMES, AudioError, read_audio, system_name
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -295,7 +295,7 @@ class Stream:
     """Samples come in pieces of any size; memory holds one window.
 
     Every window is judged, speech or not: a model that never learned silence says something of it too. Where pauses
-    matter, push what ``mmemo.data.speech.speech`` finds, or use ``mmemo.analyze``.
+    matter, push what ``mmemo.audio.speech.speech`` finds, or use ``mmemo.analyze``.
 
     Args:
         recognizer: Hears each window.

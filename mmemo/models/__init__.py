@@ -1,13 +1,14 @@
 """Encoders, layer mixes, gates, fusions and heads: each an ordinary module, chosen by ``class_path``."""
 
 from mmemo.models.audio_encoder import ASTAudioEncoder, HuggingFaceAudioEncoder, WhisperAudioEncoder
-from mmemo.models.cnn_encoder import (
+from mmemo.models.cnn import (
     ConvRecurrentEncoder,
     InceptionEncoder,
     ResNetEncoder,
     VGGEncoder,
     VGGishEncoder,
 )
+from mmemo.models.convnext import ConvNeXtEncoder
 from mmemo.models.descriptors import AcousticDescriptors, EGeMAPS
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
 from mmemo.models.fusion import (
@@ -22,8 +23,7 @@ from mmemo.models.gates import FeatureGate, HardConcreteGate, ModalityGate, NoGa
 from mmemo.models.heads import ClassHead, DimensionHead, NoHead
 from mmemo.models.layer_mix import LayerConcat, LayerMix
 from mmemo.models.pooling import AttentiveStatisticsPooling, StatisticsPooling
-from mmemo.models.student_encoder import ConvNeXtEncoder
-from mmemo.models.text_encoder import HuggingFaceTextEncoder
+from mmemo.models.text import HuggingFaceTextEncoder
 
 __all__ = [
     "ASTAudioEncoder", "AcousticDescriptors", "AttentionBottleneck", "AttentiveStatisticsPooling", "ClassHead",

@@ -29,7 +29,7 @@ from mmemo.models.backbone import (
     trained_by_block,
 )
 from mmemo.models.log_mel import HOP_SAMPLES, LOUDNESS_RANGE_DB, LogMel
-from mmemo.pretrained import SAMPLE_RATE
+from mmemo.settings import SAMPLE_RATE
 
 FEATURES_VERSION = 2
 """Part of every fingerprint; raise it when ``precompute`` starts to return other numbers."""

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmemo.models.pooling import MaskedBatchNorm
-from mmemo.pretrained import SAMPLE_RATE
+from mmemo.settings import SAMPLE_RATE
 
 DESCRIPTORS_VERSION = 1
 """Part of every fingerprint; raise it when ``precompute`` starts to return other numbers."""

@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
-from mmemo.pretrained import SAMPLE_RATE
+from mmemo.settings import SAMPLE_RATE
 
 WINDOW_SAMPLES = 400  # 25 ms
 HOP_SAMPLES = 160  # 10 ms, so 100 frames a second

@@ -21,8 +21,8 @@ from mmemo.data.splits import InnerFolds
 from mmemo.files import checksum
 from mmemo.losses import SoftenedLogits, Taught
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
+from mmemo.training.exposure import Heard
 from mmemo.training.features import MODALITIES, FeatureCache, attach_sources, text_content, words_of
-from mmemo.training.heard import Heard
 from mmemo.training.system import EmotionSystem, load_model
 
 log = logging.getLogger(__name__)

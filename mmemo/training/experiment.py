@@ -28,12 +28,12 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities import move_data_to_device, rank_zero_only
 
+from mmemo.data.clinical_study import Study, read_study
 from mmemo.data.datamodule import EmotionDataModule
 from mmemo.data.manifest import private_columns, shown_columns
-from mmemo.data.study import Study, read_study
-from mmemo.files import checksum, replacing
+from mmemo.files import checksum, write_table, write_text
 from mmemo.labels import DIMENSIONS
-from mmemo.pretrained import go_offline
+from mmemo.settings import go_offline
 from mmemo.training.parser import SentenceParser
 from mmemo.training.system import EmotionSystem, Prediction, monitored, prediction_columns
 
@@ -566,18 +566,3 @@ def embedding_table(datamodule: EmotionDataModule, prediction: Prediction) -> pd
     numbers = pd.DataFrame(vectors, columns=[f"{EMBEDDING}{number}" for number in range(vectors.shape[1])])
     side = pd.Series([sides.get(row, "") for row in prediction.row.tolist()], name="side")
     return pd.concat([frame, side, numbers], axis="columns")
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Writes .csv or .parquet by the file's ending; nobody ever sees half a file."""
-    with replacing(path) as partial:
-        if path.suffix == ".parquet":
-            table.to_parquet(partial, index=False)
-        else:
-            table.to_csv(partial, index=False)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file; nobody ever sees half of it."""
-    with replacing(path) as partial:
-        partial.write_text(text)

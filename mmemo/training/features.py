@@ -18,14 +18,14 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from mmemo.data.audio import read_audio
+from mmemo.audio.reader import read_audio
 from mmemo.data.audio_facts import audio_facts
-from mmemo.data.augment import Soundalikes, WaveformAugmentation, WordAugmentation
+from mmemo.data.augmentation import Soundalikes, WaveformAugmentation, WordAugmentation
 from mmemo.data.datamodule import EmotionDataModule, Source, Sources
 from mmemo.data.manifest import Utterance
 from mmemo.files import replacing
 from mmemo.models.emotion_model import EmotionModel
-from mmemo.pretrained import SAMPLE_RATE, cache_root
+from mmemo.settings import SAMPLE_RATE, cache_folder
 
 BATCH_SECONDS = 30.0  # audio encoded at once; bounds memory
 BATCH_CHARACTERS = 4000  # likewise for text
@@ -89,7 +89,7 @@ class CacheSize:
 
 def features_root() -> Path:
     """Folder of all feature caches."""
-    return cache_root() / "features"
+    return cache_folder() / "features"
 
 
 def cache_sizes(root: Path | None = None) -> list[CacheSize]:

@@ -27,9 +27,9 @@ from mmemo.metrics import DimensionMetrics, confusion_matrix, emotion_metrics
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
 from mmemo.training.adversarial import Step, hook_term
 from mmemo.training.attacks import RAW, Entry
+from mmemo.training.exposure import Heard
 from mmemo.training.features import attach_sources
 from mmemo.training.finetuning import Finetuning, last_first_epoch, parameter_groups
-from mmemo.training.heard import Heard
 
 log = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", ".*is an instance of `nn.Module` and is already saved.*")

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from mmemo.cli.main import VERBS, main
-from tests.data.test_audio import BAD, make_bad
+from tests.audio.test_reader import BAD, make_bad
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from mmemo.audio.reader import read_audio
 from mmemo.cli.main import main
 from mmemo.data import read_manifest
-from mmemo.data.audio import read_audio
 from mmemo.data.cleaning import as_loud_as, denoised
-from mmemo.pretrained import SAMPLE_RATE
+from mmemo.settings import SAMPLE_RATE
 from tests.conftest import tone
 
 pytest.importorskip("noisereduce", reason="pip install mmemo[cleaning]")

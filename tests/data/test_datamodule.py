@@ -12,8 +12,8 @@ from mmemo.data import Corpus, EmotionDataModule, ManifestError, WaveformAugment
 from mmemo.data.datamodule import Sources
 from mmemo.data.splits import SplitError
 from mmemo.labels import UNLABELLED
+from tests.audio.test_reader import BAD, make_bad
 from tests.conftest import CLASSES
-from tests.data.test_audio import BAD, make_bad
 
 
 def ready(manifest: Path, **settings: object) -> EmotionDataModule:

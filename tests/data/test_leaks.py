@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mmemo.audio.reader import AudioFacts
 from mmemo.cli.main import main
-from mmemo.data.audio import AudioFacts
 from mmemo.data.audio_facts import audio_facts
 from mmemo.data.leaks import shared, side_doors
 from mmemo.data.manifest import Manifest

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mmemo.data.study import Study
+from mmemo.data.clinical_study import Study
 from mmemo.evaluation.participants import study_result
 from mmemo.evaluation.predictions import Predictions
 

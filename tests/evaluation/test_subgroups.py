@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from mmemo.data.audio import AudioFacts
+from mmemo.audio.reader import AudioFacts
 from mmemo.evaluation.predictions import Predictions
 from mmemo.evaluation.subgroups import banded, subgroups, usual_columns, with_audio_bands
 

@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 import soundfile
 
+from mmemo.audio.reader import AudioError, read_audio
+from mmemo.audio.speech import audio_blocks, speech
 from mmemo.cli.analyze import _Rows
 from mmemo.cli.main import main
-from mmemo.data.audio import AudioError, read_audio
-from mmemo.data.speech import audio_blocks, speech
 from mmemo.export.analysis import NUM_COLUMNS, UNSURE, Segment, analyze, clock, draw, summary
 from mmemo.export.onnx import export_onnx
 from tests.conftest import CLASSES, ROOT

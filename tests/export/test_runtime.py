@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mmemo.data.audio import AudioError
+from mmemo.audio.reader import AudioError
 from mmemo.export.onnx import export_onnx
 from mmemo.export.runtime import ModelFolderError, Recognizer
 from tests.conftest import ROOT

@@ -59,7 +59,7 @@ def test_it_hears_what_actors_mean() -> None:
     }
     folds = (CORPORA / "ravdess" / "emobox_folds.csv").read_text().splitlines()
     actors = folds[1].split(",")[1].split()[:2]
-    from mmemo.data.audio import read_audio, voiced_span
+    from mmemo.audio.reader import read_audio, voiced_span
 
     recognizer, full = Recognizer(student_folder()), Recognizer(student_folder(), int8=False)
     right = same = total = 0

@@ -178,7 +178,7 @@ def test_the_wrong_kind_of_model_is_refused(tiny_whisper: Path, tiny_bert: Path)
 
 @pytest.mark.weights
 def test_the_real_whisper_on_a_real_length() -> None:
-    from mmemo.data.audio import read_audio
+    from mmemo.audio.reader import read_audio
 
     clips = Path(__file__).parent.parent.parent / "demo" / "clips"
     waveforms = [torch.from_numpy(read_audio(clips / f"{name}.flac")) for name in ("ada_anger_1", "ben_sadness_2")]

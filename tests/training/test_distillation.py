@@ -14,18 +14,18 @@ from mmemo import load_model
 from mmemo.cli.main import main
 from mmemo.data import ManifestError
 from mmemo.data.manifest import read_manifest
-from mmemo.evaluation.crossval import crossval
 from mmemo.labels import UNLABELLED
 from mmemo.losses import SoftenedLogits
+from mmemo.studies.crossval import crossval
 from mmemo.training import distillation
 from mmemo.training.distillation import DistillationSystem
 from mmemo.training.experiment import LAST, METRICS_FILE, Experiment
+from mmemo.training.exposure import Stretch, speaker_mark
 from mmemo.training.features import features_root
-from mmemo.training.heard import Stretch, speaker_mark
 from mmemo.training.system import EmotionSystem
 from tests.conftest import CORPORA, ROOT
 
-EFFECTS = [{"class_path": "mmemo.data.effects.Gain"}, {"class_path": "mmemo.data.effects.Noise"}]
+EFFECTS = [{"class_path": "mmemo.audio.effects.Gain"}, {"class_path": "mmemo.audio.effects.Noise"}]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmemo.data.audio import inspect_audio
+from mmemo.audio.reader import inspect_audio
 from mmemo.data.manifest import read_manifest
 from mmemo.models import HuggingFaceTextEncoder, WhisperAudioEncoder
 from mmemo.training.features import Clip, FeatureCache, cache_audio, cache_sizes, cache_text, clear_cache, text_content
@@ -20,7 +20,7 @@ def test_features_from_the_cache_equal_the_encoders(tiny_corpus: Path, tiny_whis
     cache = FeatureCache(encoder.fingerprint(), tmp_path)
     assert cache_audio(encoder, clips, cache, progress=False) == 36
     assert cache_audio(encoder, clips, cache, progress=False) == 0, "nothing is computed twice"
-    from mmemo.data.audio import read_audio
+    from mmemo.audio.reader import read_audio
 
     for content, (utterance, _, _) in clips.items():
         waveform = torch.from_numpy(read_audio(utterance.path))[None]  # type: ignore[arg-type]

@@ -11,8 +11,8 @@ import yaml
 from torch import nn
 
 from mmemo import load_model
+from mmemo.audio.reader import read_audio
 from mmemo.cli.main import main
-from mmemo.data.audio import read_audio
 from mmemo.models import (
     ASTAudioEncoder,
     ConvRecurrentEncoder,
@@ -33,7 +33,7 @@ from mmemo.training.finetuning import (
 )
 from tests.conftest import ROOT, padded, tone
 from tests.models.test_audio_encoder import random_model
-from tests.models.test_text_encoder import random_text_model
+from tests.models.test_text import random_text_model
 
 AUDIO = ("whisper", "wav2vec2", "wav2vec2-large", "wavlm", "wavlm-large", "hubert", "data2vec", "ast")
 TEXT = ("Bert", "Roberta", "XLNet", "MPNet", "DistilBert")

@@ -1,0 +1,1 @@
+"""Any recording -> waveform: reading, speech detection, cleaning, effects."""

@@ -1,0 +1,1 @@
+"""Predictions -> pages: reports, charts, model cards."""

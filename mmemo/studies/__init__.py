@@ -1,0 +1,1 @@
+"""Many runs of one experiment: cross-validation, nesting, tuning, robustness, explanations."""
