@@ -1,11 +1,11 @@
-"""The two-channel corpus when the words are wrong or missing: plain fused model, hardened one, and the voice alone.
+"""Two-channel corpus with wrong or missing transcripts: a plain, a hardened and an audio-only model.
 
-    python benchmarks/adversarial_text.py      # what is there already is kept
+    python benchmarks/adversarial_text.py      # finished runs are kept
 
-Manifests and text backbone are those of `two_channel.py`. The hardened model is `configs/two_channel_robust.yaml`, the
-plain one the same without word augmentation, the voice alone the same without a text encoder. Errors are put into
-Whisper's transcripts of the test clips by `mmemo robustness`. The hardening was chosen on the dev clips, as the one
-with the highest UAR on their words half with 20 % wrong words.
+Manifests and text encoder are those of `two_channel.py`. The hardened model is `configs/two_channel_robust.yaml`. The
+plain model is the same without word augmentation, the audio-only model the same without a text encoder. `mmemo
+robustness` puts errors into Whisper's transcripts of the test clips. The hardening was chosen on dev clips: it has the
+highest UAR on the spoken-words half with 20 % wrong words.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ import torch
 import yaml
 from record import HERE, record
 from sklearn.metrics import recall_score
-from two_channel import BACKBONE, manifests, text_backbone
+from two_channel import BACKBONE, make_manifests, make_text_backbone
 
-from mmemo.studies.robustness import FOLDER, conditions, robustness
-from mmemo.training.experiment import Experiment
+from mmemo.studies.conditions import conditions
+from mmemo.studies.robustness import FOLDER, robustness
+from mmemo.training.experiment_cli import ExperimentCLI, read_runs
 
 CONFIG = HERE.parent / "configs" / "two_channel_robust.yaml"
 RUN = HERE.parent / "runs" / "bench_adversarial_text"
 
 
-def variants(paths: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    """The three configs."""
-    found = {}
+def make_configs(paths: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """Returns the configs of the three models."""
+    configs = {}
     for name in ("hardened", "plain", "audio"):
         config = yaml.safe_load(CONFIG.read_text())
         settings = config["model"]["init_args"]
@@ -46,50 +47,51 @@ def variants(paths: dict[str, Path]) -> dict[str, dict[str, Any]]:
             del parts["text_encoder"]
             settings["modality_dropout"] = 0.0
         config["trainer"]["default_root_dir"] = str(RUN / name)
-        found[name] = config
-    return found
+        configs[name] = config
+    return configs
 
 
 def fit(name: str, config: dict[str, Any]) -> Path:
-    """Trains a config, unless that is done."""
+    """Trains a config, unless a finished run exists."""
     run = RUN / name
     run.mkdir(parents=True, exist_ok=True)
-    done, text = run / "finished", yaml.safe_dump(config, sort_keys=False)
-    if not done.exists() or done.read_text() != text:
+    finished, text = run / "finished", yaml.safe_dump(config, sort_keys=False)
+    if not finished.exists() or finished.read_text() != text:
         (run / "experiment.yaml").write_text(text)
-        Experiment(["fit", "--config", str(run / "experiment.yaml"), "--overwrite", "true"])
-        done.write_text(text)
+        ExperimentCLI(["fit", "--config", str(run / "experiment.yaml"), "--overwrite", "true"])
+        finished.write_text(text)
     return run
 
 
-def scores(run: Path, condition: str) -> dict[str, float]:
-    """UAR in per cent on the union and on each half, from the report's predictions."""
+def uar_by_half(run: Path, condition: str) -> dict[str, float]:
+    """Returns the UAR in percent on the union and on each half, from the predictions of the robustness report."""
     (path,) = (run / FOLDER / "predictions").glob(f"{condition}_*.parquet")
     table = pd.read_parquet(path)
     halves = table["id"].str.split("/").str[0]
-    rows = {"union": halves.notna(), "voice half": halves == "ravdess", "words half": halves == "spoken"}
+    masks = {"union": halves.notna(), "voice half": halves == "ravdess", "words half": halves == "spoken"}
     return {
-        name: round(100 * float(recall_score(table["target"][some], table["predicted"][some], average="macro")), 2)
-        for name, some in rows.items()
+        name: round(100 * float(recall_score(table["target"][mask], table["predicted"][mask], average="macro")), 2)
+        for name, mask in masks.items()
     }
 
 
 def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     RUN.mkdir(parents=True, exist_ok=True)
-    paths = manifests()
-    text_backbone()
-    words = [one for one in conditions() if "words" in one.kind]
+    paths = make_manifests()
+    make_text_backbone()
+    word_conditions = [condition for condition in conditions() if "words" in condition.kind]
     rows = []
-    for name, config in variants(paths).items():
-        run = fit(name, config)
-        robustness(run, words if name != "audio" else [])
-        for condition in ["clean", *(one.name for one in words)] if name != "audio" else ["clean"]:
-            rows.append({"model": name, "condition": condition, **scores(run, condition)})
+    for model, config in make_configs(paths).items():
+        run = fit(model, config)
+        chosen = word_conditions if model != "audio" else []
+        robustness(read_runs(run), chosen, run / FOLDER)
+        for condition in ["clean", *(each.name for each in chosen)]:
+            rows.append({"model": model, "condition": condition, **uar_by_half(run, condition)})
     table = pd.DataFrame(rows).set_index(["model", "condition"])
 
-    def uar(name: str, condition: str, half: str = "union") -> float:
-        return float(table.loc[(name, condition), half])
+    def uar(model: str, condition: str, half: str = "union") -> float:
+        return float(table.loc[(model, condition), half])
 
     record(
         "adversarial_text",

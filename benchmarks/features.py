@@ -1,12 +1,12 @@
-"""Real-length Whisper features against the ordinary padded ones, and training from the cache against re-encoding.
+"""Whisper features at the real length of a clip against padding to 30 s, and training from the cache.
 
     python benchmarks/features.py
 
-1. Whisper-base hidden states 2 to 4 of RAVDESS clips: `WhisperAudioEncoder`, clip by clip, against
-   `WhisperFeatureExtractor` and `WhisperModel.encoder` on 30 s; the same clips in turn, in one process.
-2. Training epochs of `EmotionSystem` through Lightning's loop in batches of 32: reading the cache, against the
-   encoder in every step, as it is ordinarily done on 30 s, and on the real length. Re-encoding epochs are cut
-   short (4 and 12 batches of 36), so all three are given as seconds per clip.
+1. Hidden states 2 to 4 of Whisper base for RAVDESS clips: `WhisperAudioEncoder`, clip by clip, against
+   `WhisperFeatureExtractor` and `WhisperModel.encoder` on 30 s. The two take turns on the same clips in one process.
+2. Training epochs of `EmotionSystem` in Lightning's loop, in batches of 32: from the cache, with the encoder in every
+   step on 30 s (the usual way), and with the encoder in every step on the real length. Epochs that re-encode stop
+   after 4 and 12 of 36 batches, so all three are given in seconds per clip.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -30,11 +29,11 @@ from mmemo.data.manifest import Manifest
 from mmemo.models import Concatenation, LayerConcat, NoGate, WhisperAudioEncoder
 from mmemo.settings import cache_folder
 
-ENCODED = 96  # clips timed in part 1
+NUM_ENCODED = 96  # clips timed in part 1
 
 
 class Stopwatch(pl.Callback):
-    """Seconds of each training epoch."""
+    """Measures the seconds of each training epoch."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -46,33 +45,33 @@ class Stopwatch(pl.Callback):
         self.seconds.append(time.perf_counter() - self.started)
 
 
-def encode_speed(paths: list[Path]) -> tuple[float, float]:
-    """Seconds per clip, ours and the ordinary way."""
-    ours = WhisperAudioEncoder(layers=[2, 3, 4])
-    ordinary = pretrained.load_whisper().model.encoder
+def encode_seconds(paths: list[Path]) -> tuple[float, float]:
+    """Returns the seconds per clip at the real length and padded to 30 s."""
+    encoder = WhisperAudioEncoder(layers=[2, 3, 4])
+    padded_encoder = pretrained.load_whisper().model.encoder
     extractor = WhisperFeatureExtractor()
     waveforms = [read_audio(path) for path in paths]
     seconds = [0.0, 0.0]
     with torch.inference_mode():
-        for number, waveform in enumerate([*waveforms[:2], *waveforms]):  # the first two warm up
+        for number, waveform in enumerate([*waveforms[:2], *waveforms]):  # the first two are a warm-up
             started = time.perf_counter()
             batch = torch.from_numpy(waveform)[None]
-            ours.precompute(batch, torch.ones_like(batch, dtype=torch.bool))
+            encoder.precompute(batch, torch.ones_like(batch, dtype=torch.bool))
             between = time.perf_counter()
             inputs = extractor(waveform, sampling_rate=16_000, return_tensors="pt").input_features
-            ordinary(inputs, output_hidden_states=True)
+            padded_encoder(inputs, output_hidden_states=True)
             if number >= 2:
                 seconds[0] += between - started
                 seconds[1] += time.perf_counter() - between
     return seconds[0] / len(waveforms), seconds[1] / len(waveforms)
 
 
-class OrdinaryWhisper(WhisperAudioEncoder):
-    """The ordinary way: every clip padded to 30 s and sent through the whole encoder, in every step."""
+class PaddedWhisper(WhisperAudioEncoder):
+    """Pads every clip to 30 s and runs the whole encoder in every step, as is usual."""
 
     def precompute(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         if not hasattr(self, "whole"):
-            self.whole = [pretrained.load_whisper().model.encoder]  # in a list: no part of what is trained
+            self.whole = [pretrained.load_whisper().model.encoder]  # in a list, so that its weights are not trained
             self.extractor = WhisperFeatureExtractor()
         clips = [clip[:length].numpy() for clip, length in zip(waveform, mask.sum(1).tolist(), strict=True)]
         inputs = self.extractor(clips, sampling_rate=16_000, return_tensors="pt").input_features
@@ -84,10 +83,10 @@ class OrdinaryWhisper(WhisperAudioEncoder):
 
 
 def epoch_seconds(manifest: Path, encoder: WhisperAudioEncoder, cached: bool, epochs: int, batches: int) -> float:
-    """Seconds per clip of a training epoch, through Lightning's loop; the median epoch, the first one aside."""
+    """Returns the seconds per clip of the median training epoch, without the first if there are several."""
     pl.seed_everything(0)
     classes = list(EMOTIONS.values())
-    model = partial(EmotionModel, audio_encoder=encoder, layer_mix=LayerConcat, gate=NoGate, fusion=Concatenation)
+    model = EmotionModel(classes, encoder, layer_mix=LayerConcat, gate=NoGate, fusion=Concatenation)
     stopwatch = Stopwatch()
     trainer = pl.Trainer(
         max_epochs=epochs,
@@ -102,38 +101,38 @@ def epoch_seconds(manifest: Path, encoder: WhisperAudioEncoder, cached: bool, ep
         use_distributed_sampler=False,
     )
     datamodule = EmotionDataModule(classes, str(manifest), batch_size=32)
-    trainer.fit(EmotionSystem(classes, model, cache_features=cached), datamodule=datamodule)
+    trainer.fit(EmotionSystem(model, cache_features=cached), datamodule=datamodule)
     later = sorted(stopwatch.seconds[1:] or stopwatch.seconds)
     return later[len(later) // 2] / (32 * batches)
 
 
 def main() -> None:
     torch.set_num_threads(2)
-    frame = ravdess(corpus("ravdess"))
-    frame["split"] = [
-        "val" if speaker in ("23", "24") else "test" if speaker == "22" else "train" for speaker in frame["speaker"]
+    table = ravdess(corpus("ravdess"))
+    table["split"] = [
+        "val" if speaker in ("23", "24") else "test" if speaker == "22" else "train" for speaker in table["speaker"]
     ]
-    paths = [Path(path) for path in frame["path"]]
-    ours, ordinary = encode_speed(paths[:: len(paths) // ENCODED])
+    paths = [Path(path) for path in table["path"]]
+    encode, encode_padded = encode_seconds(paths[:: len(paths) // NUM_ENCODED])
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "models").symlink_to((cache_folder() / "models").resolve())
         os.environ["MMEMO_CACHE"] = folder
-        manifest = Manifest(frame, Path(folder) / "ravdess.csv").write(Path(folder) / "ravdess.csv")
-        real_length = WhisperAudioEncoder(layers=[2, 3, 4], frame_average=4)
-        cached = epoch_seconds(manifest, real_length, cached=True, epochs=5, batches=36)
-        again = epoch_seconds(manifest, real_length, cached=False, epochs=1, batches=12)
-        padded = epoch_seconds(manifest, OrdinaryWhisper(layers=[2, 3, 4]), cached=False, epochs=1, batches=4)
+        manifest = Manifest(table, Path(folder) / "ravdess.csv").write(Path(folder) / "ravdess.csv")
+        encoder = WhisperAudioEncoder(layers=[2, 3, 4], frame_average=4)
+        epoch_cached = epoch_seconds(manifest, encoder, cached=True, epochs=5, batches=36)
+        epoch = epoch_seconds(manifest, encoder, cached=False, epochs=1, batches=12)
+        epoch_padded = epoch_seconds(manifest, PaddedWhisper(layers=[2, 3, 4]), cached=False, epochs=1, batches=4)
     record(
         "features",
         {
-            "encode_speedup": round(ordinary / ours, 1),
-            "epoch_speedup": round(padded / cached, 1),
-            "epoch_speedup_over_real_length": round(again / cached, 1),
-            "seconds_per_clip": round(ours, 4),
-            "seconds_per_clip_ordinary": round(ordinary, 4),
-            "epoch_seconds_per_clip_cached": round(cached, 5),
-            "epoch_seconds_per_clip_real_length": round(again, 4),
-            "epoch_seconds_per_clip_ordinary": round(padded, 4),
+            "encode_speedup": round(encode_padded / encode, 1),
+            "epoch_speedup": round(epoch_padded / epoch_cached, 1),
+            "epoch_speedup_over_real_length": round(epoch / epoch_cached, 1),
+            "seconds_per_clip": round(encode, 4),
+            "seconds_per_clip_ordinary": round(encode_padded, 4),
+            "epoch_seconds_per_clip_cached": round(epoch_cached, 5),
+            "epoch_seconds_per_clip_real_length": round(epoch, 4),
+            "epoch_seconds_per_clip_ordinary": round(epoch_padded, 4),
         },
     )
 

@@ -1,8 +1,8 @@
-"""The published experiment: RAVDESS, six speaker-disjoint folds, frozen Whisper base.
+"""RAVDESS, six published speaker-disjoint folds, frozen Whisper base.
 
     python benchmarks/ravdess_frozen.py
 
-Runs `configs/ravdess_whisper_base.yaml` on an empty feature cache: all features first, then all six folds.
+Runs `configs/ravdess_whisper_base.yaml` with an empty feature cache: first all features, then all six folds.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from mmemo.data.audio_facts import audio_facts
 from mmemo.data.corpora.ravdess import ravdess
 from mmemo.data.manifest import Manifest, read_manifest
 from mmemo.settings import cache_folder
-from mmemo.studies.crossval import crossval, spread
-from mmemo.training.experiment import Experiment
-from mmemo.training.features import Clip, FeatureCache, cache_audio
+from mmemo.studies.crossval import crossval, mean_and_deviation
+from mmemo.training.experiment_cli import read_experiment
+from mmemo.training.feature_cache import FeatureCache
+from mmemo.training.features import Clip, cache_audio
 
 CONFIG = HERE.parent / "configs" / "ravdess_whisper_base.yaml"
 
@@ -32,31 +33,32 @@ def main() -> None:
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
     manifest = Manifest(ravdess(corpus("ravdess")), run / "ravdess.csv").write(run / "ravdess.csv")
-    overrides = ["--data.manifest", str(manifest)]
-    overrides += ["--data.split.init_args.path", str(corpus("ravdess") / "emobox_folds.csv")]
+    fold_file = corpus("ravdess") / "emobox_folds.csv"
+    changes = {"data.manifest": str(manifest), "data.split.init_args.path": str(fold_file)}
     pretrained.resolve("openai/whisper-base")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "models").symlink_to((cache_folder() / "models").resolve())
         os.environ["MMEMO_CACHE"] = folder
         started = time.perf_counter()
-        encoder = Experiment(["--config", str(CONFIG), *overrides], run=False).model.model.encoder("audio")
+        experiment = read_experiment(CONFIG, changes)
+        encoder = experiment.system.model.encoder("audio")
         utterances = list(read_manifest(manifest))
         facts = audio_facts(utterances)
         clips = {fact.content: Clip(utterance) for fact, utterance in zip(facts, utterances, strict=True) if fact}
         cache_audio(encoder, clips, FeatureCache(encoder.fingerprint()))
-        features = time.perf_counter()
-        result = crossval(CONFIG, run / "folds", overrides)
-        folds = time.perf_counter()
+        cached = time.perf_counter()
+        result = crossval(experiment, run / "folds")
+        finished = time.perf_counter()
     uar = [100 * value for value in result.metrics["test/uar"]]
     record(
         "ravdess_frozen",
         {
-            "ua_mean": round(spread(uar)[0], 2),
+            "ua_mean": round(mean_and_deviation(uar)[0], 2),
             "ua_folds": [round(value, 2) for value in uar],
-            "ua_deviation": round(spread(uar)[1], 2),
-            "macro_f1_mean": round(100 * spread(result.metrics["test/macro_f1"])[0], 2),
-            "seconds_features": round(features - started, 1),
-            "seconds_folds": round(folds - features, 1),
+            "ua_deviation": round(mean_and_deviation(uar)[1], 2),
+            "macro_f1_mean": round(100 * mean_and_deviation(result.metrics["test/macro_f1"])[0], 2),
+            "seconds_features": round(cached - started, 1),
+            "seconds_folds": round(finished - cached, 1),
         },
     )
 

@@ -1,4 +1,4 @@
-"""How a benchmark keeps its figures: one JSON file each, with what made them."""
+"""Stores the results of a benchmark in one JSON file, with the commit, machine and date of the measurement."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ RESULTS = HERE / "results"
 CORPORA = Path(os.environ.get("MMEMO_CORPORA", HERE.parent.parent / "shared" / "data"))
 
 
-def record(name: str, figures: Mapping[str, object], measured: Collection[str] | None = None) -> Path:
+def record(name: str, values: Mapping[str, object], measured: Collection[str] | None = None) -> Path:
     """Writes ``results/NAME.json``.
 
     Args:
-        name: Of the group of figures.
-        figures: Name -> number or list of numbers; accuracies in per cent, times in seconds.
-        measured: Which of them this run measured, all when not given, and which rows of its ``table``; the others keep
-            the commit, the machine and the date that they had.
+        name: Name of the benchmark.
+        values: Name -> number or list of numbers; accuracies in percent, times in seconds.
+        measured: Names of the values and of the rows of ``table`` that this run measured. The others keep their
+            commit, machine and date. Defaults to all.
     """
     path = RESULTS / f"{name}.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
-    stamps = before.get("earlier", {})
-    stamp = {key: before[key] for key in ("commit", "machine", "date") if key in before}
-    kept = [] if measured is None else [key for key in _names(figures) if key not in measured]
+    previous = json.loads(path.read_text()) if path.exists() else {}
+    stamps = previous.get("earlier", {})
+    stamp = {key: previous[key] for key in ("commit", "machine", "date") if key in previous}
+    kept = [] if measured is None else [key for key in _stamped_names(values) if key not in measured]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
-    changed = subprocess.run(
+    changes = subprocess.run(
         ["git", "status", "--porcelain", "mmemo", "configs", "benchmarks/*.py"],
         capture_output=True,
         text=True,
         cwd=HERE.parent,
     )
     content = {
-        "figures": dict(figures),
+        "figures": dict(values),
         "command": f"python benchmarks/{Path(sys.argv[0]).name}",
-        "commit": commit.stdout.strip() + ("+" if changed.stdout.strip() else ""),
+        "commit": commit.stdout.strip() + ("+" if changes.stdout.strip() else ""),
         "machine": f"{os.cpu_count()} cores, {_processor()}, Python {platform.python_version()}",
         "date": date.today().isoformat(),
     }
@@ -52,33 +52,33 @@ def record(name: str, figures: Mapping[str, object], measured: Collection[str] |
         content["earlier"] = {key: stamps.get(key, stamp) for key in kept}
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
-    print(json.dumps(figures, indent=1))
+    print(json.dumps(values, indent=1))
     return path
 
 
-def record_beside(name: str, figures: Mapping[str, object]) -> Path:
-    """Adds to ``results/NAME.json``, which other processes may be adding to at the same time.
+def update_record(name: str, values: Mapping[str, object]) -> Path:
+    """Adds values to ``results/NAME.json``; several processes may do so at the same time.
 
     Args:
-        name: Of the group of figures.
-        figures: What this run measured; the others keep the stamps that they had. A ``table`` is a list of rows that
-            are known by their first value, and gains those that are new.
+        name: Name of the benchmark.
+        values: Values that this run measured; all others keep their commit, machine and date. The rows of a ``table``
+            are identified by their first value: known rows are replaced, new rows are appended.
     """
     path = RESULTS / f"{name}.json"
     RESULTS.mkdir(exist_ok=True)
     with FileLock(Path(tempfile.gettempdir()) / f"mmemo_benchmark_{name}.lock"):
-        kept: dict[str, Any] = json.loads(path.read_text())["figures"] if path.exists() else {}
-        both = {**kept, **figures}
-        if "table" in figures:
-            rows = {next(iter(row.values())): row for row in [*kept.get("table", []), *both["table"]]}
-            both["table"] = list(rows.values())
-        return record(name, both, _names(figures))
+        previous: dict[str, Any] = json.loads(path.read_text())["figures"] if path.exists() else {}
+        merged = {**previous, **values}
+        if "table" in values:
+            rows = {next(iter(row.values())): row for row in [*previous.get("table", []), *merged["table"]]}
+            merged["table"] = list(rows.values())
+        return record(name, merged, _stamped_names(values))
 
 
-def _names(figures: Mapping[str, Any]) -> list[str]:
-    """Of all that has a stamp of its own: figures, and the rows of their table."""
-    rows = [next(iter(row.values())) for row in figures.get("table", [])]
-    return [*(key for key in figures if key != "table"), *rows]
+def _stamped_names(values: Mapping[str, Any]) -> list[str]:
+    """Names of everything with its own commit and date: values, and rows of the table."""
+    rows = [next(iter(row.values())) for row in values.get("table", [])]
+    return [*(key for key in values if key != "table"), *rows]
 
 
 def _processor() -> str:
@@ -90,12 +90,12 @@ def _processor() -> str:
 
 
 def corpus(name: str) -> Path:
-    """Folder of a corpus, below ``MMEMO_CORPORA``.
+    """Returns a corpus folder inside ``MMEMO_CORPORA``.
 
     Args:
-        name: Of the folder.
+        name: Name of the folder.
     """
     path = CORPORA / name
     if not path.is_dir():
-        sys.exit(f"{path}: no such folder; set MMEMO_CORPORA to the folder that holds {name}")
+        sys.exit(f"{path}: folder not found. Set MMEMO_CORPORA to the folder that contains {name}.")
     return path

@@ -1,12 +1,12 @@
-"""Which student, and what helps it to learn: compared on the training-side speakers of RAVDESS's published fold 1.
+"""Compares students and distillation settings on the training-side speakers of RAVDESS's published fold 1.
 
-    python benchmarks/student_choices.py                       # resumable fold by fold; several may work on it
-    python benchmarks/student_choices.py --only small lowrank  # these alone
+    python benchmarks/student_choices.py                       # resumable; several processes may share the folder
+    python benchmarks/student_choices.py --only small lowrank  # these students only
 
-The four actors who judge fold 1 are left out. Of the other twenty, two grouped folds of four actors judge; each fold's
-teacher (`configs/ravdess_teacher.yaml`) and students learn from the sixteen others. The twenty are test actors of the
-published folds 2 to 6: no weight of `benchmarks/distillation.py` saw its test actors, but of the choice between
-students only fold 1 is free of them.
+The four test actors of fold 1 are left out. Two grouped folds of the other twenty actors have four test actors each;
+the teacher of a fold (`configs/ravdess_teacher.yaml`) and its students are trained on the other sixteen. The twenty are
+test actors of the published folds 2 to 6. No weight in `benchmarks/distillation.py` was trained on its test actors, but
+only fold 1 is free of their influence on the choice of student.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 import yaml
-from distillation import CONFIGS, RUN, untaught
+from distillation import CONFIGS, RUN, remove_teacher
 from filelock import FileLock
-from ravdess_finetuned import manifest, precision
-from record import corpus, record_beside
+from ravdess_finetuned import make_manifest, precision_settings
+from record import corpus, update_record
 
-from mmemo.cli.main import main as mmemo
+from mmemo.cli.app import main as mmemo
 from mmemo.data.manifest import read_manifest
 from mmemo.data.splits import GroupKFold
 from mmemo.files import replacing
 from mmemo.studies.crossval import crossval
-from mmemo.training.experiment import LAST
+from mmemo.training.experiment_cli import read_experiment
+from mmemo.training.run_folder import LAST
 
 INNER = RUN / "inner"
 FOLDS = (1, 2)
@@ -39,12 +40,12 @@ Config = dict[str, Any]
 
 
 class Choice(NamedTuple):
-    """A student to be compared; `benchmarks/table.py` says in words what each is.
+    """A student to compare; `benchmarks/table.py` describes each in words.
 
     Args:
-        size: Of the config it starts from: ``nano``, ``small`` or ``base``.
+        size: Size of the config it starts from: ``nano``, ``small`` or ``base``.
         change: Edits the config.
-        epochs: Of training; the configs have as many as did best here.
+        epochs: Number of training epochs.
     """
 
     size: str = "small"
@@ -52,34 +53,32 @@ class Choice(NamedTuple):
     epochs: int = 60
 
 
-def part(class_path: str, **options: object) -> Config:
-    """A class and its options, as a YAML holds them."""
+def class_settings(class_path: str, **options: object) -> Config:
+    """Returns a class and its options as in YAML."""
     return {"class_path": class_path, "init_args": options}
 
 
-def encoder(class_path: str, **options: object) -> Callable[[Config], None]:
-    """Another audio encoder."""
-
-    def change(config: Config) -> None:
-        student(config)["audio_encoder"] = part(class_path, **options)
-
-    return change
-
-
-def student(config: Config) -> Config:
-    """Where a config holds the student's parts."""
+def student_parts(config: Config) -> Config:
+    """Returns the part of a config that describes the student's model."""
     parts: Config = config["model"]["init_args"]["model"]["init_args"]
     return parts
 
 
-def attention(config: Config) -> None:
-    """Two layers of self-attention where three convolutional blocks were."""
-    student(config)["audio_encoder"]["init_args"]["num_blocks"] = 2
-    student(config)["fusion"] = part("mmemo.models.AttentionBottleneck", hidden_dim=96, num_layers=2)
+def use_recurrent_encoder(config: Config) -> None:
+    """Replaces the audio encoder by convolutions and an LSTM."""
+    encoder = class_settings("mmemo.models.ConvRecurrentEncoder", channels=[8, 16, 32], hidden_dim=88)
+    student_parts(config)["audio_encoder"] = encoder
 
 
-def unlabelled_emodb(config: Config) -> None:
-    """EMO-DB beside RAVDESS, heard by the teacher, without its labels."""
+def use_attention(config: Config) -> None:
+    """Replaces three convolutional blocks by two layers of self-attention."""
+    parts = student_parts(config)
+    parts["audio_encoder"]["init_args"]["num_blocks"] = 2
+    parts["fusion"] = class_settings("mmemo.models.AttentionBottleneck", hidden_dim=96, num_layers=2)
+
+
+def add_unlabelled_emodb(config: Config) -> None:
+    """Adds EMO-DB with the teacher's predictions instead of its labels."""
     path = INNER / "emodb.csv"
     if not path.exists():
         assert mmemo(["corpus", "emodb", str(corpus("emodb")), "--out", str(path)]) == 0
@@ -89,98 +88,102 @@ def unlabelled_emodb(config: Config) -> None:
     ]
 
 
-def low_rank(config: Config) -> None:
-    """The convolutions and the first two blocks of Whisper base, their matrices narrow, trained on."""
-    student(config)["audio_encoder"] = part(
+def use_low_rank_whisper(config: Config) -> None:
+    """Replaces the audio encoder by the first two blocks of Whisper base, fine-tuned with low-rank matrices."""
+    parts = student_parts(config)
+    parts["audio_encoder"] = class_settings(
         "mmemo.models.WhisperAudioEncoder", model_id="openai/whisper-base", layers=[1, 2]
     )
-    student(config)["layer_mix"] = "mmemo.models.LayerConcat"
-    student(config)["head"]["init_args"]["dropout"] = 0.5
-    config["model"]["init_args"]["audio_finetuning"] = part(
+    parts["layer_mix"] = "mmemo.models.LayerConcat"
+    parts["head"]["init_args"]["dropout"] = 0.5
+    config["model"]["init_args"]["audio_finetuning"] = class_settings(
         "mmemo.training.LowRank", rank=52, num_blocks=2, lr_ratio=0.3
     )
 
 
-def hints(config: Config) -> None:
-    """The teacher's fused vector taken over too."""
-    config["model"]["init_args"]["distillation"].append(part("mmemo.losses.FeatureHints"))
+def add_feature_hints(config: Config) -> None:
+    """Adds a loss that matches the teacher's fused vector."""
+    config["model"]["init_args"]["distillation"].append(class_settings("mmemo.losses.FeatureHints"))
 
 
 CHOICES = {
     "small": Choice(),
-    "labels": Choice(change=untaught),
-    "recurrent": Choice(
-        change=encoder("mmemo.models.ConvRecurrentEncoder", channels=[8, 16, 32], hidden_dim=88),
-    ),
-    "attention": Choice(change=attention),
-    "emodb": Choice(change=unlabelled_emodb),
-    "lowrank": Choice("base", low_rank, epochs=15),
+    "labels": Choice(change=remove_teacher),
+    "recurrent": Choice(change=use_recurrent_encoder),
+    "attention": Choice(change=use_attention),
+    "emodb": Choice(change=add_unlabelled_emodb),
+    "lowrank": Choice("base", use_low_rank_whisper, epochs=15),
     "base": Choice("base"),
-    "hints": Choice("base", hints),
+    "hints": Choice("base", add_feature_hints),
     "patient": Choice("base", epochs=120),
     "small_patient": Choice(epochs=120),
 }
 
 
-def prepared() -> tuple[Path, Path]:
-    """Manifest of the twenty actors, and the two folds; made once."""
-    side, folds = manifest().with_name("students_side.csv"), INNER / "folds.csv"
+def make_inner_folds() -> tuple[Path, Path]:
+    """Writes the manifest of the twenty actors and the file of the two folds, once."""
+    manifest, fold_file = make_manifest().with_name("students_side.csv"), INNER / "folds.csv"
     INNER.mkdir(parents=True, exist_ok=True)
     with FileLock(INNER / "prepared.lock"):
-        if not (side.exists() and folds.exists()):
-            held_out = pd.read_csv(corpus("ravdess") / "emobox_folds.csv", dtype=str)["test_actors"][0].split()
-            table = pd.read_csv(manifest(), dtype=str)
-            table[~table["speaker"].isin(held_out)].to_csv(side, index=False)
-            read = read_manifest(side)
-            judges = {fold: read.frame["speaker"].iloc[GroupKFold(fold=fold)(read).test].unique() for fold in FOLDS}
-            rows = [{"fold": fold, "speakers": " ".join(sorted(names))} for fold, names in judges.items()]
-            pd.DataFrame(rows).to_csv(folds, index=False)
-    return side, folds
+        if not (manifest.exists() and fold_file.exists()):
+            left_out = pd.read_csv(corpus("ravdess") / "emobox_folds.csv", dtype=str)["test_actors"][0].split()
+            table = pd.read_csv(make_manifest(), dtype=str)
+            table[~table["speaker"].isin(left_out)].to_csv(manifest, index=False)
+            inner = read_manifest(manifest)
+            rows = []
+            for fold in FOLDS:
+                test_speakers = inner.frame["speaker"].iloc[GroupKFold(fold=fold)(inner).test].unique()
+                rows.append({"fold": fold, "speakers": " ".join(sorted(test_speakers))})
+            pd.DataFrame(rows).to_csv(fold_file, index=False)
+    return manifest, fold_file
 
 
-def trained(name: str, config: Config) -> list[float]:
-    """UAR of each fold, in per cent; finished folds are kept.
+def train_folds(name: str, config: Config) -> list[float]:
+    """Trains both folds, keeping finished ones; returns their UAR in percent.
 
     Args:
-        name: Of the run.
-        config: Its YAML.
+        name: Name of the run.
+        config: Its config.
     """
-    _, folds = prepared()
-    if "corpora" in config["data"]:  # whose speakers bear the name of their corpus
-        table = pd.read_csv(folds, dtype=str)
-        table["speakers"] = [" ".join(f"ravdess/{one}" for one in names.split()) for names in table["speakers"]]
-        folds = INNER / f"{name}_folds.csv"
-        table.to_csv(folds, index=False)
-    config["data"]["split"]["init_args"]["path"] = str(folds)
+    _, fold_file = make_inner_folds()
+    if "corpora" in config["data"]:  # speakers then carry the name of their corpus
+        table = pd.read_csv(fold_file, dtype=str)
+        table["speakers"] = [
+            " ".join(f"ravdess/{speaker}" for speaker in speakers.split()) for speakers in table["speakers"]
+        ]
+        fold_file = INNER / f"{name}_folds.csv"
+        table.to_csv(fold_file, index=False)
+    config["data"]["split"]["init_args"]["path"] = str(fold_file)
     path = INNER / f"{name}.yaml"
-    with replacing(path) as partial:  # another worker may be reading it
+    with replacing(path) as partial:  # another process may be reading it
         partial.write_text(yaml.safe_dump(config, sort_keys=False))
-    return [100 * value for value in crossval(path, INNER / name, precision()).metrics["test/uar"]]
+    result = crossval(read_experiment(path, precision_settings()), INNER / name)
+    return [100 * value for value in result.metrics["test/uar"]]
 
 
-def compared(choice: str) -> None:
-    """Trains a student, and records how well it does."""
-    side, _ = prepared()
+def evaluate_choice(name: str) -> None:
+    """Trains a student and its teacher, and records the student's accuracy."""
+    manifest, _ = make_inner_folds()
     teacher = yaml.safe_load((CONFIGS / "ravdess_teacher.yaml").read_text())
-    teacher["data"]["manifest"] = str(side)
-    trained("teacher", teacher)
-    size, change, epochs = CHOICES[choice]
+    teacher["data"]["manifest"] = str(manifest)
+    train_folds("teacher", teacher)
+    size, change, epochs = CHOICES[name]
     config = yaml.safe_load((CONFIGS / f"ravdess_student_{size}.yaml").read_text())
     config["model"]["init_args"]["teacher"] = str(INNER / "teacher" / "fold{fold}" / LAST)
-    config["data"]["manifest"] = str(side)
+    config["data"]["manifest"] = str(manifest)
     change(config)
     config["trainer"]["max_epochs"] = epochs
-    found = trained(choice, config)
-    ua = {choice: round(statistics.mean(found), 2), f"{choice}_folds": [round(value, 2) for value in found]}
-    record_beside("student_choices", ua)
+    uar = train_folds(name, config)
+    values = {name: round(statistics.mean(uar), 2), f"{name}_folds": [round(value, 2) for value in uar]}
+    update_record("student_choices", values)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(CHOICES), default=list(CHOICES))
+    parser.add_argument("--only", nargs="+", choices=list(CHOICES), default=list(CHOICES), help="students to compare")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    for choice in parser.parse_args().only:
-        compared(choice)
+    for name in parser.parse_args().only:
+        evaluate_choice(name)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,25 @@
-"""A synthetic health study made from RAVDESS: actors as participants, fear and sadness in their voice as the outcome.
+"""Synthetic health study from RAVDESS: actors are participants; fear and sadness in the voice are the outcome.
 
     python benchmarks/study.py      # resumable
 
-Each actor comes twice. At each visit 20 of the clips of one repetition are "heard", drawn so that the share of fear and
-sadness differs between actors and grows between visits for half of them. An interviewer (EMO-DB's speakers) talks in
-between, and is filtered out. `configs/study_example.yaml` is run, calibrated on inner folds, offline.
+Each actor has two visits. A visit has 20 clips of one repetition, drawn so that the share of fear and sadness differs
+between actors and rises between visits for half of them. An interviewer (speakers of EMO-DB) speaks in between and is
+filtered out. The study runs `configs/study_example.yaml` offline, with calibration on inner folds.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from ravdess_finetuned import manifest as ravdess
+from ravdess_finetuned import make_manifest as make_ravdess_manifest
 from record import HERE, corpus, record
 
-from mmemo.cli.main import main as mmemo
-from mmemo.data.clinical_study import Study
+from mmemo.cli.app import main as mmemo
+from mmemo.data.clinical_study import ClinicalStudy
 from mmemo.data.manifest import Manifest, read_manifest
 from mmemo.report.report import report
 
@@ -27,56 +28,60 @@ RUN = HERE.parent / "runs" / "bench_study"
 OUTCOME = ["fear", "sadness"]
 
 
-def manifest() -> str:
-    """Participants' and interviewers' utterances; made once."""
+def make_manifest() -> Path:
+    """Writes the manifest of participants and interviewers, once."""
     path = RUN / "study.csv"
     if path.exists():
-        return str(path)
+        return path
     RUN.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
-    whole = read_manifest(ravdess())
-    frame = whole.frame.copy()
-    frame["session"] = "visit " + frame["id"].str.split("-").str[5].str.lstrip("0")  # repetition 1 or 2
-    chosen = []
-    for number, (actor, rows) in enumerate(frame.groupby("speaker")):
+    manifest = read_manifest(make_ravdess_manifest())
+    table = manifest.frame.copy()
+    table["session"] = "visit " + table["id"].str.split("-").str[5].str.lstrip("0")  # repetition 1 or 2
+    visits = []
+    for number, (_, actor) in enumerate(table.groupby("speaker")):
         share = random.uniform(0.1, 0.5)
-        for visit, own in rows.groupby("session"):
-            wanted = share + (0.25 if number % 2 and visit == "visit 2" else 0.0)
-            shows = own["emotion"].isin(OUTCOME).to_numpy()
-            chance = np.where(shows, wanted / shows.sum(), (1 - wanted) / (~shows).sum())
-            chosen.append(own.iloc[random.choice(len(own), 20, replace=False, p=chance / chance.sum())])
-        assert actor
-    people = pd.concat(chosen).assign(role="participant")
-    others = RUN / "interviewers.csv"
-    assert mmemo(["corpus", "emodb", str(corpus("emodb")), "--out", str(others)]) == 0
-    talk = read_manifest(others).frame.iloc[::6].assign(role="interviewer", session="visit 1", split=None)
-    talk["path"] = [os.path.relpath(others.parent / one, whole.path.parent) for one in talk["path"]]
-    Manifest(pd.concat([people, talk], ignore_index=True), whole.path).write(path)
-    return str(path)
+        for name, visit in actor.groupby("session"):
+            target_share = share + (0.25 if number % 2 and name == "visit 2" else 0.0)
+            is_outcome = visit["emotion"].isin(OUTCOME).to_numpy()
+            weights = np.where(is_outcome, target_share / is_outcome.sum(), (1 - target_share) / (~is_outcome).sum())
+            visits.append(visit.iloc[random.choice(len(visit), 20, replace=False, p=weights / weights.sum())])
+    participants = pd.concat(visits).assign(role="participant")
+    emodb_path = RUN / "interviewers.csv"
+    assert mmemo(["corpus", "emodb", str(corpus("emodb")), "--out", str(emodb_path)]) == 0
+    interviewers = read_manifest(emodb_path).frame.iloc[::6]
+    interviewers = interviewers.assign(role="interviewer", session="visit 1", split=None)
+    folder = manifest.path.parent
+    interviewers["path"] = [os.path.relpath(emodb_path.parent / clip, folder) for clip in interviewers["path"]]
+    return Manifest(pd.concat([participants, interviewers], ignore_index=True), manifest.path).write(path)
 
 
 def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     run = RUN / "nested"
-    options = ["--config", str(CONFIG), "--run", str(run), "--nested", "3", "--data.manifest", manifest()]
-    assert mmemo(["crossval", *options]) == 0
-    found = report(
-        run, study=Study(OUTCOME, visit="session", covariates=["gender"], name="Fear and sadness in the voice")
-    )
-    study = found.content["study"]
-    agreement, change = study["agreement"]["CCC"], study["mean_change"]
-    true = np.array([row["true_change"] for row in study["changes"]])
+    changes = ["--set", f"data.manifest={make_manifest()}"]
+    assert mmemo(["crossval", "--config", str(CONFIG), "--run", str(run), "--nested", "3", *changes]) == 0
+    content = report(
+        run, study=ClinicalStudy(OUTCOME, visit="session", covariates=["gender"], name="Fear and sadness in the voice")
+    ).content
+    assert content.study is not None
+    assert content.study.mean_change is not None
+    assert content.confidence is not None
+    before, after = content.confidence.calibration.before, content.confidence.calibration.after
+    assert after is not None
+    ccc, change = content.study.agreement["CCC"], content.study.mean_change
+    true_changes = np.array([row["true_change"] for row in content.study.changes])
     record(
         "study",
         {
-            "participants": study["num_participants"],
-            "ccc_participants": round(agreement.value, 3),
-            "ccc_participants_interval": [round(agreement.low, 3), round(agreement.high, 3)],
+            "participants": content.study.num_participants,
+            "ccc_participants": round(ccc.value, 3),
+            "ccc_participants_interval": [round(ccc.low, 3), round(ccc.high, 3)],
             "mean_change": round(change.value, 3),
             "mean_change_interval": [round(change.low, 3), round(change.high, 3)],
-            "mean_change_true": round(float(true.mean()), 3),
-            "ece_before": round(found.content["calibration"]["before"]["ece"], 4),
-            "ece_after_inner_folds": round(found.content["calibration"]["after"]["ece"], 4),
+            "mean_change_true": round(float(true_changes.mean()), 3),
+            "ece_before": round(before.ece, 4),
+            "ece_after_inner_folds": round(after.ece, 4),
         },
     )
 

@@ -236,7 +236,7 @@ GROUPS = {  # result file -> title and, for each figure worth a row, what it is 
             "tuned_minus_frozen": ("fine-tuned less frozen of the same seeds, points", ""),
             "tuned_minus_frozen_interval": ("its interval", ""),
             "tuned_minus_frozen_p": ("p-value, swapping speakers", ""),
-            "visible_difference": ("difference that these speakers show four times in five, points", ""),
+            "detectable_difference": ("difference that these speakers show four times in five, points", ""),
             "ece_before": ("frozen: expected calibration error, mean of seeds", ""),
             "ece_after": ("with a temperature fitted on other speakers", "at most 0.04"),
             "conformal_coverage": (

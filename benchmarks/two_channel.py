@@ -1,11 +1,11 @@
-"""The two-channel corpus: voice and words together against each alone, on the union and on each half.
+"""Two-channel corpus: audio and text together against each alone, on the union and on each half.
 
-    python benchmarks/two_channel.py              # what is there already is kept
+    python benchmarks/two_channel.py              # finished runs are kept
 
-Makes both manifests with Whisper's transcripts and tunes MiniLM on GoEmotions' training split
-(`configs/goemotions_minilm.yaml`: no sentence of the spoken dev and test clips is in it). Then trains
-`configs/two_channel.yaml` with every gate and fusion in turn; the one that is best on dev is the fused model, and is
-also trained on each half alone. Last checkpoints are judged.
+Writes both manifests with Whisper's transcripts, and fine-tunes MiniLM on the training split of GoEmotions
+(`configs/goemotions_minilm.yaml`; it contains no sentence of the spoken dev and test clips). Then trains
+`configs/two_channel.yaml` with each gate and each fusion. The one with the best dev UAR is the fused model, and is also
+trained on each half alone. Every result is that of the last checkpoint.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ import yaml
 from record import HERE, corpus, record
 from sklearn.metrics import recall_score, roc_auc_score
 
-from mmemo.cli.main import main as mmemo
+from mmemo.cli.app import main as mmemo
 from mmemo.data.corpora.goemotions import goemotions
 from mmemo.data.corpora.table import table
 from mmemo.data.manifest import Manifest, read_manifest
-from mmemo.training.experiment import Experiment
+from mmemo.training.experiment_cli import ExperimentCLI, read_experiment
 
 RUN = HERE.parent / "runs" / "bench_two_channel"
 CONFIG = HERE.parent / "configs" / "two_channel.yaml"
 TEXT_CONFIG = HERE.parent / "configs" / "goemotions_minilm.yaml"
 BACKBONE = RUN / "minilm-goemotions"
-PARTS = "model.init_args.model.init_args"
 FUSIONS = {
     "concatenation": {"class_path": "mmemo.models.Concatenation"},
     "late fusion": {"class_path": "mmemo.models.LateFusion", "init_args": {"num_logits": 7}},
@@ -52,73 +51,82 @@ GATES = {
 }
 
 
-def manifests() -> dict[str, Path]:
-    """Both halves with Whisper's words; made once."""
+def make_manifests() -> dict[str, Path]:
+    """Writes the manifests of both halves with Whisper's transcripts, once."""
     paths = {name: RUN / f"{name}.csv" for name in ("ravdess", "spoken")}
-    frame = read_manifest(acted_manifest()).frame  # without its silence, with Whisper's words
-    frame["split"] = frame["speaker"].map(sides()).fillna("train")
+    acted = read_manifest(make_acted_manifest()).frame
+    acted["split"] = acted["speaker"].map(split_of_actors()).fillna("train")
     spoken = table(
         corpus("spoken_words") / "spoken_words.csv",
         columns={"path": "file", "split": "split", "emotion": "emotion", "text": "text"},
         constants={"language": "en"},
         values={"emotion": {"joy": "happiness"}, "split": {"dev": "val"}},
     )
-    spoken["speaker"] = spoken["id"]  # voices carry no label
+    spoken["speaker"] = spoken["id"]  # the synthetic voice is independent of the label
     if not paths["ravdess"].exists():
-        Manifest(frame, acted_manifest()).write(paths["ravdess"])
+        Manifest(acted, make_acted_manifest()).write(paths["ravdess"])
     if not paths["spoken"].exists():
-        read = Manifest(spoken, RUN / "spoken_untranscribed.csv").write(RUN / "spoken_untranscribed.csv")
-        assert mmemo(["transcribe", str(read), "--language", "en", "--out", str(paths["spoken"])]) == 0
-    comments = read_manifest(comments_manifest()).frame
-    judged = set(spoken.loc[spoken["split"] != "train", "id"])
-    assert not judged & set(comments.loc[comments["split"] == "train", "id"])
+        untranscribed = RUN / "spoken_untranscribed.csv"
+        Manifest(spoken, untranscribed).write(untranscribed)
+        assert mmemo(["transcribe", str(untranscribed), "--language", "en", "--out", str(paths["spoken"])]) == 0
+    comments = read_manifest(make_comments_manifest()).frame
+    held_out = set(spoken.loc[spoken["split"] != "train", "id"])
+    assert not held_out & set(comments.loc[comments["split"] == "train", "id"])
     return paths
 
 
-def sides() -> dict[str, str]:
-    """Actors who test or validate, and which; the others train."""
+def split_of_actors() -> dict[str, str]:
+    """Returns the test and validation actors with their split; all other actors are training speakers."""
     folds = pd.read_csv(corpus("ravdess") / "emobox_folds.csv", dtype=str).set_index("fold")["test_actors"].str.split()
     return {actor: side for fold, side in (("1", "test"), ("2", "test"), ("3", "val")) for actor in folds[fold]}
 
 
-def trimmed_manifest() -> Path:
-    """RAVDESS without its silence; made once."""
+def make_trimmed_manifest() -> Path:
+    """Writes the manifest of RAVDESS without the silence around each clip, once."""
     path = RUN / "acted_untranscribed.csv"
     if not path.exists():
-        assert mmemo(["corpus", "ravdess", str(corpus("ravdess")), "--out", str(path), "--trim_db", "35"]) == 0
+        assert mmemo(["corpus", "ravdess", str(corpus("ravdess")), "--out", str(path), "--trim-db", "35"]) == 0
     return path
 
 
-def acted_manifest() -> Path:
-    """RAVDESS without its silence, with Whisper's words; made once."""
-    heard = RUN / "acted.csv"
-    if not heard.exists():
-        assert mmemo(["transcribe", str(trimmed_manifest()), "--language", "en", "--out", str(heard)]) == 0
-    return heard
+def make_acted_manifest() -> Path:
+    """Writes the manifest of trimmed RAVDESS with Whisper's transcripts, once."""
+    path = RUN / "acted.csv"
+    if not path.exists():
+        assert mmemo(["transcribe", str(make_trimmed_manifest()), "--language", "en", "--out", str(path)]) == 0
+    return path
 
 
-def comments_manifest() -> Path:
-    """GoEmotions as it comes; made once."""
+def make_comments_manifest() -> Path:
+    """Writes the manifest of GoEmotions, once."""
     path = RUN / "goemotions.csv"
     if not path.exists():
         Manifest(goemotions(corpus("goemotions")), path).write(path)
     return path
 
 
-def text_backbone() -> None:
-    """MiniLM tuned on GoEmotions, as a model folder; made once."""
+def make_text_backbone() -> None:
+    """Fine-tunes MiniLM on GoEmotions and saves it as a model folder, once."""
     run = RUN / "goemotions_minilm"
     if not (BACKBONE / "config.json").exists():
         if not (run / "finished").exists():
             resume = ["--ckpt_path", "last"] if (run / "checkpoints/last.ckpt").exists() else []
-            settings = ["--data.manifest", str(comments_manifest()), "--trainer.default_root_dir", str(run)]
-            Experiment(["fit", "--config", str(TEXT_CONFIG), *settings, *resume])
+            settings = ["--data.manifest", str(make_comments_manifest()), "--trainer.default_root_dir", str(run)]
+            ExperimentCLI(["fit", "--config", str(TEXT_CONFIG), *settings, *resume])
             (run / "finished").touch()
         assert mmemo(["backbone", str(run / "checkpoints/last.ckpt"), "--out", str(BACKBONE)]) == 0
 
 
 def train(name: str, changes: dict[str, object], paths: dict[str, Path], halves: tuple[str, ...], on: str) -> Path:
-    """Fits the config with some parts changed, unless that is done; predicts one side of the split."""
+    """Trains the config with some parts changed, unless a finished run exists; returns its predictions.
+
+    Args:
+        name: Name of the run.
+        changes: Part of the model -> its class and settings; None removes the part.
+        paths: Half -> its manifest.
+        halves: Halves of the corpus to train on.
+        on: Split to predict, ``val`` or ``test``.
+    """
     run = RUN / name.replace(" ", "_")
     config = yaml.safe_load(CONFIG.read_text())
     config["trainer"]["default_root_dir"] = str(run)
@@ -132,52 +140,55 @@ def train(name: str, changes: dict[str, object], paths: dict[str, Path], halves:
     for part, value in changes.items():
         parts[part] = value
     run.mkdir(parents=True, exist_ok=True)
-    file = run / "experiment.yaml"
+    path = run / "experiment.yaml"
     text = yaml.safe_dump(config, sort_keys=False)
-    done = run / "finished"
-    if done.exists() and done.read_text() != text.replace(f"predict_on: {on}", ""):
-        done.unlink()  # another config than the one that was trained
-    file.write_text(text)
-    if not done.exists():
-        Experiment(["fit", "--config", str(file), "--overwrite", "true"])
-        done.write_text(text.replace(f"predict_on: {on}", ""))
+    finished = run / "finished"
+    if finished.exists() and finished.read_text() != text.replace(f"predict_on: {on}", ""):
+        finished.unlink()  # this run was trained with another config
+    path.write_text(text)
+    if not finished.exists():
+        ExperimentCLI(["fit", "--config", str(path), "--overwrite", "true"])
+        finished.write_text(text.replace(f"predict_on: {on}", ""))
     predictions = run / f"{on}.csv"
-    if predictions.exists() and predictions.stat().st_mtime > done.stat().st_mtime:
+    if predictions.exists() and predictions.stat().st_mtime > finished.stat().st_mtime:
         return predictions
-    Experiment(["predict", "--config", str(file), "--predictions", str(predictions)])
+    ExperimentCLI(["predict", "--config", str(path), "--predictions", str(predictions)])
     return predictions
 
 
-def uar(predictions: pd.DataFrame, view: str = "") -> dict[str, float]:
-    """UAR in per cent on the union and on each half."""
-    columns = [name for name in predictions if name.startswith(f"{view}prob_")]
-    said = predictions[columns].idxmax(axis="columns").str.removeprefix(f"{view}prob_")
+def uar_by_half(predictions: pd.DataFrame) -> dict[str, float]:
+    """Returns the UAR in percent on the union and on each half."""
+    columns = [name for name in predictions if name.startswith("prob_")]
+    predicted = predictions[columns].idxmax(axis="columns").str.removeprefix("prob_")
     halves = predictions["id"].str.split("/").str[0]
     assert set(halves) <= {"ravdess", "spoken"}
-    scores = {"union": 100 * recall_score(predictions["emotion"], said, average="macro")}
+    uar = {"union": 100 * recall_score(predictions["emotion"], predicted, average="macro")}
     for half in halves.unique():
         rows = halves == half
-        scores[half] = 100 * recall_score(predictions.loc[rows, "emotion"], said[rows], average="macro")
-    return {name: round(float(score), 2) for name, score in scores.items()}
+        uar[half] = 100 * recall_score(predictions.loc[rows, "emotion"], predicted[rows], average="macro")
+    return {name: round(float(value), 2) for name, value in uar.items()}
 
 
-def cost(name: str) -> tuple[int, float]:
-    """Trained parameters, and milliseconds per clip from cached features, one clip at a time."""
-    cli = Experiment(["--config", str(RUN / name.replace(" ", "_") / "experiment.yaml")], run=False)
-    model = cli.model.model.eval()
+def measure_size(name: str) -> tuple[int, float]:
+    """Returns the number of trained parameters, and the milliseconds per clip from cached features, without batching.
+
+    Args:
+        name: Name of the run.
+    """
+    model = read_experiment(RUN / name.replace(" ", "_") / "experiment.yaml").system.model.eval()
     audio, text = torch.randn(1, 3, 40, 512), torch.randn(1, 1, 16, 384)
-    masks = torch.ones(1, 40, dtype=torch.bool), torch.ones(1, 16, dtype=torch.bool)
+    audio_mask, text_mask = torch.ones(1, 40, dtype=torch.bool), torch.ones(1, 16, dtype=torch.bool)
     with torch.inference_mode():
-        for attempt in range(60):
-            if attempt == 10:
+        for number in range(60):
+            if number == 10:  # the first rounds are a warm-up
                 started = time.perf_counter()
-            model(audio, masks[0], text, masks[1])
+            model(audio, audio_mask, text, text_mask)
     milliseconds = 1000 * (time.perf_counter() - started) / 50
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad), milliseconds
 
 
-def draw(predictions: pd.DataFrame, path: Path) -> None:
-    """How far the gate believes the voice, in each half."""
+def draw_gate(predictions: pd.DataFrame, path: Path) -> None:
+    """Draws how the modality gate weights the audio in each half."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3))
@@ -199,55 +210,56 @@ def main() -> None:
     parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     RUN.mkdir(parents=True, exist_ok=True)
-    paths = manifests()
-    text_backbone()
+    paths = make_manifests()
+    make_text_backbone()
     both = ("ravdess", "spoken")
 
     parts = [("fusion", name, value) for name, value in FUSIONS.items()]
     parts += [("gate", name, value) for name, value in GATES.items() if value is not None]
-    rows, changed = [], {}
+    rows, changes_of = [], {}
     for part, name, value in parts:
         changes: dict[str, object] = {} if value is None else {part: value}
         if name == "late fusion":
             changes["head"] = {"class_path": "mmemo.models.NoHead"}
-        changed[name] = changes
-        on_dev = uar(pd.read_csv(train(name, changes, paths, both, "val")))["union"]
-        scores = uar(pd.read_csv(train(name, changes, paths, both, "test")))
-        num_parameters, milliseconds = cost(name)
+        changes_of[name] = changes
+        dev_uar = uar_by_half(pd.read_csv(train(name, changes, paths, both, "val")))["union"]
+        test_uar = uar_by_half(pd.read_csv(train(name, changes, paths, both, "test")))
+        num_parameters, milliseconds = measure_size(name)
         row = {
             "part": part,
             "name": name,
-            "uar_dev": on_dev,
-            **{f"uar_{half}": score for half, score in scores.items()},
+            "uar_dev": dev_uar,
+            **{f"uar_{half}": value for half, value in test_uar.items()},
         }
         rows.append(row | {"parameters": num_parameters, "milliseconds": round(milliseconds, 2)})
         print(rows[-1], flush=True)
 
-    chosen = str(max(rows, key=lambda row: float(str(row["uar_dev"])))["name"])  # by dev alone
-    found = {"fused": uar(pd.read_csv(train(chosen, changed[chosen], paths, both, "test")))}
+    best = str(max(rows, key=lambda row: float(str(row["uar_dev"])))["name"])  # dev UAR only
+    uar = {"fused": uar_by_half(pd.read_csv(train(best, changes_of[best], paths, both, "test")))}
     concatenation = {"fusion": FUSIONS["concatenation"]}
-    for name, gone in (("audio", "text_encoder"), ("text", "audio_encoder")):
-        found[name] = uar(pd.read_csv(train(f"{name} alone", {**concatenation, gone: None}, paths, both, "test")))
+    for name, removed in (("audio", "text_encoder"), ("text", "audio_encoder")):
+        changes = {**concatenation, removed: None}
+        uar[name] = uar_by_half(pd.read_csv(train(f"{name} alone", changes, paths, both, "test")))
     for half in both:
-        own = train(f"only {half} {chosen}", changed[chosen], paths, (half,), "test")
-        found[f"only_{half}"] = uar(pd.read_csv(own))
-    best_alone = max(found["audio"]["union"], found["text"]["union"])
+        half_predictions = train(f"only {half} {best}", changes_of[best], paths, (half,), "test")
+        uar[f"only_{half}"] = uar_by_half(pd.read_csv(half_predictions))
+    better_alone = max(uar["audio"]["union"], uar["text"]["union"])
     gated = pd.read_csv(train("modality gate", {}, paths, both, "test"))
     gate_auc = float(roc_auc_score(gated["id"].str.startswith("ravdess/"), gated["weight_audio"]))
-    figures: dict[str, object] = {
-        "chosen_on_dev": chosen,
-        "gain_over_better_alone": round(found["fused"]["union"] - best_alone, 2),
+    values: dict[str, object] = {
+        "chosen_on_dev": best,
+        "gain_over_better_alone": round(uar["fused"]["union"] - better_alone, 2),
         "gate_auc": round(gate_auc, 4),
     }
     for half in both:
-        figures[f"fused_minus_only_{half}"] = round(found["fused"][half] - found[f"only_{half}"][half], 2)
-    for name, scores in found.items():
-        for half, score in scores.items():
-            figures[f"uar_{name}" if half == "union" else f"uar_{name}_{half}"] = score
-    figures["table"] = rows
+        values[f"fused_minus_only_{half}"] = round(uar["fused"][half] - uar[f"only_{half}"][half], 2)
+    for name, halves in uar.items():
+        for half, value in halves.items():
+            values[f"uar_{name}" if half == "union" else f"uar_{name}_{half}"] = value
+    values["table"] = rows
     (HERE / "pictures").mkdir(exist_ok=True)
-    draw(gated, HERE / "pictures" / "two_channel_gate.png")
-    record("two_channel", figures)
+    draw_gate(gated, HERE / "pictures" / "two_channel_gate.png")
+    record("two_channel", values)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Prints how the demo's model did on the voice it never heard, and where everything is."""
+"""Prints the demo's predictions for the test voice, its metrics, the timeline of one clip, and what to try next."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,43 +11,53 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-CLASSES = ("anger", "happiness", "neutral", "sadness")
+from mmemo.cli.app import main as mmemo
+
+CLIP = Path("demo/clips/finn_anger_2.flac")
+CONDITIONS = {"test": "audio and text", "test_audio_only": "audio only", "test_text_only": "text only"}
+NEXT = (
+    "mmemo report runs/demo/model",
+    "mmemo analyze YOUR_RECORDING.wav --out emotions",
+    "mmemo crossval --config configs/demo.yaml --set data.split=mmemo.data.LeaveOneGroupOut",
+)
 
 
 def main(run: Path) -> None:
-    """Prints the table."""
-    console = Console()
+    """Prints everything.
+
+    Args:
+        run: Folder of the demo.
+    """
+    console = Console(width=min(80, shutil.get_terminal_size().columns))
     manifest = pd.read_csv(run / "manifest_transcribed.csv").set_index("id")
     predictions = pd.read_csv(run / "model" / "predictions.csv").set_index("id")
     test = manifest[manifest["split"] == "test"].index
-    table = Table(
-        "clip", "Whisper heard", "true", "predicted", *CLASSES, title="The test voice, which training never heard"
-    )
+    table = Table(title="Predictions for the test voice, which was not in the training data")
+    table.add_column("transcript by Whisper", overflow="ellipsis", no_wrap=True, width=38)
+    table.add_column("label", no_wrap=True)
+    table.add_column("predicted", no_wrap=True)
+    table.add_column("prob.", justify="right", no_wrap=True)
     for name in test:
         row = predictions.loc[name]
         mark = "green" if row["emotion"] == row["predicted"] else "red"
-        probs = (f"{100 * row[f'prob_{emotion}']:.0f} %" for emotion in CLASSES)
-        table.add_row(name, manifest.loc[name, "text"], row["emotion"], f"[{mark}]{row['predicted']}[/{mark}]", *probs)
+        probability = f"{100 * row['prob_' + row['predicted']]:.0f} %"
+        text = str(manifest.loc[name, "text"])
+        table.add_row(text, row["emotion"], f"[{mark}]{row['predicted']}[/{mark}]", probability)
     console.print(table)
     metrics = json.loads((run / "model" / "test_metrics.json").read_text())["metrics"]
-    for view, name in (
-        ("test", "voice and words"),
-        ("test_audio_only", "voice alone"),
-        ("test_text_only", "words alone"),
-    ):
-        console.print(f"{name:<16} UAR {100 * metrics[f'{view}/uar']:.0f} %")
+    for condition, name in CONDITIONS.items():
+        console.print(f"{name:<16} UAR {100 * metrics[f'{condition}/uar']:3.0f} %   (chance: 25 %)", highlight=False)
     console.print(
-        "Eight synthetic clips show that it runs, not how good it is; benchmarks/README.md has real corpora.\n"
+        f"{len(test)} synthetic clips show that everything runs, not how accurate it is.\n"
+        "benchmarks/README.md has results on real corpora.\n"
     )
-    for what, path in (
-        ("manifest with transcripts", "manifest_transcribed.csv"),
-        ("distributions", "manifest_check.png"),
-        ("checkpoint", "model/checkpoints/best.ckpt"),
-        ("predictions", "model/predictions.csv"),
-        ("test metrics", "model/test_metrics.json"),
-        ("training curves", "model/metrics.csv, or: .venv/bin/tensorboard --logdir " + str(run / "model")),
-    ):
-        console.print(f"{what:<26}{run / path}", soft_wrap=True)
+    sys.stdout.flush()
+    mmemo(["analyze", str(CLIP), "--out", str(run / "timeline"), "--format", "csv"])
+    console.print(f"\nTimeline of that clip, by the model that ships with mmemo: {run / 'timeline' / CLIP.name}.png")
+    console.print(f"Everything else: {run} (manifest, checkpoints, predictions, metrics, TensorBoard logs)\n")
+    console.print("Try next:")
+    for command in NEXT:
+        console.print(f"  {command}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

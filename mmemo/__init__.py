@@ -1,32 +1,24 @@
-"""mmemo recognises emotion from voice and words."""
+"""mmemo predicts emotion from recordings and their transcripts.
 
-from __future__ import annotations
+- ``EmotionDataModule``: manifest -> batches, split by speaker.
+- ``EmotionModel``: encoders, speaker-independent gates, attention fusion and heads, in order.
+- ``EmotionSystem``: a model with its loss, metrics and optimizer, for ``pytorch_lightning.Trainer``.
+- ``Experiment``: data, system and trainer settings; ``fit``, ``test`` and ``predict`` in one run folder.
+- ``read_experiment``: an experiment from its YAML.
+- ``crossval``: every fold of an experiment, with out-of-fold predictions.
+- ``report``: one HTML page of a run, with intervals, calibration and subgroups.
+- ``load_model``: a trained model from a checkpoint.
+- ``export_onnx``: a trained model as one ONNX file from waveform to probabilities.
+- ``Recognizer``: an exported model, without PyTorch.
+- ``analyze``: the emotions of a recording of any length, with the model that ships with mmemo.
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+Names are imported on first use, so that ``import mmemo`` is fast.
+"""
 
-if TYPE_CHECKING:
-    from mmemo.data.datamodule import EmotionDataModule
-    from mmemo.export.analysis import analyze
-    from mmemo.export.onnx import export_onnx
-    from mmemo.models.emotion_model import EmotionModel
-    from mmemo.training.system import EmotionSystem, load_model
+import lazy_loader
+
+from mmemo import settings as settings  # sets what dependencies read when they are imported
 
 __version__ = "0.1.0"
-
-_ROOMS = {
-    "EmotionModel": "mmemo.models.emotion_model",
-    "EmotionSystem": "mmemo.training.system",
-    "EmotionDataModule": "mmemo.data.datamodule",
-    "load_model": "mmemo.training.system",
-    "export_onnx": "mmemo.export.onnx",
-    "analyze": "mmemo.export.analysis",
-}
-__all__ = ["EmotionDataModule", "EmotionModel", "EmotionSystem", "analyze", "export_onnx", "load_model"]
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used, so that `mmemo --help` need not wait for PyTorch."""
-    if name not in _ROOMS:
-        raise AttributeError(f"module 'mmemo' has no attribute {name!r}")
-    return getattr(import_module(_ROOMS[name]), name)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+del lazy_loader

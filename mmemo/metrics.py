@@ -1,9 +1,12 @@
-"""The figures we report: unweighted average recall first, since emotion corpora are unbalanced; CCC of dimensions."""
+"""Metrics of emotion classes and of affect dimensions.
+
+Unweighted average recall comes first, since emotion corpora are unbalanced.
+"""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,38 +20,42 @@ warnings.filterwarnings("ignore", ".*compute.* method of metric .* was called be
 
 
 class UnweightedAverageRecall(MulticlassConfusionMatrix):
-    """UAR: the mean over classes of the share of their utterances that is recognised (Schuller et al. 2009).
+    """Unweighted average recall (UAR): the mean of the recalls of all classes (Schuller et al. 2009).
 
-    Classes without an utterance do not count, as in scikit-learn's ``balanced_accuracy_score``; torchmetrics'
-    macro recall would count a class as 0 once it is predicted anywhere.
+    Classes without utterances do not count, as in scikit-learn's ``balanced_accuracy_score``. The macro recall of
+    torchmetrics would count such a class as 0 as soon as it is predicted once.
 
     Shape:
         logits ``(batch, num_classes)``, target ``(batch,)`` int64 -> scalar in [0, 1]
+
+    Example:
+        >>> uar = UnweightedAverageRecall(num_classes=2)
+        >>> uar(torch.tensor([0, 0, 0, 1]), torch.tensor([0, 0, 1, 1]))
+        tensor(0.7500)
     """
 
     higher_is_better = True
 
     def compute(self) -> Tensor:
         counts = super().compute().float()
-        total = counts.sum(1)
-        present = total > 0
-        return (counts.diagonal()[present] / total[present]).mean() if present.any() else torch.tensor(float("nan"))
+        totals = counts.sum(1)
+        present = totals > 0
+        return (counts.diagonal()[present] / totals[present]).mean() if present.any() else torch.tensor(float("nan"))
 
 
 def emotion_metrics(num_classes: int, prefix: str) -> MetricCollection:
-    """UAR, accuracy, macro and weighted F1 over labelled utterances.
+    """Builds UAR, accuracy, macro F1 and weighted F1 over the labelled utterances.
 
     Args:
         num_classes: Number of classes.
-        prefix: Put before each name, such as ``val/``.
+        prefix: Prefix of the metric names, such as ``val/``.
     """
-    ignore: dict[str, Any] = {"num_classes": num_classes, "ignore_index": UNLABELLED}
     return MetricCollection(
         {
-            "uar": UnweightedAverageRecall(**ignore),
-            "accuracy": MulticlassAccuracy(average="micro", **ignore),
-            "macro_f1": MulticlassF1Score(average="macro", **ignore),
-            "weighted_f1": MulticlassF1Score(average="weighted", **ignore),
+            "uar": UnweightedAverageRecall(num_classes, ignore_index=UNLABELLED),
+            "accuracy": MulticlassAccuracy(num_classes, average="micro", ignore_index=UNLABELLED),
+            "macro_f1": MulticlassF1Score(num_classes, average="macro", ignore_index=UNLABELLED),
+            "weighted_f1": MulticlassF1Score(num_classes, average="weighted", ignore_index=UNLABELLED),
         },
         prefix=prefix,
         compute_groups=False,
@@ -56,7 +63,7 @@ def emotion_metrics(num_classes: int, prefix: str) -> MetricCollection:
 
 
 def confusion_matrix(num_classes: int) -> MulticlassConfusionMatrix:
-    """Counts ``(true class, predicted class)`` over labelled utterances.
+    """Builds the counts ``(true class, predicted class)`` over the labelled utterances.
 
     Args:
         num_classes: Number of classes.
@@ -68,10 +75,10 @@ class DimensionMetrics(nn.Module):
     """Concordance correlation coefficient (Lin 1989) and mean absolute error of each dimension, and their means.
 
     Args:
-        prefix: Put before each name, such as ``val/``.
+        prefix: Prefix of the metric names, such as ``val/``.
 
     Shape:
-        predicted ``(batch, 3)``, target ``(batch, 3)``, NaN where there is no label
+        predicted ``(batch, 3)``, target ``(batch, 3)``; NaN marks missing labels
     """
 
     def __init__(self, prefix: str) -> None:
@@ -81,30 +88,35 @@ class DimensionMetrics(nn.Module):
         self.mae = nn.ModuleList(MeanAbsoluteError() for _ in DIMENSIONS)
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
-        """Takes a batch in; utterances without a label do not count."""
-        for number in range(len(DIMENSIONS)):
-            present = target[:, number].isfinite()
+        """Adds a batch; utterances without a label do not count."""
+        for index in range(len(DIMENSIONS)):
+            present = target[:, index].isfinite()
             if present.any():
-                for part in (self.ccc[number], self.mae[number]):
-                    cast(Metric, part).update(predicted[present, number].float(), target[present, number])
+                for metric in (self.ccc[index], self.mae[index]):
+                    cast(Metric, metric).update(predicted[present, index].float(), target[present, index])
 
     def compute(self) -> dict[str, Tensor]:
-        """Name -> value, over all processes; dimensions without two labelled utterances are left out."""
+        """Computes all metrics over all processes.
+
+        Returns:
+            Metric name -> value. A dimension is left out if its value is undefined: CCC needs two labelled utterances,
+            MAE one. The mean CCC is 0 if no dimension has one.
+        """
         values: dict[str, Tensor] = {}
         for kind, metrics in (("ccc", self.ccc), ("mae", self.mae)):
-            found = []
-            for name, metric in zip(DIMENSIONS, metrics, strict=True):
-                value = cast(Metric, metric).compute()  # on every process, or they would wait
+            defined = []
+            for dimension, metric in zip(DIMENSIONS, metrics, strict=True):
+                value = cast(Metric, metric).compute()  # on every process, since compute() synchronises them
                 if value.isfinite():
-                    values[f"{self.prefix}{kind}_{name}"] = value
-                    found.append(value)
-            if found:
-                values[f"{self.prefix}{kind}"] = torch.stack(found).mean()
+                    values[f"{self.prefix}{kind}_{dimension}"] = value
+                    defined.append(value)
+            if defined:
+                values[f"{self.prefix}{kind}"] = torch.stack(defined).mean()
             elif kind == "ccc":
-                values[f"{self.prefix}{kind}"] = torch.tensor(0.0)  # nothing to agree with; the epoch is chosen by it
+                values[f"{self.prefix}{kind}"] = torch.tensor(0.0)  # checkpoint selection always needs a value
         return values
 
     def reset(self) -> None:
-        """Forgets all batches."""
-        for part in (*self.ccc, *self.mae):
-            cast(Metric, part).reset()
+        """Discards all batches."""
+        for metric in (*self.ccc, *self.mae):
+            cast(Metric, metric).reset()

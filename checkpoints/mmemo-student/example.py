@@ -1,4 +1,4 @@
-"""Emotion of a clip: python example.py clip.wav"""
+"""Predict the emotion of a clip: python example.py clip.wav"""
 
 import json
 import sys
@@ -8,11 +8,11 @@ import numpy as np
 import onnxruntime
 import soundfile
 
-here = Path(__file__).parent
-config = json.loads((here / "config.json").read_text())
+folder = Path(__file__).parent
+config = json.loads((folder / "config.json").read_text())
 if len(sys.argv) < 2:
     sys.exit(__doc__)
-session = onnxruntime.InferenceSession(here / "model.int8.onnx")
+session = onnxruntime.InferenceSession(folder / "model.int8.onnx")
 waveform, sample_rate = soundfile.read(sys.argv[1], dtype="float32", always_2d=True)
 if sample_rate != config["sample_rate"]:
     sys.exit(f"{sys.argv[1]}: {sample_rate} Hz; resample it to {config['sample_rate']} Hz first")

@@ -1,1 +1,1 @@
-"""The `mmemo` program: one small file per verb, imported when that verb is called."""
+"""The command line: one thin file per verb."""

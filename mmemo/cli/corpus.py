@@ -1,30 +1,32 @@
-"""`mmemo corpus`."""
+"""``mmemo corpus``."""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from mmemo.cli.verb import call
+from cyclopts import Parameter
 
+from mmemo.cli.output import parse_pairs
 
-def run(argv: list[str]) -> int:
-    """Runs the verb.
+if TYPE_CHECKING:
+    from mmemo.data.manifest import Manifest
 
-    Args:
-        argv: Options, without the verb.
-    """
-    return call(corpus, argv, "corpus")
+Pairs = Annotated[list[str] | None, Parameter(consume_multiple=True)]
+Name = Literal["ravdess", "emodb", "meld", "goemotions", "cremad", "table"]
 
 
 def corpus(
-    name: Literal["ravdess", "emodb", "meld", "goemotions", "cremad", "table"],
+    name: Name,
     root: Path,
+    *,
     out: Path = Path("manifest.csv"),
-    columns: dict[str, str] | None = None,
-    constants: dict[str, str] | None = None,
-    values: dict[str, dict[str, str]] | None = None,
+    columns: Pairs = None,
+    constants: Pairs = None,
+    values: Pairs = None,
     channel: Literal["voice", "face", "both"] | None = None,
     labels: Literal["intended", "majority"] | None = None,
     trim_db: float | None = None,
@@ -32,30 +34,59 @@ def corpus(
     loudness_lufs: float | None = None,
     cleaned: Path | None = None,
 ) -> int:
-    """Turns a corpus on disk into a manifest, the one table that everything else reads.
+    """Turns a corpus on disk into a manifest, the table that everything else reads.
 
-    A corpus of your own needs no code: `mmemo corpus table my.csv --columns '{path: file, emotion: label,
-    speaker: who}'`.
+    Your own corpus needs no code: `mmemo corpus table my.csv --columns path=file emotion=label speaker=who`.
 
     Args:
         name: The corpus; `table` is any CSV of your own.
         root: Folder of the corpus; for `table`, the CSV file.
         out: Manifest to write, .csv or .parquet.
-        columns: For `table`: manifest column -> your column.
-        constants: For `table`: manifest column -> one value for all rows.
-        values: For `table`: manifest column -> your value -> ours, such as '{emotion: {joy: happiness}}'.
-        channel: For `cremad`: what the raters whose votes are read were given; voice when not named.
-        labels: For `cremad`: whether the emotion is the one the actor was asked for (when not named) or the one most
-            raters heard, none where they are tied.
-        trim_db: Cut silence at both ends: what is this many dB below a clip's loudest moment, such as 35. The files
-            stay as they are; `start` and `end` say where the sound is.
+        columns: For `table`: manifest column and your column, such as path=file speaker=who.
+        constants: For `table`: manifest column and one value for all rows, such as language=en.
+        values: For `table`: your value and ours, such as emotion.joy=happiness emotion.angry=anger.
+        channel: For `cremad`: what the raters had, whose votes are used. Defaults to voice.
+        labels: For `cremad`: the emotion the actor was asked for, or the one most raters chose (none if they are tied).
+            Defaults to intended.
+        trim_db: Cut silence at both ends: everything this many dB below a clip's loudest moment, such as 35. The files
+            stay unchanged; `start` and `end` say where the sound is.
         denoise: Reduce steady noise; the manifest then points to new files.
-        loudness_lufs: Make every utterance this loud, in LUFS, such as -23; the manifest then points to new files.
-        cleaned: Folder for the new files; OUT without its ending and with `_audio` when not given.
+        loudness_lufs: Give every utterance this loudness in LUFS, such as -23; the manifest then points to new files.
+        cleaned: Folder for the new files. Defaults to OUT without its ending, with `_audio`.
     """
-    from importlib import import_module
+    from mmemo.data.manifest import ManifestError
 
-    from mmemo.data.manifest import Manifest, ManifestError
+    options = _reader_options(name, root, columns, constants, values, channel, labels)
+    if out.exists() and root.exists() and out.resolve() == root.resolve():
+        raise ManifestError(f"--out {out}: is the table that is read; choose another file, such as manifest.csv")
+    if cleaned is not None and not (denoise or loudness_lufs is not None):
+        raise ValueError("--cleaned is for the files that --denoise or --loudness-lufs write; set one of them")
+    replaces = out.exists()
+    out.parent.mkdir(parents=True, exist_ok=True)  # paths in the manifest are relative to its folder
+    manifest = _read(name, root, out, options)
+    if trim_db is not None:
+        _trim(manifest, trim_db)
+    if denoise or loudness_lufs is not None:
+        from mmemo.data.cleaning import write_cleaned
+
+        target = cleaned or out.with_name(f"{out.stem}_audio")
+        num_cleaned = write_cleaned(manifest, target.resolve(), denoise, loudness_lufs)
+        paths = (utterance.path for utterance in manifest)
+        manifest.frame["path"] = [None if path is None else _relative(path, out.parent) for path in paths]
+        print(f"{target}: {num_cleaned} cleaned utterances")
+    manifest.write(out)
+    if replaces:
+        print(f"mmemo corpus: {out} was replaced", file=sys.stderr)
+    num_speakers = manifest.frame["speaker"].nunique()
+    print(f"{out}: {len(manifest)} utterances, {num_speakers} speakers; next: mmemo check {out}")
+    return 0
+
+
+def _reader_options(
+    name: Name, root: Path, columns: Pairs, constants: Pairs, values: Pairs, channel: str | None, labels: str | None
+) -> dict[str, Any]:
+    """Checks options against the corpus, and returns those of its reader."""
+    from mmemo.data.manifest import ManifestError
 
     if name != "table" and not root.is_dir():
         raise ManifestError(f"{root}: no such folder, expected the {name} corpus")
@@ -63,73 +94,66 @@ def corpus(
         raise ManifestError(f"--columns, --constants and --values are for `table`, not for {name}")
     if (channel or labels) and name != "cremad":
         raise ManifestError(f"--channel and --labels are for cremad, not for {name}")
-    if name == "table" and not columns:
-        raise ManifestError("`table` needs --columns, such as '{path: file, emotion: label, speaker: who}'")
-    if out.exists() and root.exists() and out.resolve() == root.resolve():
-        raise ManifestError(f"--out {out}: is the table that is read; name another file, such as manifest.csv")
-    replaced = out.exists()
-    read = getattr(import_module(f"mmemo.data.corpora.{name}"), name)
-    options: dict[str, dict[str, Any]] = {
-        "table": {"columns": columns, "constants": constants, "values": values},
-        "cremad": {"channel": channel or "voice", "labels": labels or "intended"},
-    }
-    frame = read(root, **options.get(name, {}))
+    if name == "cremad":
+        return {"channel": channel or "voice", "labels": labels or "intended"}
+    if name != "table":
+        return {}
+    if not columns:
+        raise ManifestError("`table` needs --columns, such as --columns path=file emotion=label speaker=who")
+    mapped: dict[str, dict[str, str]] = {}
+    for key, value in _texts(values or [], "--values").items():
+        column, separator, old = key.partition(".")
+        if not separator:
+            raise ValueError(f"--values {key}: expected COLUMN.YOURS=OURS, such as emotion.joy=happiness")
+        mapped.setdefault(column, {})[old] = value
+    return {
+        "columns": _texts(columns, "--columns"), "constants": _texts(constants or [], "--constants"), "values": mapped
+    }  # fmt: skip
+
+
+def _texts(pairs: list[str], option: str) -> dict[str, str]:
+    return {key: str(value) for key, value in parse_pairs(pairs, option).items()}
+
+
+def _read(name: Name, root: Path, out: Path, options: Mapping[str, Any]) -> Manifest:
+    """Reads a corpus into the manifest that will be written to ``out``."""
+    from importlib import import_module
+
+    from mmemo.data.manifest import Manifest, ManifestError
+
+    frame = getattr(import_module(f"mmemo.data.corpora.{name}"), name)(root, **options)
     if len(frame) == 0:
-        raise ManifestError(f"{root}: no file of {name} found there")
-    out.parent.mkdir(parents=True, exist_ok=True)  # paths beside it are looked up from there
-    here = out.parent.resolve()
+        raise ManifestError(f"{root}: holds no file of {name}")
     if "path" in frame:
         frame["path"] = [
-            None if path != path or path is None else _relative(Path(path), here) for path in frame["path"]
+            None if path is None or path != path else _relative(path, out.parent) for path in frame["path"]
         ]
     try:
-        manifest = Manifest(frame, out)
+        return Manifest(frame, out)
     except ManifestError as error:
-        said = "; --values '{emotion: {angry: anger}}' renames values" if name == "table" else ""
-        raise ManifestError(
-            f"{root} makes no manifest, and {out} was not written{said}\n" + str(error).replace(f"{out} row", "row")
-        ) from None
-    if trim_db is not None:
-        _trim(manifest, trim_db)
-    if cleaned is not None and not (denoise or loudness_lufs is not None):
-        raise ValueError("--cleaned is for the files that --denoise or --loudness_lufs write; give one of them")
-    if denoise or loudness_lufs is not None:
-        from mmemo.data.cleaning import write_cleaned
-
-        folder = cleaned or out.with_name(f"{out.stem}_audio")
-        num_cleaned = write_cleaned(manifest, folder.resolve(), denoise, loudness_lufs)
-        manifest.frame["path"] = [
-            None if utterance.path is None else _relative(Path(utterance.path), here) for utterance in manifest
-        ]
-        print(f"{folder}: {num_cleaned} cleaned utterances")
-    manifest.write(out)
-    speakers = manifest.frame["speaker"].nunique()
-    if replaced:
-        print(f"mmemo corpus: {out} was there already and has been replaced", file=sys.stderr)
-    print(f"{out}: {len(manifest)} utterances, {speakers} speakers; next: mmemo check {out}")
-    return 0
+        hint = "; --values emotion.angry=anger renames values" if name == "table" else ""
+        problems = str(error).replace(f"{out} row", "row")
+        raise ManifestError(f"{root} is not a valid manifest, so {out} was not written{hint}\n{problems}") from None
 
 
-def _trim(manifest: Any, trim_db: float) -> None:
-    from rich.progress import track
-
-    from mmemo.audio.reader import AudioError, read_audio, voiced_span
+def _trim(manifest: Manifest, trim_db: float) -> None:
+    """Sets ``start`` and ``end`` to the part of each utterance that is not silent."""
+    from mmemo.audio.reader import AudioError, nonsilent_span, read_audio
+    from mmemo.progress import track
 
     if trim_db <= 0:
-        raise ValueError(f"--trim_db {trim_db}: expected dB below the loudest moment, above 0, such as 35")
-    for row, utterance in enumerate(track(list(manifest), "Trimming silence", transient=True)):
+        raise ValueError(f"--trim-db {trim_db}: expected dB below the loudest moment, above 0, such as 35")
+    for row, utterance in enumerate(track(list(manifest), "Trimming silence")):
         if utterance.path is None:
             continue
         try:
             waveform = read_audio(utterance.path, utterance.start, utterance.end, utterance.channel)
         except AudioError:
             continue  # `mmemo check` lists it
-        start, end = voiced_span(waveform, trim_db)
+        start, end = nonsilent_span(waveform, trim_db)
         offset = utterance.start or 0.0
         manifest.frame.loc[row, ["start", "end"]] = [round(offset + start, 4), round(offset + end, 4)]
 
 
-def _relative(path: Path, folder: Path) -> str:
-    import os
-
-    return os.path.relpath(path.resolve(), folder)
+def _relative(path: str | Path, folder: Path) -> str:
+    return os.path.relpath(Path(path).resolve(), folder.resolve())

@@ -1,129 +1,139 @@
-"""`mmemo crossval`."""
+"""``mmemo crossval``."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from itertools import zip_longest
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from mmemo.cli.verb import call_with_rest, screen
+from cyclopts import Parameter
 
+from mmemo.cli.output import console, parse_pairs, print_line
 
-def run(argv: list[str]) -> int:
-    """Runs the verb.
-
-    Args:
-        argv: Options, without the verb.
-    """
-    return call_with_rest(crossval, argv, "crossval")
+if TYPE_CHECKING:
+    from mmemo.studies.crossval import CrossValidation
 
 
 def crossval(
+    *,
     config: Path,
     run: Path | None = None,
-    seeds: list[int] | int = [],  # noqa: B006
+    seeds: Annotated[list[int] | None, Parameter(consume_multiple=True)] = None,
     nested: int = 0,
     space: Path | None = None,
     trials: int = 20,
     answered: float = 0.8,
-    options: list[str] = [],  # noqa: B006
+    changes: Annotated[list[str] | None, Parameter(name="--set", consume_multiple=True)] = None,
 ) -> int:
-    """Fits, tests and predicts every fold of an experiment, and prints mean and spread.
+    """Trains, tests and predicts every fold of an experiment, and prints mean and deviation.
 
-    Started again, it keeps finished folds and continues the one that was interrupted; several may work on one folder.
-    Further options are those of `mmemo fit` and win over the YAML, such as --trainer.max_epochs 5.
+    Started again, it keeps finished folds and resumes the interrupted one; several commands may share one folder.
 
     Args:
-        config: YAML of the experiment; its data.split says which folds there are.
-        run: Folder for the results; when not given trainer.default_root_dir. With --seeds and --nested that of the
-            YAML does not count, and runs/CONFIG_seeds or runs/CONFIG_nested stands in.
-        seeds: Repeat all folds with each of these seeds, such as [0, 1, 2].
-        nested: Inner folds of each training side, on which calibration, the threshold for giving no answer, and with
-            --space the settings are chosen; 0 is none.
-        space: YAML of what is tuned inside, as for `mmemo tune`.
-        trials: How many settings are tried in each outer fold, with --space.
-        answered: With --nested, share of utterances that shall get an answer, in (0, 1]; the others are too unsure.
-        options: Options of `mmemo fit`.
+        config: YAML of the experiment; its data.split defines the folds.
+        run: Folder for the results. Defaults to trainer.default_root_dir; with --seeds or --nested to
+            runs/CONFIG_seeds or runs/CONFIG_nested.
+        seeds: Repeat all folds with each of these seeds, such as --seeds 0 1 2.
+        nested: Number of inner folds of each training side, which choose calibration, the confidence threshold and,
+            with --space, the settings; 0 for none.
+        space: YAML of the settings to tune on the inner folds, as for `mmemo tune`.
+        trials: Settings tried in each outer fold, with --space.
+        answered: With --nested, share of utterances that get an answer, in (0, 1].
+        changes: Settings that replace those of the YAML, such as --set trainer.max_epochs=5 data.batch_size=8.
     """
+    if space is not None and not nested:
+        raise ValueError("--space is tuned on inner folds; set their number with --nested, such as --nested 3")
+    if nested and seeds:
+        raise ValueError("--nested and --seeds together would take days; repeat --nested with --set seed_everything=N")
+    if not 0 < answered <= 1:
+        raise ValueError(f"--answered {answered}: expected a share above 0, at most 1")
+    sys.path.insert(0, "")
+    from mmemo.files import write_text
+    from mmemo.studies.crossval import COMMAND_FILE
+    from mmemo.studies.crossval import crossval as run_crossval
+    from mmemo.training.experiment_cli import read_experiment
+
+    changed = parse_pairs(changes or [], "--set")
+    experiment = read_experiment(config, changed)
+    if (nested or seeds) and run is None and "trainer.default_root_dir" not in changed:
+        run = Path("runs") / f"{config.stem}_{'nested' if nested else 'seeds'}"
+    folder = run or experiment.folder
+    if nested:
+        from mmemo.studies.nested import nested as run_nested
+        from mmemo.studies.search_space import read_space
+
+        if space is not None:
+            require_optuna("--space")
+        choices = None if space is None else read_space(space)
+        result = run_nested(experiment, folder, nested, choices, trials, answered, print_line)
+    else:
+        result = run_crossval(experiment, folder, seeds or (), print_line)
+    write_text(result.folder / COMMAND_FILE, _command(config, run, seeds, nested, space, trials, answered, changes))
+    print_results(result, config.stem, seeds or [])
+    return 0
+
+
+def _command(
+    config: Path,
+    run: Path | None,
+    seeds: list[int] | None,
+    nested: int,
+    space: Path | None,
+    trials: int,
+    answered: float,
+    changes: list[str] | None,
+) -> str:
+    """Returns the command line that repeats this cross-validation."""
+    words = ["mmemo", "crossval", "--config", str(config)]
+    words += [] if run is None else ["--run", str(run)]
+    words += ["--seeds", *map(str, seeds)] if seeds else []
+    words += ["--nested", str(nested), "--answered", str(answered)] if nested else []
+    words += [] if space is None else ["--space", str(space), "--trials", str(trials)]
+    words += ["--set", *changes] if changes else []
+    return shlex.join(words)
+
+
+def require_optuna(needed_by: str) -> None:
+    """Raises ImportError with a remedy if Optuna is not installed."""
+    from importlib.util import find_spec
+
+    if find_spec("optuna") is None:
+        raise ImportError(f"{needed_by} needs Optuna: pip install 'mmemo[tune]'")
+
+
+def print_results(result: CrossValidation, name: str, seeds: list[int]) -> None:
+    """Prints the metrics of all folds, their mean and deviation, and an interval over speakers."""
     from rich.table import Table
 
     from mmemo.evaluation.predictions import read_predictions
     from mmemo.evaluation.statistics import intervals
-    from mmemo.files import write_text
-    from mmemo.studies.crossval import COMMAND_FILE, repeated, spread
-    from mmemo.studies.crossval import crossval as cross_validate
+    from mmemo.studies.crossval import mean_and_deviation
 
-    if not config.is_file():
-        raise ValueError(f"{config}: no such file, expected the YAML of an experiment")
-    seeds = [seeds] if isinstance(seeds, int) else seeds
-    if space is not None and not nested:
-        raise ValueError("--space is tuned on inner folds: say how many with --nested, such as --nested 3")
-    if nested and seeds:
-        raise ValueError("--nested and --seeds together would take days; repeat --nested with --seed_everything N")
-    if not 0 < answered <= 1:
-        raise ValueError(f"--answered {answered}: expected a share above 0, at most 1")
-    console = screen()
-
-    def tell(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    if nested or seeds:
-        run = run or _given_root(options) or Path("runs") / f"{config.stem}_{'nested' if nested else 'seeds'}"
-    if nested:
-        if space is not None:
-            try:
-                import optuna  # noqa: F401
-            except ImportError:
-                raise ImportError("--space needs Optuna: pip install 'mmemo[tune]'") from None
-        from mmemo.studies.nested import nested as nest
-
-        assert run is not None
-        result = nest(config, run, nested, options, space, trials, answered, tell)
-    elif seeds:
-        assert run is not None
-        result = repeated(config, run, seeds, options, tell)
-    else:
-        result = cross_validate(config, run, options, tell)
-    changed = [
-        ("--run", run), ("--seeds", seeds), ("--nested", nested), ("--answered", answered if nested else 0),
-        ("--space", space), ("--trials", trials if space else 0),
-    ]  # fmt: skip
-    given = [word for name, value in changed if value for word in (name, str(value).replace(" ", ""))]
-    write_text(result.run / COMMAND_FILE, shlex.join(["mmemo", "crossval", "--config", str(config), *given, *options]))
-    num_folds = result.num_folds
-    table = Table(title=f"{config.stem}: {num_folds} folds; shares in per cent")
+    num_values = result.num_values
+    per_seed = num_values // max(len(seeds), 1)
+    table = Table(title=f"{name}: {num_values} folds; percentages")
     table.add_column("metric")
-    for fold in range(1, num_folds + 1):
-        per_seed = num_folds // max(len(seeds), 1)
-        seed = f"seed {seeds[(fold - 1) // per_seed]} " if seeds else ""
-        table.add_column(f"{seed}fold {(fold - 1) % per_seed + 1}", justify="right")
+    for index in range(num_values):
+        seed = f"seed {seeds[index // per_seed]} " if seeds else ""
+        table.add_column(f"{seed}fold {index % per_seed + 1}", justify="right")
     table.add_column("mean ± deviation", justify="right")
-    for name, values in sorted(result.metrics.items()):
-        mean, deviation = spread(values)
-        is_share = not name.rpartition("/")[2].startswith(("ccc", "mae"))
-        figures = [f"{100 * value:.1f}" if is_share else f"{value:.3f}" for value in (*values, mean, deviation)]
-        *each, mean_shown, deviation_shown = ["-" if figure == "nan" else figure for figure in figures]
-        table.add_row(name.removeprefix("test/"), *each, f"{mean_shown} ± {deviation_shown}")
-    console.print(table)
+    for metric, values in sorted(result.metrics.items()):
+        is_share = not metric.rpartition("/")[2].startswith(("ccc", "mae"))
+        shown = [
+            "-" if value != value else f"{100 * value:.1f}" if is_share else f"{value:.3f}"
+            for value in (*values, *mean_and_deviation(values))
+        ]
+        table.add_row(metric.removeprefix("test/"), *shown[:-2], f"{shown[-2]} ± {shown[-1]}")
+    console().print(table)
     for warning in result.warnings:
-        console.print(f"[bold]Warning:[/bold] {warning}")
-    found = read_predictions(result.run).labelled
-    if len(found.table):
-        figure = "uar" if found.classes else "ccc"
-        interval = intervals(found.tallies())[figure][0]
-        shown = f"{interval.percent()} %" if found.classes else interval.number()
-        console.print(f"{figure.upper()} of all test utterances, 95 % over speakers: {shown}", highlight=False)
-    console.print(
-        f"Out-of-fold predictions: {result.run / 'predictions.parquet'}; `mmemo report {result.run}` draws them"
+        print_line(f"Warning: {warning}")
+    labelled = read_predictions(result.folder).labelled
+    if len(labelled.table):
+        metric = "uar" if labelled.classes else "ccc"
+        interval = intervals(labelled.speaker_counts())[metric][0]
+        value = f"{interval.percent()} %" if labelled.classes else interval.number()
+        print_line(f"{metric.upper()} of all test utterances, 95 % interval over speakers: {value}")
+    print_line(
+        f"Out-of-fold predictions: {result.folder / 'predictions.parquet'}; next: `mmemo report {result.folder}`"
     )
-    return 0
-
-
-def _given_root(options: Sequence[str]) -> Path | None:
-    """The run folder that an option of `mmemo fit` names."""
-    name = "--trainer.default_root_dir"
-    for word, after in zip_longest(options, options[1:], fillvalue=""):
-        if word == name or word.startswith(f"{name}="):
-            return Path(after if word == name else word.partition("=")[2])
-    return None

@@ -1,59 +1,56 @@
-"""`mmemo explain`."""
+"""``mmemo explain``."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from mmemo.cli.verb import call_with_rest, screen
+from cyclopts import Parameter
 
-
-def run(argv: list[str]) -> int:
-    """Runs the verb.
-
-    Args:
-        argv: Options, without the verb.
-    """
-    return call_with_rest(explain, argv, "explain", as_positional=True)
+from mmemo.cli.output import console, parse_pairs, print_line
 
 
 def explain(
     run: Path,
-    ids: list[str] | str = [],  # noqa: B006
+    *,
+    ids: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     number: int = 8,
     checkpoint: str | None = None,
     fold: int | None = None,
     words: bool | None = None,
-    options: list[str] = [],  # noqa: B006
+    changes: Annotated[list[str] | None, Parameter(name="--set", consume_multiple=True)] = None,
 ) -> int:
-    """Draws which sounds and words an answer rests on, with gates and attention, and tests that it does rest on them.
+    """Draws which sounds and words a prediction depends on, with gates and attention, and tests it by deletion.
 
-    Writes RUN/explanations: a picture of each utterance, and a JSON file. The deletion test takes away what is marked
-    most, and as much that is not: the probability must fall further.
+    Writes RUN/explanations: a picture of each utterance, and a JSON file. The deletion test removes the parts with the
+    highest attribution, and as many random parts: the probability must drop further for the first.
 
     Args:
         run: Folder of `mmemo fit` or `mmemo crossval`.
-        ids: Which test utterances; some of every class when not given.
-        number: How many, when no ids are given.
-        checkpoint: best, last or a file; what the run was judged by when not given.
-        fold: Of a cross-validation; the first when not given.
-        words: Whether pictures show words; not offline, and not in a study, when not given.
-        options: Options of `mmemo fit`, such as --data.manifest OTHER.csv.
+        ids: Test utterances to explain. Defaults to some of every class.
+        number: Number of utterances if there are no ids.
+        checkpoint: best, last or a file. Defaults to the run's own choice.
+        fold: Fold of a cross-validation. Defaults to the first.
+        words: Whether pictures show words. Defaults to no if offline or in a study.
+        changes: Settings that replace those of the run, such as --set data.manifest=other.csv.
     """
-    from rich.table import Table
-
-    from mmemo.studies.explanations import explain_run
-
     if number < 1:
         raise ValueError(f"--number {number}: expected 1 or more")
-    found = explain_run(run, [ids] if isinstance(ids, str) else ids, number, checkpoint, fold, words, options)
-    console = screen()
-    table = Table(title="Deletion test: fall of the probability, points")
-    for name in ("what", "taken away", "marked most", "random"):
-        table.add_column(name, justify="left" if name == "what" else "right")
-    for level, shares in found.deletion.items():
-        for share, (marked, others) in shares.items():
-            what = "sound" if level == "log_mel" else "words"
-            table.add_row(what, f"{100 * share:.0f} %", f"{100 * marked:.1f}", f"{100 * others:.1f}")
-    console.print(table)
-    console.print(f"{len(found.found)} utterances: {found.folder}", soft_wrap=True)
+    from rich.table import Table
+
+    from mmemo.studies.explanations import FOLDER
+    from mmemo.studies.explanations import explain as explain_run
+    from mmemo.training.experiment_cli import read_runs
+
+    runs = read_runs(run, [] if fold is None else [fold], parse_pairs(changes or [], "--set"))
+    result = explain_run(runs[0], run / FOLDER, ids or (), number, checkpoint, words)
+    table = Table(title="Deletion test: drop of the probability, points")
+    for name in ("part", "removed", "highest attribution", "random"):
+        table.add_column(name, justify="left" if name == "part" else "right")
+    for level, shares in result.deletion.items():
+        for share, (highest, random) in shares.items():
+            part = "sound" if level == "log_mel" else "words"
+            table.add_row(part, f"{100 * share:.0f} %", f"{100 * highest:.1f}", f"{100 * random:.1f}")
+    console().print(table)
+    print_line(f"{len(result.utterances)} utterances: {result.folder}")
     return 0

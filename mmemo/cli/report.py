@@ -1,50 +1,41 @@
-"""`mmemo report`."""
+"""``mmemo report``."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from mmemo.cli.verb import call, screen
+from cyclopts import Parameter
 
-
-def run(argv: list[str]) -> int:
-    """Runs the verb.
-
-    Args:
-        argv: Options, without the verb.
-    """
-    return call(report, argv, "report")
+from mmemo.cli.output import print_line
 
 
 def report(
     run: Path,
+    *,
     out: Path | None = None,
     manifest: Path | None = None,
-    columns: list[str] | str = [],  # noqa: B006
+    columns: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     study: Path | None = None,
 ) -> int:
-    """One self-contained HTML page of a run: figures with intervals, pictures, subgroups, how to reproduce it.
+    """Writes one HTML page of a run: metrics with intervals, pictures, subgroups, how to reproduce it.
 
-    Writes report.html, report.json and report.tex; for a study also model_card.md,
-    tripod_ai.md, and tables of participants, their sessions and changes. The page opens
-    anywhere without a network, and shows neither words nor paths of recordings.
+    Writes report.html, report.json and report.tex; for a study also model_card.md, tripod_ai.md, and tables of
+    participants, sessions and changes. The page needs no network, and shows neither words nor paths of recordings.
 
     Args:
         run: Folder of `mmemo crossval`, or of `mmemo fit` after `mmemo predict`; or a file of predictions.
-        out: Folder to write; RUN/report, of a file NAME_report beside it, when not given.
-        manifest: What was predicted; that of the run's config when not given.
-        columns: Further columns of the manifest to look at subgroups of; gender, age, language, corpus, length and
-            noise are looked at wherever they are known.
-        study: YAML with a block `study`, in the place of what the run began with: another outcome needs no training.
+        out: Folder to write. Defaults to RUN/report, or NAME_report beside a file.
+        manifest: Manifest that was predicted. Defaults to the run's own.
+        columns: Further manifest columns for subgroups; gender, age, language, corpus, length and noise are always
+            included if they are known.
+        study: YAML with a block `study` that replaces the run's own; another outcome needs no training.
     """
+    from mmemo.data.clinical_study import read_clinical_study
+    from mmemo.report.report import report as write_report
 
-    from mmemo.data.clinical_study import read_study
-    from mmemo.report.report import report as write
-
-    asked = read_study(study) if study is not None else None
-    found = write(run, out, manifest, [columns] if isinstance(columns, str) else columns, asked)
-    console = screen()
-    for line in [*found.content["summary"], *(f"Warning: {line}" for line in found.content["warnings"])]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Page: {found.html}; the same as JSON and LaTeX beside it", soft_wrap=True)
+    result = write_report(run, out, manifest, columns or [], None if study is None else read_clinical_study(study))
+    for line in [*result.summary, *(f"Warning: {warning}" for warning in result.content.warnings)]:
+        print_line(line)
+    print_line(f"Page: {result.html}; JSON and LaTeX are in the same folder")
     return 0

@@ -1,24 +1,20 @@
-"""`mmemo tune`."""
+"""``mmemo tune``."""
 
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from mmemo.cli.verb import call_with_rest, screen
+from cyclopts import Parameter
 
-
-def run(argv: list[str]) -> int:
-    """Runs the verb.
-
-    Args:
-        argv: Options, without the verb.
-    """
-    return call_with_rest(tune, argv, "tune")
+from mmemo.cli.crossval import require_optuna
+from mmemo.cli.output import console, parse_pairs, print_line
 
 
 def tune(
+    *,
     config: Path,
     space: Path,
     run: Path = Path("runs/tuning"),
@@ -30,64 +26,56 @@ def tune(
     metric: str | None = None,
     storage: str | None = None,
     seed: int = 0,
-    judge: bool = True,
-    options: list[str] = [],  # noqa: B006
+    evaluate: bool = True,
+    changes: Annotated[list[str] | None, Parameter(name="--set", consume_multiple=True)] = None,
 ) -> int:
-    """Searches for better settings on folds of the training side; outer test speakers have no part in it.
+    """Searches for better settings on folds of the training side; outer test speakers are not used.
 
     Writes RUN/best.yaml, which `mmemo fit` and `mmemo crossval` take as it is, RUN/trials.csv, tuning.json and a
-    picture of all trials and of which settings matter. Started again, or several times at once, it goes on with the
-    same search. Further options are those of `mmemo fit` and hold in every trial.
+    picture. Started again, or several times at once, it continues the same search.
 
     Args:
         config: YAML of the experiment.
-        space: YAML of what may be changed; config key -> low and high (with log: true or step), or a list of choices.
+        space: YAML of the search space; setting -> low and high (with log: true or step), or a list of choices.
         run: Folder of the search.
-        trials: Settings tried in all, the config's own first.
+        trials: Number of settings to try; the experiment's own are the first.
         sampler: tpe (Bayesian), random, grid, or evolutionary: cmaes for numbers, nsga2 for choices too.
-        folds: Inner folds that judge a trial, 2 or more.
-        outer_fold: Fold of the config's split whose training side is tuned on.
-        prune: Give a trial up after an inner fold in which it stands below the median of the others.
-        metric: What is maximised, such as macro_f1 or ccc; uar when not given, or ccc for dimensions alone.
-        storage: Optuna storage, such as postgresql://..., that workers on many machines share; a file in RUN when not
-            given.
-        seed: Of the search.
-        judge: Then train the best settings and the config's own on the whole training side, and compare them once on
-            the outer test speakers.
-        options: Options of `mmemo fit`.
+        folds: Number of inner folds that evaluate a trial, 2 or more.
+        outer_fold: Fold of the experiment's split on whose training side the search runs.
+        prune: Stop a trial after an inner fold in which it is below the median of the others.
+        metric: Metric to maximise, such as macro_f1 or ccc. Defaults to uar, or ccc for a model of dimensions.
+        storage: Optuna storage that several machines share, such as postgresql://... Defaults to a file in RUN.
+        seed: Seed of the search.
+        evaluate: Then train the best and the experiment's own settings on the whole training side, and compare them
+            once on the outer test speakers.
+        changes: Settings that replace those of the YAML in every trial, such as --set trainer.max_epochs=5.
     """
+    require_optuna("mmemo tune")
+    sys.path.insert(0, "")
     from rich.table import Table
 
-    try:
-        import optuna  # noqa: F401
-    except ImportError:
-        raise ImportError("mmemo tune needs Optuna: pip install 'mmemo[tune]'") from None
-    from mmemo.studies.tuning import BEST_CONFIG, Tuning
+    from mmemo.studies.search_space import read_space
+    from mmemo.studies.tuning import BEST_CONFIG, SearchSettings
     from mmemo.studies.tuning import tune as search
+    from mmemo.training.experiment_cli import read_experiment
 
-    if not config.is_file():
-        raise ValueError(f"{config}: no such file, expected the YAML of an experiment")
-    console = screen()
-    settings = Tuning(sampler, trials, folds, outer_fold, prune, metric, storage, seed, judge)
-    found = search(
-        config, space, run, settings, options, lambda line: console.print(line, markup=False, highlight=False)
-    )
-    table = Table(title=f"{config.stem}: best of the inner folds, per cent")
-    for name in ("setting", "best", *(["importance"] if found.importance else [])):
+    settings = SearchSettings(sampler, trials, folds, outer_fold, prune, metric, storage, seed, evaluate)
+    choices = read_space(space)
+    experiment = read_experiment(config, parse_pairs(changes or [], "--set"))
+    result = search(experiment, choices, run, settings, print_line)
+    table = Table(title=f"{config.stem}: best settings on the inner folds, %")
+    for name in ("setting", "best", *(["importance"] if result.importance else [])):
         table.add_column(name, justify="left" if name == "setting" else "right")
-    for key, value in found.settings.items():
-        share = found.importance.get(key)
+    for key, value in result.settings.items():
+        share = result.importance.get(key)
         table.add_row(key, str(value), *([] if share is None else [f"{100 * share:.0f} %"]))
-    own = "not tried, outside the space" if math.isnan(found.own_score) else f"{100 * found.own_score:.1f}"
-    table.add_row("inner folds, best settings", f"{100 * found.score:.1f}")
-    table.add_row("inner folds, the config's own", own)
-    console.print(table)
-    if not found.importance:
-        told = (
-            "how much each setting matters needs several settings and four finished trials that differ; there are fewer"
-        )
-        console.print(f"Not shown: {told}", soft_wrap=True)
-    for warning in found.warnings:
-        console.print(f"Warning: {warning}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Runnable: {run / BEST_CONFIG}; trials, picture and figures beside it", soft_wrap=True)
+    own = "not tried: outside the space" if math.isnan(result.own_score) else f"{100 * result.own_score:.1f}"
+    table.add_row("inner folds, best settings", f"{100 * result.score:.1f}")
+    table.add_row("inner folds, the experiment's own", own)
+    console().print(table)
+    if not result.importance:
+        print_line("No importance: it needs several settings and four finished trials with different results.")
+    for warning in result.warnings:
+        print_line(f"Warning: {warning}")
+    print_line(f"Best settings: {run / BEST_CONFIG}; trials, picture and results are in the same folder")
     return 0

@@ -1,4 +1,4 @@
-"""Training examples that were never recorded: changed waveforms, and words as Whisper might have misheard them."""
+"""Training examples that were never recorded: changed waveforms, and transcripts with recognition errors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from hashlib import sha256
 
 import numpy as np
 
-from mmemo.audio.effects import Effect, Equaliser, Gain, Noise, OneOf, PitchShift, TimeStretch, checked, described
+from mmemo.audio.bounds import check_setting
+from mmemo.audio.effects import Effect, Equaliser, Gain, Noise, OneOf, PitchShift, TimeStretch, describe_effect
 
-NUM_SOUNDALIKES = 5  # words that one may be misheard as
+NUM_SOUNDALIKES = 5  # candidates that may replace a word
 
 
 class WaveformAugmentation:
@@ -19,9 +20,16 @@ class WaveformAugmentation:
     The same seed, utterance and view always give the same waveform, on any machine, in any order and in any worker.
 
     Args:
-        effects: What may happen to a waveform, in this order, each with its own chance; see ``mmemo.audio.effects``.
-            When not given: pitch or tempo, loudness, tone colour and faint white noise.
-        seed: Of all draws.
+        effects: Effects to apply in this order, each with its own chance; see ``mmemo.audio.effects``. Defaults to
+            pitch or tempo, level, timbre and faint white noise.
+        seed: Seed of all random draws.
+
+    Example:
+        >>> augmentation = WaveformAugmentation([Noise("white", chance=1.0)])
+        >>> waveform = np.ones(16_000, dtype=np.float32)
+        >>> first, second = (augmentation(waveform, "clip1", view=number) for number in (1, 2))
+        >>> bool((first == second).all()), bool((first == augmentation(waveform, "clip1", view=1)).all())
+        (False, True)
     """
 
     def __init__(self, effects: list[Effect] | None = None, seed: int = 0) -> None:
@@ -31,37 +39,37 @@ class WaveformAugmentation:
         self.seed = seed
 
     def fingerprint(self) -> str:
-        """All that a view depends on besides the waveform."""
-        return f"waveform-augmentation-2:{[described(effect) for effect in self.effects]}:{self.seed}"
+        """Returns everything that a view depends on besides the waveform, as a cache key."""
+        return f"waveform-augmentation-2:{[describe_effect(effect) for effect in self.effects]}:{self.seed}"
 
     def __call__(self, waveform: np.ndarray, name: str, view: int) -> np.ndarray:
-        """One view of an utterance.
+        """Returns one view of an utterance.
 
         Args:
             waveform: ``(samples,)`` float32 at 16 kHz.
-            name: Of the utterance, such as its checksum; together with seed and view it fixes all draws.
-            view: 0 is the utterance itself.
+            name: Identifies the utterance, such as its checksum; with seed and view it determines all draws.
+            view: Number of the view; 0 is the utterance itself.
 
         Returns:
-            ``(samples,)`` float32, longer or shorter where the tempo changed.
+            ``(samples,)`` float32, longer or shorter if the tempo changed.
         """
-        return self.traced(waveform, name, view)[0]
+        return self.trace(waveform, name, view)[0]
 
-    def traced(self, waveform: np.ndarray, name: str, view: int) -> tuple[np.ndarray, list[Effect]]:
-        """One view of an utterance, and which of the effects it went through; arguments as for a call."""
+    def trace(self, waveform: np.ndarray, name: str, view: int) -> tuple[np.ndarray, list[Effect]]:
+        """Returns one view of an utterance and the effects that were applied; takes the arguments of a call."""
         if view == 0:
             return waveform, []
-        random = drawing(self.seed, name, view)
-        used = []
+        generator = view_generator(self.seed, name, view)
+        applied = []
         for effect in self.effects:
-            if random.random() < effect.chance:
-                waveform = effect.change(waveform, random)
-                used.append(effect)
-        return waveform, used
+            if generator.random() < effect.chance:
+                waveform = effect.apply(waveform, generator)
+                applied.append(effect)
+        return waveform, applied
 
 
 def default_effects() -> list[Effect]:
-    """Another speaker and another microphone, as far as that leaves the emotion as it is."""
+    """Returns effects that imitate another speaker and microphone and preserve the emotion."""
     return [
         OneOf([PitchShift(3.0), TimeStretch(0.15)], chance=0.9),
         Gain(8.0, chance=0.6),
@@ -71,19 +79,24 @@ def default_effects() -> list[Effect]:
 
 
 class WordAugmentation:
-    """Transcripts with the mistakes of a recogniser: words misheard, left out, or none at all.
+    """Adds the errors of a speech recogniser to transcripts: substituted words, deleted words, or an empty text.
 
-    A word is misheard as one of those in the corpus that are spelled most like it, so any language will do.
+    A word is replaced by one of the corpus's words with the most similar spelling, so it works for any language.
 
     Args:
-        error_rate: Share of the words that are wrong, in [0, 1).
-        deletions: Share of the errors that leave a word out rather than replace it, in [0, 1].
-        empty: Chance that no word at all is heard, in [0, 1].
-        seed: Of all draws.
+        error_rate: Share of wrong words, in [0, 1).
+        deletions: Share of the errors that delete a word instead of replacing it, in [0, 1].
+        empty: Probability of an empty transcript, in [0, 1].
+        seed: Seed of all random draws.
+
+    Example:
+        >>> soundalikes = Soundalikes(["the cat sat on the mat"])
+        >>> WordAugmentation(error_rate=0.0, empty=0.0)("the cat sat", "clip1", 1, soundalikes)
+        'the cat sat'
     """
 
     def __init__(self, error_rate: float = 0.15, deletions: float = 0.25, empty: float = 0.1, seed: int = 0) -> None:
-        self.error_rate = checked(self, "error_rate", error_rate, below=1.0)
+        self.error_rate = check_setting(self, "error_rate", error_rate, below=1.0)
         for name, value in (("deletions", deletions), ("empty", empty)):
             if not 0 <= value <= 1:
                 raise ValueError(f"WordAugmentation({name}={value:g}), expected 0 to 1")
@@ -92,69 +105,69 @@ class WordAugmentation:
         self.seed = seed
 
     def __call__(self, text: str, name: str, view: int, soundalikes: Soundalikes) -> str:
-        """One view of a transcript.
+        """Returns one view of a transcript.
 
         Args:
-            text: As it was heard.
-            name: Of the utterance; together with seed and view it fixes all draws.
-            view: 0 is the transcript itself.
-            soundalikes: What words are misheard as.
+            text: The transcript.
+            name: Identifies the utterance; with seed and view it determines all draws.
+            view: Number of the view; 0 is the transcript itself.
+            soundalikes: Candidates for substituted words.
         """
         if view == 0:
             return text
-        random = drawing(self.seed, name, view)
-        if random.random() < self.empty:
+        generator = view_generator(self.seed, name, view)
+        if generator.random() < self.empty:
             return ""
-        heard = []
+        recognised = []
         for word in text.split():
-            if random.random() >= self.error_rate:
-                heard.append(word)
-            elif random.random() >= self.deletions:
-                others = soundalikes.of(word)
-                heard.append(others[int(random.integers(len(others)))] if others else word)
-        return " ".join(heard)
+            if generator.random() >= self.error_rate:
+                recognised.append(word)
+            elif generator.random() >= self.deletions:
+                candidates = soundalikes.similar_to(word)
+                recognised.append(candidates[int(generator.integers(len(candidates)))] if candidates else word)
+        return " ".join(recognised)
 
 
 class Soundalikes:
-    """The words of a corpus that are spelled most alike (by rapidfuzz).
+    """The words of a corpus, searchable for the most similar spelling (Jaro-Winkler similarity, by rapidfuzz).
 
     Args:
         texts: Transcripts.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self.words = sorted({bare(word) for text in texts for word in text.split()} - {""})
-        self.of = lru_cache(maxsize=None)(self._of)
+        self.words = sorted({normalise_word(word) for text in texts for word in text.split()} - {""})
+        self.similar_to = lru_cache(maxsize=None)(self._similar_to)
 
-    def _of(self, word: str) -> list[str]:
-        """Up to ``NUM_SOUNDALIKES`` other words, the likeliest first; none in a corpus of one word."""
+    def _similar_to(self, word: str) -> list[str]:
+        """Returns up to ``NUM_SOUNDALIKES`` other words, most similar first; empty if the corpus has only one word."""
         from rapidfuzz import process
         from rapidfuzz.distance import JaroWinkler
 
-        found = process.extract(
-            bare(word), self.words, scorer=JaroWinkler.normalized_similarity, limit=NUM_SOUNDALIKES + 1
-        )
-        return [other for other, _, _ in found if other != bare(word)][:NUM_SOUNDALIKES]
+        word = normalise_word(word)
+        similarity = JaroWinkler.normalized_similarity
+        matches = process.extract(word, self.words, scorer=similarity, limit=NUM_SOUNDALIKES + 1)
+        return [other for other, _, _ in matches if other != word][:NUM_SOUNDALIKES]
 
     def __getstate__(self) -> Mapping[str, object]:
         return {"words": self.words}
 
-    def __setstate__(self, state: dict[str, list[str]]) -> None:  # workers fill caches of their own
+    def __setstate__(self, state: dict[str, list[str]]) -> None:  # each worker fills a cache of its own
         self.words = state["words"]
-        self.of = lru_cache(maxsize=None)(self._of)
+        self.similar_to = lru_cache(maxsize=None)(self._similar_to)
 
 
-def bare(word: str) -> str:
-    """A word in small letters without the punctuation around it."""
+def normalise_word(word: str) -> str:
+    """Returns a word in lower case without surrounding punctuation."""
     return word.strip(".,;:!?\"'()[]-…“”‘’").lower()
 
 
-def drawing(seed: int, name: str, view: int) -> np.random.Generator:
-    """The generator of one view of one utterance.
+def view_generator(seed: int, name: str, view: int) -> np.random.Generator:
+    """Returns the random generator of one view of one utterance.
 
     Args:
-        seed: Of the augmentation.
-        name: Of the utterance.
-        view: Its number.
+        seed: Seed of the augmentation.
+        name: Identifies the utterance.
+        view: Number of the view.
     """
     return np.random.default_rng(int(sha256(f"{seed}:{name}:{view}".encode()).hexdigest()[:16], 16))

@@ -1,4 +1,4 @@
-"""Utterances -> padded tensors with masks, in batches of like duration."""
+"""Utterances -> padded tensors with masks, in batches of similar duration."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ class Example(NamedTuple):
     """One utterance as tensors; a missing modality has no time steps.
 
     Args:
-        row: Of the manifest.
-        audio: Waveform ``(samples,)`` or precomputed features ``(layer, time, dim)``; None without audio
-            encoder.
-        descriptors: The same of a second encoder of the waveform.
-        text: Token ids ``(token,)`` or precomputed features ``(layer, token, dim)``; None without text encoder.
-        target: Class index, ``labels.UNLABELLED`` where there is no label.
-        votes: Share of the raters' votes for each class ``(num_classes,)``; zeros where nobody voted.
-        dimensions: Valence, arousal, dominance ``(3,)``, NaN where there is no label.
-        view: Which version of the utterance this is; 0 is the utterance itself.
+        row: Row of the manifest.
+        audio: Waveform ``(samples,)`` or precomputed features ``(layer, time, dim)``; None without an audio encoder.
+        descriptors: The same for the second encoder of the waveform.
+        text: Token ids ``(token,)`` or precomputed features ``(layer, token, dim)``; None without a text encoder.
+        target: Class index; ``labels.UNLABELLED`` if there is none.
+        votes: Share of the raters' votes for each class ``(num_classes,)``; zeros without votes.
+        dimensions: Valence, arousal, dominance ``(3,)``; NaN if unlabelled.
+        view: Number of the view; 0 is the utterance itself.
     """
 
     row: int
@@ -38,21 +37,31 @@ class Example(NamedTuple):
 
 
 class EmotionBatch(NamedTuple):
-    """Padded utterances; a mask is True where data is real.
+    """Padded utterances and their masks; a mask is True for real data.
 
     Args:
         row: Rows of the manifest ``(batch,)`` int64.
-        audio: Waveforms ``(batch, samples)`` or precomputed features ``(batch, layer, time, dim)``; None for a
-            model without audio encoder.
-        audio_mask: ``(batch, samples)`` or ``(batch, time)`` bool; all False where the audio is missing.
+        audio: Waveforms ``(batch, samples)`` or precomputed features ``(batch, layer, time, dim)``; None for a model
+            without an audio encoder.
+        audio_mask: ``(batch, samples)`` or ``(batch, time)`` bool; all False for missing audio.
         descriptors: The same for the second encoder of the waveform.
-        descriptors_mask: Its mask.
-        text: Token ids ``(batch, token)`` or precomputed features ``(batch, layer, token, dim)``.
-        text_mask: ``(batch, token)`` bool; all False where there are no words.
-        target: Class indices ``(batch,)`` int64, ``labels.UNLABELLED`` where there is no label.
-        votes: Share of the raters' votes for each class ``(batch, num_classes)``; zeros where nobody voted.
-        dimensions: Valence, arousal, dominance ``(batch, 3)``, NaN where there is no label.
-        view: Which version of each utterance this is ``(batch,)`` int64; 0 is the utterance itself.
+        descriptors_mask: Mask of ``descriptors``.
+        text: Token ids ``(batch, token)`` or precomputed features ``(batch, layer, token, dim)``; None for a model
+            without a text encoder.
+        text_mask: ``(batch, token)`` bool; all False for an empty transcript.
+        target: Class indices ``(batch,)`` int64; ``labels.UNLABELLED`` if there is none.
+        votes: Share of the raters' votes for each class ``(batch, num_classes)``; zeros without votes.
+        dimensions: Valence, arousal, dominance ``(batch, 3)``; NaN if unlabelled.
+        view: Number of each utterance's view ``(batch,)`` int64; 0 is the utterance itself.
+
+    Example:
+        >>> short, long = (
+        ...     Example(row, torch.ones(samples), None, None, 0, torch.zeros(2), torch.zeros(3))
+        ...     for row, samples in enumerate((2, 3))
+        ... )
+        >>> collate([short, long]).audio_mask
+        tensor([[ True,  True, False],
+                [ True,  True,  True]])
     """
 
     row: Tensor
@@ -68,11 +77,11 @@ class EmotionBatch(NamedTuple):
     view: Tensor | None = None
 
     def audio_only(self) -> EmotionBatch:
-        """The same utterances with their words missing."""
+        """Returns the same utterances without text."""
         return self._replace(text_mask=None if self.text_mask is None else torch.zeros_like(self.text_mask))
 
     def text_only(self) -> EmotionBatch:
-        """The same utterances with their audio missing."""
+        """Returns the same utterances without audio."""
         return self._replace(
             audio_mask=None if self.audio_mask is None else torch.zeros_like(self.audio_mask),
             descriptors_mask=None if self.descriptors_mask is None else torch.zeros_like(self.descriptors_mask),
@@ -83,7 +92,7 @@ def collate(examples: Sequence[Example]) -> EmotionBatch:
     """Pads examples into a batch.
 
     Args:
-        examples: At least one; all have been made by the same sources.
+        examples: One or more examples from the same sources.
     """
     audio, audio_mask = _pad([example.audio for example in examples])
     descriptors, descriptors_mask = _pad([example.descriptors for example in examples])
@@ -104,7 +113,7 @@ def collate(examples: Sequence[Example]) -> EmotionBatch:
 
 
 def _pad(items: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
-    """Pads ``(time,)`` or ``(layer, time, dim)`` to the longest, at least 1; half precision becomes single."""
+    """Pads ``(time,)`` or ``(layer, time, dim)`` to the longest time, at least 1; converts half precision to single."""
     present = [item for item in items if item is not None]
     if not present:
         return None, None
@@ -122,24 +131,31 @@ def _pad(items: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
 
 
 class BucketSampler(DistributedSampler):
-    """Batches of like duration, divided among processes.
+    """Samples batches of similar duration and divides them among processes.
 
-    Training shuffles at random, sorts by duration within groups of many batches, and shuffles the batches.
-    Evaluation sorts by duration. Every utterance is seen once per epoch, by one process, unless ``weights`` are given;
-    all processes have the same number of batches.
+    Training shuffles the utterances, sorts them by duration within groups of many batches, and shuffles the batches.
+    Evaluation sorts by duration. Without ``weights``, one process sees each utterance once per epoch. All processes
+    have the same number of batches.
 
     Args:
         durations: Duration of each utterance, in any unit.
         batch_size: Utterances per step, over all processes.
-        shuffle: Whether this is for training.
-        seed: Of the shuffling; together with the epoch it fixes the order.
-        rank: This process, from 0.
-        num_processes: How many share the work.
-        weights: Training draws that many utterances again and again with these chances, which need not add up
-            to 1; without them each comes once.
+        shuffle: Whether to shuffle, as for training.
+        seed: Seed of the shuffling; with the epoch it determines the order.
+        rank: Index of this process, from 0.
+        num_processes: Number of processes.
+        weights: Sampling weights; training then draws as many utterances as there are with replacement. They need
+            not sum to 1. Defaults to each utterance once.
+
+    Raises:
+        ValueError: There are fewer utterances, or utterances per step, than processes.
+
+    Example:
+        >>> list(BucketSampler([3.0, 1.0, 2.0, 4.0], batch_size=2))
+        [[1, 2], [0, 3]]
     """
 
-    GROUP_BATCHES = 16  # sorted together in training: longer groups waste less padding but mix less
+    GROUP_BATCHES = 16  # sorted together in training: larger groups need less padding but mix less
 
     def __init__(
         self,
@@ -163,22 +179,22 @@ class BucketSampler(DistributedSampler):
         self.weights = None if weights is None else np.asarray(weights, dtype=float)
 
     def __len__(self) -> int:
-        wanted = math.ceil(len(self.durations) / self.batch_size)
-        return max(1, min(wanted, len(self.durations) // self.num_replicas))  # each process gets a share of each
+        num_batches = math.ceil(len(self.durations) / self.batch_size)
+        return max(1, min(num_batches, len(self.durations) // self.num_replicas))  # every process gets part of each
 
     def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
-        random = np.random.default_rng([self.seed, self.epoch])
+        generator = np.random.default_rng([self.seed, self.epoch])
         if self.shuffle:
-            order = random.permutation(len(self.durations))
+            order = generator.permutation(len(self.durations))
             if self.weights is not None:
-                order = random.choice(order, len(order), p=self.weights[order] / self.weights.sum())
-            group = self.GROUP_BATCHES * self.batch_size
-            groups = [order[first : first + group] for first in range(0, len(order), group)]
-            order = np.concatenate([part[np.argsort(self.durations[part], kind="stable")] for part in groups])
+                order = generator.choice(order, len(order), p=self.weights[order] / self.weights.sum())
+            group_size = self.GROUP_BATCHES * self.batch_size
+            groups = [order[first : first + group_size] for first in range(0, len(order), group_size)]
+            order = np.concatenate([group[np.argsort(self.durations[group], kind="stable")] for group in groups])
         else:
             order = np.argsort(self.durations, kind="stable")
-        batches = np.array_split(order, len(self))  # sizes differ by one at most
+        batches = np.array_split(order, len(self))  # sizes differ by at most one
         if self.shuffle:
-            batches = [batches[number] for number in random.permutation(len(batches))]
+            batches = [batches[index] for index in generator.permutation(len(batches))]
         for batch in batches:
             yield np.array_split(batch, self.num_replicas)[self.rank].tolist()

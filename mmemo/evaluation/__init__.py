@@ -1,1 +1,1 @@
-"""Evidence: cross-validation and what is computed from its predictions."""
+"""Evaluation: from a predictions file to metrics, intervals and tests over speakers."""

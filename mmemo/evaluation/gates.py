@@ -1,4 +1,4 @@
-"""What the gates kept: values that `mmemo predict --gates` wrote, as a table and a picture."""
+"""Gate values that `mmemo predict --gates` wrote, summarised as a table and a heat map."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from pathlib import Path
 
 import pandas as pd
 
-OPEN = 0.01  # a gate below this lets nothing through worth the name
+OPEN = 0.01
+"""Gates above this value count as open."""
 
 
 def read_gates(path: str | Path) -> pd.DataFrame:
-    """Gate values of every utterance.
+    """Reads the gate values of every utterance.
 
     Args:
         path: ``.csv`` or ``.parquet`` file of ``mmemo predict --gates``.
 
     Returns:
-        Columns ``id``, ``emotion`` and one for each gated feature, called ``modality/group/feature``.
+        Columns ``id``, ``emotion`` and one for each gated feature, named ``modality/group/feature``.
 
     Raises:
-        ValueError: The file is not one of gates.
+        ValueError: The file is missing or contains no gate values.
     """
     path = Path(path)
     if not path.is_file():
@@ -34,25 +35,31 @@ def gate_table(gates: pd.DataFrame) -> pd.DataFrame:
     """Mean gate of each modality and feature group, over all utterances and for each emotion.
 
     Args:
-        gates: As :func:`read_gates` gives them.
+        gates: Gate values from :func:`read_gates`.
 
     Returns:
         One row per group, with columns ``modality``, ``group``, ``num_features``, ``mean``, ``open`` (share of gates
-        that let anything through), ``spread`` (deviation over utterances of their mean) and one for each emotion.
+        above :data:`OPEN`), ``spread`` (standard deviation over utterances of their mean gate) and one for each
+        emotion.
+
+    Example:
+        >>> gates = pd.DataFrame({"id": ["a", "b"], "emotion": ["anger", "fear"], "audio/mfcc/0": [0.2, 0.4]})
+        >>> gate_table(gates)[["modality", "group", "mean", "anger", "fear"]].round(1).to_dict("records")
+        [{'modality': 'audio', 'group': 'mfcc', 'mean': 0.3, 'anger': 0.2, 'fear': 0.4}]
     """
     names = [name for name in gates if name not in ("id", "emotion")]
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name.rsplit("/", 1)[0], []).append(name)
     rows = []
-    for group, members in groups.items():
+    for prefix, members in groups.items():
         values = gates[members]
         means = values.mean(axis="columns")
-        modality, _, part = group.partition("/")
+        modality, _, group = prefix.partition("/")
         rows.append(
             {
                 "modality": modality,
-                "group": part,
+                "group": group,
                 "num_features": len(members),
                 "mean": means.mean(),
                 "open": float((values > OPEN).to_numpy().mean()),
@@ -64,11 +71,14 @@ def gate_table(gates: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_gates(table: pd.DataFrame, path: str | Path) -> Path:
-    """Draws a gate table: groups down, emotions across, darker where more is let through.
+    """Draws a heat map of a gate table, with groups as rows and emotions as columns.
 
     Args:
-        table: As :func:`gate_table` gives it.
-        path: Picture to write, .png, .svg or .pdf.
+        table: Table from :func:`gate_table`.
+        path: Image to write, .png, .svg or .pdf.
+
+    Returns:
+        The path that was written.
     """
     from matplotlib.figure import Figure
 
@@ -82,8 +92,8 @@ def draw_gates(table: pd.DataFrame, path: str | Path) -> Path:
     axes.set_xticks(range(values.shape[1]), ["all", *emotions], rotation=40, ha="right")
     axes.set_yticks(range(len(table)), table["modality"] + "/" + table["group"])
     for row, column in ((row, column) for row in range(len(table)) for column in range(values.shape[1])):
-        shade = "white" if values[row, column] < 0.6 else "black"
-        axes.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", color=shade, fontsize=8)
+        colour = "white" if values[row, column] < 0.6 else "black"
+        axes.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", color=colour, fontsize=8)
     figure.colorbar(image, ax=axes, label="mean gate")
     path = Path(path)
     with replacing(path) as partial:

@@ -1,41 +1,44 @@
-"""From utterances to participants: one value each, how well it agrees with the truth, how it changes between visits."""
+"""Clinical studies: one value per participant and visit, its agreement with the labels, and its change over visits."""
 
 from __future__ import annotations
 
-import re
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from natsort import natsort_key
 
-from mmemo.data.clinical_study import Study
+from mmemo.data.clinical_study import ClinicalStudy
 from mmemo.evaluation.predictions import Predictions
 from mmemo.evaluation.statistics import Interval, ccc, speaker_bootstrap
 
-FEW_UTTERANCES = 5
-"""Utterances below which a visit's value has no interval."""
-UNWEIGHTED = 1.0
-"""Weight of an utterance whose length is not known."""
+MIN_UTTERANCES = 5
+"""Values of participants and visits with fewer utterances are unreliable; changes from or to them have no interval."""
+MIN_PARTICIPANTS = 20
+"""Studies with fewer participants get a warning."""
+DEFAULT_WEIGHT = 1.0
+"""Weight of an utterance whose duration is unknown."""
 
 
-class StudyResult(NamedTuple):
-    """What a study found.
+class ClinicalResult(NamedTuple):
+    """Results of a clinical study.
 
     Args:
-        study: What was asked.
-        participants: One row each: ``participant``, ``num_visits``, ``num_utterances``, ``seconds``, ``predicted`` and,
-            where utterances have labels, ``true``; covariates behind.
-        sessions: The same for each visit of each participant.
-        agreement: Figure -> interval over participants.
-        changes: One row per participant with two visits or more: first and last value, change, its interval over
-            utterances; empty without visits.
-        mean_change: Of all of them, with an interval over participants.
-        covariates: One row per covariate: its distribution and how it goes with the outcome and with the error.
-        missing: Utterances left out, and why.
-        warnings: What a reader must know.
+        study: Definition of the study.
+        participants: One row per participant: ``participant``, ``num_visits``, ``num_utterances``, ``seconds``,
+            ``predicted``, ``true`` (NaN without labels), and covariates.
+        sessions: One row per participant and ``visit``, with the same columns except covariates.
+        agreement: Agreement of predicted and true values, with intervals over participants; empty for fewer than three
+            participants with labels.
+        changes: One row per participant with two or more visits: ``first``, ``last``, ``change``, its limits ``low``
+            and ``high`` over utterances, and ``true_change``.
+        mean_change: Mean change, with an interval over participants.
+        covariates: One row per covariate: its distribution, and p-values of its association with outcome and error.
+        missing: Number of utterances that were left out, for each reason.
+        warnings: Warnings for the reader.
     """
 
-    study: Study
+    study: ClinicalStudy
     participants: pd.DataFrame
     sessions: pd.DataFrame
     agreement: dict[str, Interval]
@@ -46,175 +49,183 @@ class StudyResult(NamedTuple):
     warnings: list[str]
 
 
-def study_result(predictions: Predictions, study: Study, num_samples: int = 1000, seed: int = 0) -> StudyResult:
-    """Figures of participants.
+def clinical_result(
+    predictions: Predictions, study: ClinicalStudy, num_samples: int = 1000, seed: int = 0
+) -> ClinicalResult:
+    """Evaluates a clinical study.
 
     Args:
-        predictions: Out-of-fold, with the manifest's columns, and ``seconds`` where known.
-        study: What is asked; visits come in the order of their names, numbers in them as numbers.
-        num_samples: Bootstrap samples.
-        seed: Of the draws.
+        predictions: Out-of-fold predictions with the manifest's columns, and ``seconds`` if known.
+        study: Definition of the study. Visits are in natural order: visit 10 follows visit 2.
+        num_samples: Number of bootstrap samples.
+        seed: Random seed.
 
     Raises:
-        ValueError: An outcome the model does not know, a column that is missing, or fewer than two participants.
+        ValueError: An outcome is not a class, a column is missing, or there are fewer than two participants.
     """
     study.check(predictions.classes, [str(name) for name in predictions.table if "prob_" not in str(name)])
-    table = predictions.table
-    if "seed" in table:  # probabilities averaged
-        names = [name for name in table if "prob_" in str(name)]
-        means = table.groupby("id")[names].mean()
-        table = table.drop_duplicates("id").reset_index(drop=True)
-        table[names] = means.loc[table["id"]].to_numpy()
+    table = predictions.table if "seed" not in predictions.table else _average_seeds(predictions.table)
     missing = {"without a participant": int(table[study.participant].isna().sum())}
-    if study.visit is not None:
-        missing["without a visit"] = int(table[study.visit].isna().sum())
     kept = table[study.participant].notna()
     if study.visit is not None:
+        missing["without a visit"] = int(table[study.visit].isna().sum())
         kept &= table[study.visit].notna()
-    rows = _values(predictions._replace(table=table[kept].reset_index(drop=True)), study)
+    rows = _utterance_values(predictions._replace(table=table[kept].reset_index(drop=True)), study)
     rows["participant"] = rows["participant"].astype(str)
     if rows["participant"].nunique() < 2:
         raise ValueError(
             f"the predictions have {rows['participant'].nunique()} participants in column {study.participant!r}; "
             "a study needs two or more"
         )
-    warnings = []
-    if "seconds" not in table:
-        warnings.append("lengths of utterances are not known, so each counts the same rather than by its time")
-    sessions = _aggregated(rows, ["participant", "visit"], study.how)
-    participants = _aggregated(rows, ["participant"], study.how)
+    sessions = _aggregate_by(rows, ["participant", "visit"], study.how)
+    participants = _aggregate_by(rows, ["participant"], study.how)
     participants.insert(1, "num_visits", sessions.groupby("participant").size().to_numpy())
     for name in study.covariates:
         first = table[kept].groupby(table[study.participant].astype(str))[name].first()
         participants[name] = participants["participant"].map(first)
-    agreement = _agreement(participants, num_samples, seed)
-    few = participants[participants["num_utterances"] < 5]
-    if len(few):
-        warnings.append(f"{len(few)} participants have fewer than 5 utterances; their values are mostly luck")
-    if len(participants) < 20:
-        warnings.append(f"{len(participants)} participants: intervals are wide, and nothing smaller can be claimed")
     changes = _changes(rows, sessions, study.how, num_samples, seed)
-    mean_change = Interval(*[float("nan")] * 3)
+    mean_change = Interval.without_limits(float("nan"))
     if len(changes) > 1:
         values = changes["change"].to_numpy(dtype=float)
         mean_change = speaker_bootstrap(
-            lambda some: float(values[some].mean()),
+            lambda sample: float(values[sample].mean()),
             changes["participant"].to_numpy(),
             num_samples=num_samples,
             seed=seed,
         )
-    covariates = pd.DataFrame([_covariate(participants, name) for name in study.covariates])
-    return StudyResult(
-        study, participants, sessions, agreement, changes, mean_change, covariates,
-        {name: count for name, count in missing.items() if count}, warnings,
-    )  # fmt: skip
+    return ClinicalResult(
+        study=study,
+        participants=participants,
+        sessions=sessions,
+        agreement=_agreement(participants, num_samples, seed),
+        changes=changes,
+        mean_change=mean_change,
+        covariates=pd.DataFrame([_describe_covariate(participants, name) for name in study.covariates]),
+        missing={name: count for name, count in missing.items() if count},
+        warnings=_warnings(participants, has_durations="seconds" in table),
+    )
 
 
-def _values(predictions: Predictions, study: Study) -> pd.DataFrame:
-    """Of each utterance: whether, or how likely, it shows the outcome, and its weight."""
+def _warnings(participants: pd.DataFrame, has_durations: bool) -> list[str]:
+    warnings = []
+    if not has_durations:
+        warnings.append("durations of utterances are unknown, so every utterance has the same weight")
+    num_few = int((participants["num_utterances"] < MIN_UTTERANCES).sum())
+    if num_few:
+        warnings.append(f"{num_few} participants have fewer than {MIN_UTTERANCES} utterances; their values are noisy")
+    if len(participants) < MIN_PARTICIPANTS:
+        warnings.append(f"{len(participants)} participants: intervals are wide, and only large effects can be shown")
+    return warnings
+
+
+def _average_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per utterance, with probabilities averaged over seeds."""
+    names = [name for name in table if "prob_" in str(name)]
+    means = table.groupby("id")[names].mean()
+    table = table.drop_duplicates("id").reset_index(drop=True)
+    table[names] = means.loc[table["id"]].to_numpy()
+    return table
+
+
+def _utterance_values(predictions: Predictions, study: ClinicalStudy) -> pd.DataFrame:
+    """The outcome of each utterance: predicted (0 or 1 for shares, a probability otherwise), true, and its weight."""
     table = predictions.table
-    places = [predictions.classes.index(name) for name in study.outcome]
+    outcome = [predictions.classes.index(name) for name in study.outcome]
     probs = predictions.probs if predictions.calibrated is None else predictions.calibrated
-    likely = probs[:, places].sum(1)
-    said = np.isin(probs.argmax(1), places).astype(float)
-    known = table["emotion"].isin(predictions.classes)
-    true = np.where(known, table["emotion"].isin(study.outcome), np.nan).astype(float)
-    seconds = table["seconds"].fillna(UNWEIGHTED) if "seconds" in table else pd.Series(UNWEIGHTED, index=table.index)
+    is_outcome, probability = np.isin(probs.argmax(1), outcome).astype(float), probs[:, outcome].sum(1)
+    labelled = table["emotion"].isin(predictions.classes)
+    true = np.where(labelled, table["emotion"].isin(study.outcome), np.nan).astype(float)
+    if "seconds" in table:
+        seconds = table["seconds"].fillna(DEFAULT_WEIGHT)
+    else:
+        seconds = pd.Series(DEFAULT_WEIGHT, index=table.index)
     return pd.DataFrame(
         {
             "participant": table[study.participant],
             "visit": table[study.visit].astype(str) if study.visit else "1",
-            "value": said if study.how == "share" else likely,
+            "value": is_outcome if study.how == "share" else probability,
             "true": true,
             "seconds": seconds.to_numpy(dtype=float),
         }
     )
 
 
-def natural_order(name: str) -> tuple[list[int | str], ...]:
-    """Key by which visit 10 comes after visit 2.
-
-    Args:
-        name: Of a visit, or anything else with a number in it.
-    """
-    return tuple([int(part), part] if part.isdigit() else [-1, part] for part in re.split(r"(\d+)", name))
+def _aggregate_by(rows: pd.DataFrame, columns: list[str], how: str) -> pd.DataFrame:
+    """One row per group, participants in alphabetical order and their visits in natural order."""
+    groups = sorted(rows.groupby(columns), key=lambda group: (group[0][0], *map(natsort_key, group[0][1:])))
+    return pd.DataFrame([{**dict(zip(columns, key, strict=True)), **_aggregate(group, how)} for key, group in groups])
 
 
 def _aggregate(rows: pd.DataFrame, how: str) -> dict[str, Any]:
     weight = rows["seconds"].to_numpy()
-    value = rows["value"].to_numpy()
     true = rows["true"].to_numpy()
-    known = ~np.isnan(true)
+    labelled = ~np.isnan(true)
     return {
         "num_utterances": len(rows),
         "seconds": float(weight.sum()),
-        "predicted": float(value.max() if how == "max" else np.average(value, weights=weight)),
-        "true": _true(true[known], weight[known], how),
+        "predicted": _combine(rows["value"].to_numpy(), weight, how),
+        "true": _combine(true[labelled], weight[labelled], how),
     }
 
 
-def _true(true: np.ndarray, weight: np.ndarray, how: str) -> float:
-    if not len(true):
+def _combine(values: np.ndarray, weight: np.ndarray, how: str) -> float:
+    """The highest value or the weighted mean; NaN without values."""
+    if not len(values):
         return float("nan")
-    return float(true.max() if how == "max" else np.average(true, weights=weight))
-
-
-def _aggregated(rows: pd.DataFrame, by: list[str], how: str) -> pd.DataFrame:
-    parts = sorted(rows.groupby(by), key=lambda part: (part[0][0], *map(natural_order, part[0][1:])))
-    return pd.DataFrame([{**dict(zip(by, key, strict=True)), **_aggregate(some, how)} for key, some in parts])
+    return float(values.max() if how == "max" else np.average(values, weights=weight))
 
 
 def _agreement(participants: pd.DataFrame, num_samples: int, seed: int) -> dict[str, Interval]:
-    """Of the predicted with the true value over participants."""
-    known = participants[participants["true"].notna()]
-    if len(known) < 3:
+    """Agreement of predicted and true values over participants."""
+    labelled = participants[participants["true"].notna()]
+    if len(labelled) < 3:
         return {}
-    true, predicted = known["true"].to_numpy(), known["predicted"].to_numpy()
-    names = known["participant"].to_numpy()
+    true, predicted = labelled["true"].to_numpy(), labelled["predicted"].to_numpy()
+    names = labelled["participant"].to_numpy()
 
-    def rank(some: np.ndarray) -> float:
+    def rank_correlation(rows: np.ndarray) -> float:
         from scipy.stats import spearmanr
 
-        if len(np.unique(true[some])) < 2 or len(np.unique(predicted[some])) < 2:
+        if len(np.unique(true[rows])) < 2 or len(np.unique(predicted[rows])) < 2:
             return float("nan")
-        return float(spearmanr(true[some], predicted[some]).statistic)
+        return float(spearmanr(true[rows], predicted[rows]).statistic)
 
-    figures = {
-        "CCC": lambda some: ccc(true[some], predicted[some]),
-        "Spearman's rank correlation": rank,
-        "mean absolute error": lambda some: float(np.abs(true[some] - predicted[some]).mean()),
-        "mean error": lambda some: float((predicted[some] - true[some]).mean()),
+    metrics = {
+        "CCC": lambda rows: ccc(true[rows], predicted[rows]),
+        "Spearman's rank correlation": rank_correlation,
+        "mean absolute error": lambda rows: float(np.abs(true[rows] - predicted[rows]).mean()),
+        "mean error": lambda rows: float((predicted[rows] - true[rows]).mean()),
     }
-    found = {
-        name: speaker_bootstrap(figure, names, num_samples=num_samples, seed=seed) for name, figure in figures.items()
+    agreement = {
+        name: speaker_bootstrap(metric, names, num_samples=num_samples, seed=seed) for name, metric in metrics.items()
     }
-    return {name: one for name, one in found.items() if not np.isnan(one.value)}
+    return {name: interval for name, interval in agreement.items() if not np.isnan(interval.value)}
 
 
 def _changes(rows: pd.DataFrame, sessions: pd.DataFrame, how: str, num_samples: int, seed: int) -> pd.DataFrame:
-    """Last visit less first of each participant, with an interval over the utterances of both."""
+    """Last visit minus first for each participant, with a bootstrap interval over the utterances of both visits."""
     random = np.random.default_rng(seed)
-    found = []
+    changes = []
     for participant, visits in sessions.groupby("participant", sort=True):
         if len(visits) < 2:
             continue
         first, last = visits.iloc[0], visits.iloc[-1]
-        drawn = np.zeros(num_samples)
-        alike = False
+        samples = np.zeros(num_samples)
+        is_constant = False
         for sign, visit in ((-1, first["visit"]), (1, last["visit"])):
-            some = rows[(rows["participant"] == participant) & (rows["visit"] == visit)]
-            values, weight = some["value"].to_numpy(), some["seconds"].to_numpy()
-            alike = alike or len(np.unique(values)) < 2
-            chosen = random.integers(len(some), size=(num_samples, len(some)))
+            utterances = rows[(rows["participant"] == participant) & (rows["visit"] == visit)]
+            values, weight = utterances["value"].to_numpy(), utterances["seconds"].to_numpy()
+            is_constant = is_constant or len(np.unique(values)) < 2
+            chosen = random.integers(len(utterances), size=(num_samples, len(utterances)))
             if how == "max":
-                drawn += sign * values[chosen].max(1)
+                samples += sign * values[chosen].max(1)
             else:
-                drawn += sign * (values[chosen] * weight[chosen]).sum(1) / weight[chosen].sum(1)
-        low, high = np.percentile(drawn, [2.5, 97.5])
-        few = min(first["num_utterances"], last["num_utterances"]) < FEW_UTTERANCES
-        if how == "max" or few or alike:
-            low = high = float("nan")  # resampling a few values, values all alike, or their largest, says nothing
-        found.append(
+                samples += sign * (values[chosen] * weight[chosen]).sum(1) / weight[chosen].sum(1)
+        low, high = np.percentile(samples, [2.5, 97.5])
+        is_short = min(first["num_utterances"], last["num_utterances"]) < MIN_UTTERANCES
+        if how == "max" or is_short or is_constant:
+            low = high = float("nan")  # the bootstrap fails for a maximum, for few values and for equal values
+        changes.append(
             {
                 "participant": participant, "first_visit": first["visit"], "last_visit": last["visit"],
                 "first": first["predicted"], "last": last["predicted"],
@@ -223,35 +234,45 @@ def _changes(rows: pd.DataFrame, sessions: pd.DataFrame, how: str, num_samples: 
             }
         )  # fmt: skip
     names = ["participant", "first_visit", "last_visit", "first", "last", "change", "low", "high", "true_change"]
-    return pd.DataFrame(found, columns=names)
+    return pd.DataFrame(changes, columns=names)
 
 
-def _covariate(participants: pd.DataFrame, name: str) -> dict[str, Any]:
-    """A covariate's distribution, and whether outcome and error go with it."""
-    from scipy.stats import kruskal, spearmanr
-
+def _describe_covariate(participants: pd.DataFrame, name: str) -> dict[str, Any]:
+    """Distribution of a covariate, and its association with the outcome and with the error."""
     values = participants[name]
     known = participants[values.notna()]
-    found: dict[str, Any] = {"covariate": name, "missing": int(values.isna().sum())}
-    number = pd.to_numeric(known[name], errors="coerce")
-    numeric = bool(number.notna().all()) and len(known) > 0
+    numbers = pd.to_numeric(known[name], errors="coerce")
+    numeric = bool(numbers.notna().all()) and len(known) > 0
     if numeric:
-        found["distribution"] = (
-            f"mean {number.mean():.1f}, deviation {number.std():.1f}, {number.min():g} to {number.max():g}"
+        distribution = (
+            f"mean {numbers.mean():.1f}, deviation {numbers.std():.1f}, {numbers.min():g} to {numbers.max():g}"
         )
     else:
         counts = known[name].astype(str).value_counts()
-        found["distribution"] = ", ".join(f"{one} {count}" for one, count in counts.items())
+        distribution = ", ".join(f"{value} {count}" for value, count in counts.items())
+    covariate = numbers if numeric else known[name].astype(str)
     error = (known["predicted"] - known["true"]).abs()
-    for what, numbers in (("outcome", known["predicted"]), ("error", error)):
-        p_value = float("nan")
-        some = numbers.notna()
-        if some.sum() > 3 and numbers[some].nunique() > 1:
-            if numeric and number[some].nunique() > 1:
-                p_value = float(spearmanr(number[some], numbers[some]).pvalue)
-            elif not numeric:
-                parts = [part.to_numpy() for _, part in numbers[some].groupby(known.loc[some, name].astype(str))]
-                if len(parts) > 1 and min(map(len, parts)) > 1:
-                    p_value = float(kruskal(*parts).pvalue)
-        found[f"p_{what}"] = p_value
-    return found
+    return {
+        "covariate": name,
+        "missing": int(values.isna().sum()),
+        "distribution": distribution,
+        "p_outcome": _association_p(covariate, known["predicted"], numeric),
+        "p_error": _association_p(covariate, error, numeric),
+    }
+
+
+def _association_p(covariate: pd.Series, values: pd.Series, numeric: bool) -> float:
+    """P-value of Spearman's correlation for a numeric covariate, of the Kruskal-Wallis test otherwise; NaN if neither
+    applies."""
+    from scipy.stats import kruskal, spearmanr
+
+    known = values.notna()
+    covariate, values = covariate[known], values[known]
+    if len(values) <= 3 or values.nunique() < 2:
+        return float("nan")
+    if numeric:
+        return float(spearmanr(covariate, values).pvalue) if covariate.nunique() > 1 else float("nan")
+    groups = [group.to_numpy() for _, group in values.groupby(covariate)]
+    if len(groups) < 2 or min(map(len, groups)) < 2:
+        return float("nan")
+    return float(kruskal(*groups).pvalue)

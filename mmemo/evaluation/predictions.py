@@ -1,4 +1,4 @@
-"""What a run said of its test utterances, beside what the manifest says of them: all that evidence is made from."""
+"""A run's predictions of its test utterances, joined with the manifest's columns."""
 
 from __future__ import annotations
 
@@ -9,21 +9,35 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from mmemo.data.manifest import COLUMNS, WORDS, Manifest, is_reports_own, private_columns, shown_columns
-from mmemo.evaluation.statistics import Tallies, clusters
+from mmemo.data.manifest import (
+    COLUMNS,
+    TRANSCRIPT_COLUMNS,
+    Manifest,
+    is_report_column,
+    private_columns,
+    shown_columns,
+)
+from mmemo.evaluation.statistics import SpeakerCounts, speaker_clusters
 from mmemo.labels import DIMENSIONS
 
-PREDICTIONS = ("predictions.parquet", "predictions.csv")
+PREDICTION_FILES = ("predictions.parquet", "predictions.csv")
 
 
 class Predictions(NamedTuple):
     """Predictions of test utterances.
 
     Args:
-        table: One row per utterance (and seed): ``id``, ``speaker``, ``emotion``, ``predicted``, ``prob_...``, ``fold``
-            and ``seed`` where there are several, and what the manifest says.
-        classes: In the order of the probabilities; none for a model of dimensions alone.
-        warnings: What every result must carry.
+        table: One row per utterance (and seed): ``id``, ``speaker``, ``emotion``, ``prob_CLASS`` for each class,
+            ``predicted_DIMENSION`` for each dimension, ``fold`` and ``seed`` if there are several, and columns of the
+            manifest.
+        classes: Class names, in the order of the probabilities; empty for a model that predicts dimensions only.
+        warnings: Warnings that every result must repeat.
+
+    Example:
+        >>> rows = {"id": ["a"], "speaker": ["s1"], "emotion": ["fear"], "prob_anger": [0.2], "prob_fear": [0.8]}
+        >>> predictions = Predictions(pd.DataFrame(rows), ["anger", "fear"], [])
+        >>> predictions.predicted, predictions.target
+        (array([1]), array([1]))
     """
 
     table: pd.DataFrame
@@ -32,7 +46,7 @@ class Predictions(NamedTuple):
 
     @property
     def labelled(self) -> Predictions:
-        """Rows with an emotion the model knows; of a model of dimensions, those with a value of one."""
+        """The rows whose emotion is one of the classes; without classes, the rows with a label of any dimension."""
         rows = self.table["emotion"].isin(self.classes)
         if not self.classes:
             rows = self.table[self.dimensions].notna().any(axis="columns")
@@ -40,95 +54,91 @@ class Predictions(NamedTuple):
 
     @property
     def dimensions(self) -> list[str]:
-        """Those that are predicted and known of two utterances or more."""
+        """The dimensions that are predicted and labelled for two or more utterances."""
         names = [name for name in DIMENSIONS if {name, f"predicted_{name}"} <= set(self.table)]
         return [name for name in names if self.table[name].notna().sum() > 1]
 
     @property
     def probs(self) -> np.ndarray:
-        """``(utterance, class)``."""
-        return self.table[[f"prob_{name}" for name in self.classes]].to_numpy(dtype=float)
+        """Class probabilities ``(utterance, class)``."""
+        probs: np.ndarray = self.table[[f"prob_{name}" for name in self.classes]].to_numpy(dtype=float)
+        return probs
 
     @property
     def calibrated(self) -> np.ndarray | None:
-        """Probabilities calibrated on inner folds ``(utterance, class)``; None for a run without them."""
+        """Probabilities calibrated on inner folds ``(utterance, class)``; None if the run was not nested."""
         names = [f"calibrated_prob_{name}" for name in self.classes]
         return self.table[names].to_numpy(dtype=float) if set(names) <= set(self.table) else None
 
     @property
     def target(self) -> np.ndarray:
-        """True class numbers ``(utterance,)``; all rows must be labelled."""
-        return self.table["emotion"].map({name: number for number, name in enumerate(self.classes)}).to_numpy(dtype=int)
+        """True class indices ``(utterance,)``; every row must be labelled."""
+        index = {name: number for number, name in enumerate(self.classes)}
+        target: np.ndarray = self.table["emotion"].map(index).to_numpy(dtype=int)
+        return target
 
     @property
     def predicted(self) -> np.ndarray:
-        """Predicted class numbers ``(utterance,)``."""
-        return self.probs.argmax(1)
+        """Predicted class indices ``(utterance,)``."""
+        predicted: np.ndarray = self.probs.argmax(1)
+        return predicted
 
     @property
     def speakers(self) -> np.ndarray:
-        """Of each row; one without a speaker stands for itself."""
-        return clusters(self.table["speaker"].to_numpy(dtype=object), self.table["id"].tolist())
+        """Speaker of each row ``(utterance,)``; an utterance without one counts as its own speaker."""
+        return speaker_clusters(self.table["speaker"].to_numpy(dtype=object), self.table["id"].tolist())
 
     @property
     def seeds(self) -> list[int]:
-        """Of a run with several; none else."""
+        """Random seeds of the run; empty if it has only one."""
         return sorted(self.table["seed"].unique()) if "seed" in self.table else []
 
-    def tallies(self, dimensions: Sequence[str] | None = None) -> Tallies:
-        """What every figure needs of each speaker; rows must be labelled.
+    def speaker_counts(self, dimensions: Sequence[str] | None = None) -> SpeakerCounts:
+        """Counts of each speaker: of classes if there are any, of dimensions otherwise. Rows must be labelled.
 
-        Of classes, where there are any: ``predictions._replace(classes=[])`` has those of the dimensions.
+        ``predictions._replace(classes=[])`` gives the counts of dimensions for a model with both.
 
         Args:
-            dimensions: Of these; of all when not given.
+            dimensions: Names of dimensions. Defaults to all.
         """
         if self.classes:
-            return Tallies.of_classes(self.target, self.predicted, self.speakers, len(self.classes))
+            return SpeakerCounts.of_classes(self.target, self.predicted, self.speakers, len(self.classes))
         names = self.dimensions if dimensions is None else list(dimensions)
-        true, said = (
+        true, predicted = (
             self.table[[f"{prefix}{name}" for name in names]].to_numpy(dtype=float) for prefix in ("", "predicted_")
         )
-        return Tallies.of_dimensions(true, said, self.speakers, names)
+        return SpeakerCounts.of_dimensions(true, predicted, self.speakers, names)
 
-    def view(self, modality: str) -> Predictions | None:
-        """From the ``audio`` or the ``text`` alone; None where the run was not told to say."""
+    def single_modality(self, modality: str) -> Predictions | None:
+        """Predictions from one modality; None if the run did not write them.
+
+        Args:
+            modality: ``audio`` or ``text``.
+        """
         names = [f"{modality}_prob_{name}" for name in self.classes]
         if not self.classes or not set(names) <= set(self.table):
             return None
         probs = self.table[names].to_numpy()
-        plain = [f"prob_{name}" for name in self.classes]
-        return self._replace(table=self.table.assign(**dict(zip(plain, probs.T, strict=True))))
+        columns = [f"prob_{name}" for name in self.classes]
+        return self._replace(table=self.table.assign(**dict(zip(columns, probs.T, strict=True))))
 
 
 def read_predictions(source: Path, side: str = "test") -> Predictions:
-    """Test predictions of a run.
+    """Reads the predictions of a run.
 
     Args:
-        source: Folder of ``mmemo crossval``, or of ``mmemo fit`` after ``mmemo predict``; or a file that it wrote.
-        side: Which rows of the split.
+        source: Folder of ``mmemo crossval``, or of ``mmemo fit`` after ``mmemo predict``; or a file of predictions.
+        side: Side of the split to read: ``train``, ``val`` or ``test``.
 
     Raises:
-        ValueError: There are no predictions, or none of that side.
+        ValueError: There are no predictions of that side, or the file is malformed.
     """
-    path = source
-    if source.is_dir():
-        found = [source / name for name in PREDICTIONS if (source / name).is_file()]
-        if not found:
-            folds = sorted(source.glob("fold*/config.yaml"))
-            hint = (
-                f"{len(folds)} folds have begun; let `mmemo crossval` finish them" if folds
-                else "run `mmemo predict --config ...` or `mmemo crossval` first"
-            )  # fmt: skip
-            raise ValueError(f"{source}: has no predictions; {hint}")
-        path = max(found, key=lambda one: one.stat().st_mtime)  # `mmemo predict` may have written another since
-    if not path.is_file():
-        raise ValueError(f"{path}: no such run or file; `mmemo crossval` and `mmemo predict` write predictions")
-    text = dict.fromkeys(("id", "speaker", "emotion", "side"), str)
+    path = _predictions_file(source)
+    text_columns = dict.fromkeys(("id", "speaker", "emotion", "side"), str)
     try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=text)
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=text_columns)
     except Exception as error:
-        raise ValueError(f"{path}: is no table of predictions ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{path}: cannot be read as a table of predictions ({str(error).splitlines()[0]})") from None
     classes = [str(name).removeprefix("prob_") for name in table if str(name).startswith("prob_")]
     dimensions = [f"predicted_{name}" for name in DIMENSIONS]
     if "id" not in table or not (classes or set(dimensions) <= set(table)):
@@ -136,30 +146,51 @@ def read_predictions(source: Path, side: str = "test") -> Predictions:
             f"{path}: not a file of predictions, expected columns id and prob_<class>; found {list(table)[:6]}"
         )
     if table["id"].duplicated().any() and "seed" not in table:
-        twice = table.loc[table["id"].duplicated(), "id"].iloc[0]
-        raise ValueError(f"{path}: {twice!r} is predicted twice; expected each utterance once")
+        duplicate = table.loc[table["id"].duplicated(), "id"].iloc[0]
+        raise ValueError(f"{path}: {duplicate!r} appears twice; expected one prediction for each utterance")
     for name in ("speaker", "emotion"):
         if name not in table:
             table[name] = None
-    if "side" not in table and side != "test":
-        raise ValueError(f"{path}: has predictions of the test side alone")
-    if "side" in table:
-        table = table[table["side"] == side].reset_index(drop=True)
-        if table.empty:
-            raise ValueError(
-                f"{path}: has no predictions of the {side} side; give `mmemo predict` a split that has one"
-            )
+    table = _select_side(table, side, path)
     warnings = sorted(table["warning"].dropna().unique()) if "warning" in table else []
     return Predictions(table, classes, [str(warning) for warning in warnings])
 
 
+def _predictions_file(source: Path) -> Path:
+    """The newest file of predictions in a run's folder, or the file itself."""
+    if source.is_dir():
+        files = [source / name for name in PREDICTION_FILES if (source / name).is_file()]
+        if not files:
+            folds = sorted(source.glob("fold*/config.yaml"))
+            remedy = (
+                f"{len(folds)} folds have started; let `mmemo crossval` finish them" if folds
+                else "run `mmemo predict --config ...` or `mmemo crossval` first"
+            )  # fmt: skip
+            raise ValueError(f"{source}: has no predictions; {remedy}")
+        return max(files, key=lambda path: path.stat().st_mtime)  # `mmemo predict` may have written the other one since
+    if not source.is_file():
+        raise ValueError(f"{source}: no such run or file; `mmemo crossval` and `mmemo predict` write predictions")
+    return source
+
+
+def _select_side(table: pd.DataFrame, side: str, path: Path) -> pd.DataFrame:
+    if "side" not in table:
+        if side != "test":
+            raise ValueError(f"{path}: has predictions of the test side only")
+        return table
+    table = table[table["side"] == side].reset_index(drop=True)
+    if table.empty:
+        raise ValueError(f"{path}: has no predictions of the {side} side; give `mmemo predict` a split with this side")
+    return table
+
+
 def with_manifest(predictions: Predictions, manifest: Manifest, wanted: Collection[str] = ()) -> Predictions:
-    """Adds what the manifest says of each utterance, but its words and where its audio is.
+    """Adds the manifest's columns, except transcripts and audio paths.
 
     Args:
-        predictions: Of a run.
-        manifest: With the same ids.
-        wanted: Columns asked for by name; others that look like words or file names are left out.
+        predictions: Predictions of a run.
+        manifest: Manifest with the same ids.
+        wanted: Columns to add although they look like transcripts or file names.
 
     Raises:
         ValueError: An utterance is not in the manifest, or has another emotion there.
@@ -170,100 +201,107 @@ def with_manifest(predictions: Predictions, manifest: Manifest, wanted: Collecti
     if len(missing):
         raise ValueError(
             f"{manifest.path}: the predictions do not match this manifest: {len(missing)} of {len(ids)} utterances are "
-            f"not in it, such as {missing.iloc[0]!r}; give --manifest the one that was predicted"
+            f"not in it, such as {missing.iloc[0]!r}; give the manifest of the run with --manifest"
         )
-    there = rows.loc[ids].reset_index(drop=True)
-    own = predictions.table["emotion"].reset_index(drop=True)
-    both = (own.notna() & there["emotion"].isin(predictions.classes)).to_numpy(dtype=bool)
-    differ = both.copy()
-    differ[both] = own[both].astype(str).to_numpy() != there["emotion"][both].astype(str).to_numpy()
-    if differ.any():
-        first = int(np.flatnonzero(differ)[0])
-        raise ValueError(
-            f"{manifest.path}: the predictions do not match this manifest: {int(differ.sum())} utterances have another "
-            f"emotion there, such as {ids.iloc[first]!r} ({there['emotion'].iloc[first]}, predicted as "
-            f"{own.iloc[first]}); predict again, or give --manifest the one that was predicted"
-        )
+    rows = rows.loc[ids].reset_index(drop=True)
+    _check_emotions(predictions, rows["emotion"], manifest.path)
     table = predictions.table.copy()
     for name in ("speaker", "emotion"):  # a file of probabilities may lack them
-        given = table[name].astype(object).where(table[name].notna(), None)
-        table[name] = given.where(given.notna(), there[name].astype(object).where(there[name].notna(), None).to_numpy())
-    shown, private = shown_columns(there, wanted), private_columns(there, wanted)
-    added = {name: there[name].to_numpy() for name in shown if name not in table}
+        own = table[name].astype(object).where(table[name].notna(), None)
+        table[name] = own.where(own.notna(), rows[name].astype(object).where(rows[name].notna(), None).to_numpy())
+    shown, private = shown_columns(rows, wanted), private_columns(rows, wanted)
+    added = {name: rows[name].to_numpy() for name in shown if name not in table}
     warnings = list(predictions.warnings)
-    withheld = [name for name in private if name not in COLUMNS and name not in WORDS]
+    withheld = [name for name in private if name not in COLUMNS and name not in TRANSCRIPT_COLUMNS]
     if withheld:
         warnings.append(
-            f"columns {', '.join(withheld)} of the manifest look like words or file names; they are not shown, unless "
-            "a study or --columns names them"
+            f"manifest columns {', '.join(withheld)} look like transcripts or file names and are not shown; name them "
+            "in the study or with --columns to show them"
         )
-    clash = [name for name in there if is_reports_own(name)]
-    if clash:
-        warnings.append(
-            f"columns {', '.join(clash)} of the manifest have names that reports use; they are not looked at"
-        )
+    reserved = [name for name in rows if is_report_column(name)]
+    if reserved:
+        warnings.append(f"manifest columns {', '.join(reserved)} have names that reports reserve; they are ignored")
     return predictions._replace(table=table.assign(**added), warnings=warnings)
 
 
-def same_utterances(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
-    """Two runs in the same order of utterances.
+def _check_emotions(predictions: Predictions, emotions: pd.Series, manifest: Path | None) -> None:
+    """Checks that predictions and manifest have the same labels."""
+    ids = predictions.table["id"]
+    own = predictions.table["emotion"].reset_index(drop=True)
+    both = (own.notna() & emotions.isin(predictions.classes)).to_numpy(dtype=bool)
+    differ = both.copy()
+    differ[both] = own[both].astype(str).to_numpy() != emotions[both].astype(str).to_numpy()
+    if differ.any():
+        first = int(np.flatnonzero(differ)[0])
+        raise ValueError(
+            f"{manifest}: the predictions do not match this manifest: {int(differ.sum())} utterances have another "
+            f"emotion there, such as {ids.iloc[first]!r} ({emotions.iloc[first]}, but {own.iloc[first]} in the "
+            "predictions); predict again, or give the manifest of the run with --manifest"
+        )
+
+
+def align_runs(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
+    """Sorts the utterances of two runs in the same order.
 
     Args:
-        first: Of one run.
-        second: Of the other.
+        first: Predictions of the first run.
+        second: Predictions of the second run.
 
     Raises:
-        ValueError: They tell other classes apart, judge other utterances, or give one another emotion or speaker.
+        ValueError: The runs differ in classes, utterances, emotions or speakers.
     """
     if first.classes != second.classes:
         raise ValueError(
-            f"the runs tell other classes apart: {', '.join(first.classes)} and {', '.join(second.classes)}; compare "
-            "runs of the same classes, in the same order"
+            f"the runs have different classes: {', '.join(first.classes)} and {', '.join(second.classes)}; compare "
+            "runs with the same classes in the same order"
         )
     if set(first.table["id"]) != set(second.table["id"]):
-        only = len(set(first.table["id"]) ^ set(second.table["id"]))
+        num_different = len(set(first.table["id"]) ^ set(second.table["id"]))
         raise ValueError(
-            f"the runs judge other utterances ({only} are in one of them alone); a paired comparison needs the same"
+            f"the runs have different test utterances ({num_different} are in only one of them); a paired comparison "
+            "needs the same"
         )
     for name in ("emotion", "speaker"):
-        own, other = (one.table.drop_duplicates("id").set_index("id")[name] for one in (first, second))
+        own, other = (run.table.drop_duplicates("id").set_index("id")[name] for run in (first, second))
         own = own.astype(object).where(own.notna(), None)
         other = other.astype(object).where(other.notna(), None).reindex(own.index)
         differ = (own != other) & ~(own.isna() & other.isna())
         if differ.any():
-            found = differ.idxmax()
+            example = differ.idxmax()
             raise ValueError(
-                f"the runs give {int(differ.sum())} utterances another {name}, such as {found!r} ({own[found]} and "
-                f"{other[found]}); a paired comparison needs the same manifest"
+                f"the runs have a different {name} for {int(differ.sum())} utterances, such as {example!r} "
+                f"({own[example]} and {other[example]}); a paired comparison needs the same manifest"
             )
-    return tuple(one._replace(table=one.table.sort_values(["id"], ignore_index=True)) for one in (first, second))  # type: ignore[return-value]
+    first, second = (run._replace(table=run.table.sort_values(["id"], ignore_index=True)) for run in (first, second))
+    return first, second
 
 
-def majority(predictions: Predictions) -> np.ndarray:
-    """Class number said most likely on average over seeds, in the order of sorted ids ``(utterance,)``.
+def seed_averaged_classes(predictions: Predictions) -> np.ndarray:
+    """Class indices predicted by the mean probabilities over seeds, in the order of sorted ids ``(utterance,)``.
 
     Args:
-        predictions: Of one or several seeds.
+        predictions: Predictions of one or several seeds.
     """
     names = [f"prob_{name}" for name in predictions.classes]
     mean = predictions.table.groupby("id", sort=True)[names].mean()
-    return mean.to_numpy().argmax(1)
+    predicted: np.ndarray = mean.to_numpy().argmax(1)
+    return predicted
 
 
 def labelled_probs(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities ``(utterance, class)`` and true class numbers ``(utterance,)`` of the rows that have a label.
+    """Probabilities ``(utterance, class)`` and true class indices ``(utterance,)`` of the labelled rows.
 
     Args:
-        predictions: Of ``mmemo predict``.
+        predictions: Table of ``mmemo predict``.
 
     Raises:
-        ValueError: The model predicts dimensions alone, or no row has a label.
+        ValueError: There are no class probabilities, or no labelled rows.
     """
     names = [str(name) for name in predictions if str(name).startswith("prob_")]
     if not names:
-        raise ValueError("the predictions have no class probabilities; calibration is of classes")
+        raise ValueError("the predictions have no class probabilities, which calibration needs")
     rows = predictions[predictions["emotion"].notna()]
     if rows.empty:
-        raise ValueError("no predicted row has a label")
-    numbers = {name.removeprefix("prob_"): number for number, name in enumerate(names)}
-    return rows[names].to_numpy(dtype=float), rows["emotion"].map(numbers).to_numpy(dtype=int)
+        raise ValueError("no row of the predictions has a label")
+    indices = {name.removeprefix("prob_"): index for index, name in enumerate(names)}
+    return rows[names].to_numpy(dtype=float), rows["emotion"].map(indices).to_numpy(dtype=int)

@@ -1,4 +1,4 @@
-"""How much of something is left in a model's fused vectors: speaker, corpus, gender, or the emotion itself."""
+"""Linear probes: how much information about speaker, corpus, gender or emotion a model's embeddings contain."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from mmemo.training.experiment import EMBEDDING
+from mmemo.training.prediction import EMBEDDING
 
 
 class Probe(NamedTuple):
-    """What a linear classifier reads from vectors.
+    """Result of a linear probe.
 
     Args:
-        accuracy: Share of the utterances it gets right, each judged by a classifier that did not see it.
-        majority: Share that always naming the most frequent value would get right.
-        num_values: How many values there are.
-        num_utterances: How many vectors.
+        accuracy: Accuracy on held-out folds, in [0, 1].
+        majority: Accuracy of always predicting the most frequent value, in [0, 1].
+        num_values: Number of distinct values.
+        num_utterances: Number of utterances.
     """
 
     accuracy: float
@@ -27,16 +27,22 @@ class Probe(NamedTuple):
 
 
 def linear_probe(table: pd.DataFrame, column: str, num_folds: int = 5, seed: int = 0) -> Probe:
-    """Standardised logistic regression from vectors to the values of a column, over folds of utterances.
+    """Cross-validated accuracy of logistic regression from standardised embeddings to the values of a column.
 
     Args:
-        table: Of ``mmemo predict --embeddings``.
-        column: What is to be read; rows without a value are left out.
-        num_folds: Folds, at least 2; each value needs that many utterances.
-        seed: Of the folds.
+        table: Table of ``mmemo predict --embeddings``.
+        column: Column to predict; rows without a value are left out.
+        num_folds: Number of folds over utterances, 2 or more. Each value needs that many utterances.
+        seed: Random seed of the folds.
 
     Raises:
-        ValueError: There are no vectors, no such column, one value alone, or a value with too few utterances.
+        ValueError: Embeddings or column are missing, there are fewer than two values, or a value has too few
+            utterances.
+
+    Example:
+        >>> table = pd.DataFrame({"embedding_0": np.arange(10.0), "gender": ["female"] * 5 + ["male"] * 5})
+        >>> linear_probe(table, "gender", num_folds=2)
+        Probe(accuracy=1.0, majority=0.5, num_values=2, num_utterances=10)
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -53,7 +59,7 @@ def linear_probe(table: pd.DataFrame, column: str, num_folds: int = 5, seed: int
     values = table[column].astype(str).to_numpy()
     counts = pd.Series(values).value_counts()
     if len(counts) < 2:
-        raise ValueError(f"column {column!r} has one value alone or none, and a probe needs two or more to tell apart")
+        raise ValueError(f"column {column!r} has fewer than two values; a probe needs two or more")
     if counts.min() < num_folds:
         raise ValueError(
             f"value {counts.index[-1]!r} of column {column!r} has {counts.min()} utterances, fewer than {num_folds} "
@@ -61,6 +67,6 @@ def linear_probe(table: pd.DataFrame, column: str, num_folds: int = 5, seed: int
         )
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     folds = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
-    vectors = table[names].to_numpy(dtype=np.float32)
-    said = cross_val_predict(probe, vectors, values, cv=folds)
-    return Probe(float((said == values).mean()), float(counts.max() / len(values)), len(counts), len(values))
+    embeddings = table[names].to_numpy(dtype=np.float32)
+    predicted = cross_val_predict(probe, embeddings, values, cv=folds)
+    return Probe(float((predicted == values).mean()), float(counts.max() / len(values)), len(counts), len(values))

@@ -1,4 +1,4 @@
-"""Whether a model serves all alike: every figure by gender, age, language, corpus, length, noise, or any column."""
+"""Fairness: every metric by gender, age, language, corpus, length, noise or any other column."""
 
 from __future__ import annotations
 
@@ -12,50 +12,56 @@ import pandas as pd
 from mmemo.audio.reader import AudioFacts
 from mmemo.evaluation.calibration import reliability
 from mmemo.evaluation.predictions import Predictions
-from mmemo.evaluation.statistics import Interval, Tallies, draws, ends, per_class
+from mmemo.evaluation.statistics import (
+    Interval,
+    SpeakerCounts,
+    bootstrap_limits,
+    bootstrap_weights,
+    per_class_metrics,
+)
 
-FEW_UTTERANCES = 30
-FEW_SPEAKERS = 5
-FEW_IN_CELL = 10  # utterances of a class in a group, under which its rate is not compared
+MIN_UTTERANCES = 30  # groups with fewer utterances
+MIN_SPEAKERS = 5  # or fewer speakers are left out of gaps
+MIN_CLASS_UTTERANCES = 10  # a class's rates are compared only if every group has this many utterances of it
 MAX_GROUPS = 12
-AGE_BANDS = (0, 18, 30, 45, 60, 75, 130)
-LENGTH_BANDS = (0, 1, 2, 4, 8, 15, 1e9)
-SNR_BANDS = (-100, 10, 20, 30, 40, 200)
-USUAL = ("gender", "age", "language", "corpus", "length", "noise")
-"""Columns that a report looks at when they are there."""
+AGE_BANDS = (0, 18, 30, 45, 60, 75, 130)  # years
+LENGTH_BANDS = (0, 1, 2, 4, 8, 15, 1e9)  # seconds
+SNR_BANDS = (-100, 10, 20, 30, 40, 200)  # dB
+DEFAULT_COLUMNS = ("gender", "age", "language", "corpus", "length", "noise")
+"""Columns that a report analyses if the predictions have them."""
 
 
 class Group(NamedTuple):
-    """One value of a column.
+    """Metrics of the utterances with one value of a column.
 
     Args:
         name: The value, or a band of numbers.
-        num_utterances: With it.
-        num_speakers: With it.
-        figures: Name -> interval, without ends where one speaker is all there is; of classes also ``recall_CLASS``,
-            and without ends ``roc`` (area, mean of classes) and ``ece`` (calibration error).
-        warning: Why its figures say little; empty when they do not.
+        num_utterances: Number of utterances.
+        num_speakers: Number of speakers.
+        metrics: Interval of each metric. For classes also ``recall_CLASS``, ``roc`` (mean ROC area of the classes) and
+            ``ece`` (calibration error); the last two have no limits.
+        warning: Why the metrics are unreliable; empty if they are not.
     """
 
     name: str
     num_utterances: int
     num_speakers: int
-    figures: dict[str, Interval]
+    metrics: dict[str, Interval]
     warning: str
 
 
 class Subgroups(NamedTuple):
-    """A column's groups.
+    """Comparison of the groups of a column.
 
     Args:
-        column: Its name.
-        groups: In the order of their names.
-        gaps: Figure -> best group less worst, with an interval over speakers; groups of under 5 speakers or 30
-            utterances do not count.
-        equalised_odds: Largest difference between two groups in how often a class is said where it is true, or where it
-            is not (Hardt et al. 2016, <https://arxiv.org/abs/1610.02413>), over classes with 10 utterances in each
-            group; without an interval, since a largest difference is never zero.
-        warnings: What a reader must know.
+        column: Name of the column.
+        groups: Groups in the order of their names.
+        gaps: For each metric the best group minus the worst, with an interval over speakers. Small groups are left
+            out.
+        equalised_odds: Largest difference between two groups in the true or false positive rate of a class (Hardt et
+            al. 2016, <https://arxiv.org/abs/1610.02413>), over classes with 10 utterances in each group. It has no
+            limits, since a largest difference is never zero.
+        warnings: Warnings for the reader.
     """
 
     column: str
@@ -65,30 +71,35 @@ class Subgroups(NamedTuple):
     warnings: list[str]
 
 
-def with_audio_bands(predictions: Predictions, facts: Mapping[str, AudioFacts | None]) -> Predictions:
-    """Adds columns ``length`` and ``noise``, in bands of seconds and of dB of speech over what is between.
+def add_audio_bands(predictions: Predictions, facts: Mapping[str, AudioFacts | None]) -> Predictions:
+    """Adds ``seconds`` and the banded columns ``length`` (seconds) and ``noise`` (signal-to-noise ratio in dB).
 
     Args:
-        predictions: Of a run.
-        facts: Utterance id -> of its audio.
+        predictions: Predictions of a run.
+        facts: Audio facts of each utterance id.
     """
-    known = [facts.get(name) for name in predictions.table["id"]]
-    heard = [None if fact is None or fact.problem else fact for fact in known]
-    seconds = pd.Series([np.nan if fact is None else fact.seconds for fact in heard])
-    noise = pd.Series([np.nan if fact is None else fact.snr_db for fact in heard])
+    usable = [
+        None if fact is None or fact.problem else fact for fact in map(facts.get, predictions.table["id"])
+    ]  # aligned with the rows
+    seconds = pd.Series([np.nan if fact is None else fact.seconds for fact in usable])
+    noise = pd.Series([np.nan if fact is None else fact.snr_db for fact in usable])
     table = predictions.table.assign(
-        seconds=seconds, length=banded(seconds, LENGTH_BANDS, "s"), noise=banded(noise, SNR_BANDS, "dB")
+        seconds=seconds, length=cut_into_bands(seconds, LENGTH_BANDS, "s"), noise=cut_into_bands(noise, SNR_BANDS, "dB")
     )
     return predictions._replace(table=table)
 
 
-def banded(values: pd.Series, edges: Sequence[float], unit: str) -> pd.Series:
-    """Numbers as bands such as ``2-4 s``; missing where there is none.
+def cut_into_bands(values: pd.Series, edges: Sequence[float], unit: str) -> pd.Series:
+    """Replaces numbers by named bands such as ``2-4 s``; NaN becomes None.
 
     Args:
         values: Numbers.
-        edges: Of the bands, growing.
-        unit: Written behind.
+        edges: Edges of the bands, in rising order. The first and the last band are open.
+        unit: Unit to write after the numbers.
+
+    Example:
+        >>> cut_into_bands(pd.Series([0.5, 1.0, 99.0]), (0, 1, 2, 100), "s").tolist()
+        ['under 1 s', '1-2 s', '2 s and more']
     """
 
     def name(low: float, high: float) -> str:
@@ -97,197 +108,264 @@ def banded(values: pd.Series, edges: Sequence[float], unit: str) -> pd.Series:
         return f"{low:g} {unit} and more".strip() if high == edges[-1] else f"{low:g}-{high:g} {unit}".strip()
 
     names = [name(low, high) for low, high in pairwise(edges)]
-    found = pd.cut(values.astype(float), list(edges), labels=names, right=False)
-    return found.astype(object).where(found.notna(), None)
+    bands = pd.cut(values.astype(float), list(edges), labels=names, right=False)
+    return bands.astype(object).where(bands.notna(), None)
 
 
-def usual_columns(predictions: Predictions) -> list[str]:
-    """Of :data:`USUAL`, those with two values or more.
+def default_columns(predictions: Predictions) -> list[str]:
+    """The :data:`DEFAULT_COLUMNS` that have two or more values.
 
     Args:
-        predictions: With the manifest's columns.
+        predictions: Predictions with the manifest's columns.
     """
-    return [
-        name for name in USUAL if name in predictions.table and _as_groups(predictions.table[name], name).nunique() > 1
-    ]
+    table = predictions.table
+    return [name for name in DEFAULT_COLUMNS if name in table and _group_labels(table[name], name).nunique() > 1]
 
 
-def subgroups(
+class _Sample(NamedTuple):
+    """A group with its bootstrap samples.
+
+    Args:
+        name: Name of the group.
+        rows: Its rows of the table ``(row,)`` bool.
+        counts: Counts of all speakers; zero for speakers outside the group.
+        resampled: Sums of each bootstrap sample ``(sample, ...)``.
+        num_speakers: Number of speakers in the group.
+        num_utterances: Number of utterances in the group; seeds are not counted separately.
+    """
+
+    name: str
+    rows: np.ndarray
+    counts: SpeakerCounts
+    resampled: np.ndarray
+    num_speakers: int
+    num_utterances: int
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the group is large enough to be compared with others."""
+        return self.num_speakers >= MIN_SPEAKERS and self.num_utterances >= MIN_UTTERANCES
+
+
+def evaluate_subgroups(
     predictions: Predictions, column: str, confidence: float = 0.95, num_samples: int = 1000, seed: int = 0
 ) -> Subgroups:
-    """Figures of each value of a column, and the gaps between them.
+    """Metrics of each group of a column, and the gaps between groups.
 
     Args:
-        predictions: Labelled rows, with the manifest's columns.
-        column: Any; numbers are divided into bands (``age``) or quarters.
-        confidence: Of the intervals.
-        num_samples: Samples of speakers.
-        seed: Of the draws.
+        predictions: Predictions with the manifest's columns; unlabelled rows are left out.
+        column: Any column. Ages are divided into bands, other numbers with many values into quarters.
+        confidence: Level of the intervals, in (0, 1).
+        num_samples: Number of bootstrap samples of speakers.
+        seed: Random seed.
 
     Raises:
-        ValueError: There is no such column, or it has one value alone.
+        ValueError: The column is missing or has fewer than two values.
     """
     predictions = predictions.labelled
-    table = predictions.table
+    values, names, warnings = _find_groups(predictions.table, column)
+    samples = _resample_groups(predictions, values, names, num_samples, seed)
+    groups = [_evaluate_group(predictions, sample, confidence) for sample in samples]
+    warnings += [f"{column} {group.name}: {group.warning}" for group in groups if group.warning]
+    large = [sample for sample in samples if sample.is_large]
+    if len(large) < 2:
+        warnings.append(
+            f"no gap is computed: it needs two groups with {MIN_SPEAKERS} speakers and {MIN_UTTERANCES} utterances each"
+        )
+        return Subgroups(column, groups, {}, Interval.without_limits(float("nan")), warnings)
+    small = [sample.name for sample in samples if not sample.is_large]
+    if small:
+        warnings.append(f"gaps leave out small groups: {', '.join(small)}")
+    odds = Interval.without_limits(float("nan"))
+    if predictions.classes:
+        totals = np.stack([sample.counts.sums.sum(0) for sample in large])  # (group, class, class)
+        odds = Interval.without_limits(float(_equalised_odds_gap(totals)))
+        is_rare = (totals.sum(-1) < MIN_CLASS_UTTERANCES).any(0)
+        present = set(predictions.table["emotion"])
+        rare = [name for name, flag in zip(predictions.classes, is_rare, strict=True) if flag and name in present]
+        if rare:
+            warnings.append(
+                f"equalised odds leave out {', '.join(rare)}: "
+                f"under {MIN_CLASS_UTTERANCES} utterances in one of the groups"
+            )
+    return Subgroups(column, groups, _gaps(large, confidence), odds, warnings)
+
+
+def _find_groups(table: pd.DataFrame, column: str) -> tuple[pd.Series, list[str], list[str]]:
+    """The group of each row, the names of the groups, and warnings about rows outside them."""
     if column not in table:
-        known = [str(name) for name in table if not str(name).startswith(("prob_", "calibrated_", "audio_", "text_"))]
-        raise ValueError(f"no column {column!r} to look at subgroups of; the predictions have {', '.join(known)}")
-    values = _as_groups(table[column], column)
-    names = _in_order(values.dropna().unique())
-    warnings: list[str] = []
+        names = [str(name) for name in table if not str(name).startswith(("prob_", "calibrated_", "audio_", "text_"))]
+        raise ValueError(f"the predictions have no column {column!r}; expected one of {', '.join(names)}")
+    values = _group_labels(table[column], column)
+    names = _sort_names(values.dropna().unique())
     if len(names) < 2:
-        raise ValueError(f"column {column!r} has one value alone, so there is nothing to compare; choose another")
-    unknown = int(values.isna().sum())
-    if unknown:
-        warnings.append(f"{unknown} utterances have no {column}; they are in no group")
+        raise ValueError(f"column {column!r} has fewer than two values, so there are no groups; choose another column")
+    warnings: list[str] = []
+    num_missing = int(values.isna().sum())
+    if num_missing:
+        warnings.append(f"{num_missing} utterances have no {column}; they are in no group")
     if len(names) > MAX_GROUPS:
         counts = values.value_counts()
         names = [name for name in names if name in set(counts.index[:MAX_GROUPS])]
         warnings.append(f"{column} has {len(counts)} values; the {MAX_GROUPS} most frequent are shown")
-    speakers = np.unique(predictions.speakers)
-    parts = [_tallies(predictions, (values == name).to_numpy(dtype=bool), speakers) for name in names]
-    weights = draws(len(speakers), num_samples, seed) if len(speakers) > 1 else np.ones((1, 1))
-    groups, drawn, judged, emotions = [], {}, [], set(table["emotion"])
-    for name, tallies in zip(names, parts, strict=True):
+    return values, names, warnings
+
+
+def _resample_groups(
+    predictions: Predictions, values: pd.Series, names: Sequence[str], num_samples: int, seed: int
+) -> list[_Sample]:
+    """Bootstrap samples of all groups. A sample draws the same speakers for each group."""
+    table, speakers = predictions.table, np.unique(predictions.speakers)
+    weights = bootstrap_weights(len(speakers), num_samples, seed) if len(speakers) > 1 else np.ones((1, 1))
+    samples = []
+    for name in names:
         rows = (values == name).to_numpy(dtype=bool)
-        present = len(np.unique(predictions.speakers[rows]))
-        drawn[name] = tallies.drawn(weights)
-        num = len(set(table["id"][rows])) if "seed" in table else int(rows.sum())
-        warning = ""
-        if num == 1:
-            warning = "one utterance alone: its figures say nothing"
-        elif present < 2:
-            warning = "one speaker alone: nothing can be said of others like them"
-        elif num < FEW_UTTERANCES or present < FEW_SPEAKERS:
-            warning = f"small: {num} utterances of {present} speakers; its intervals are too hopeful"
-        if present >= FEW_SPEAKERS and num >= FEW_UTTERANCES:
-            judged.append(name)
-        missing = [one for one in predictions.classes if one in emotions - set(table["emotion"][rows])]
-        if missing:
-            warning = "; ".join(filter(None, [warning, f"has no {', '.join(missing)}, so its UAR is of other classes"]))
-        figures = {}
-        of_draws = tallies.figures(drawn[name])
-        for figure, value in tallies.figures(tallies.sums.sum(0)).items():
-            figures[figure] = Interval(float(value), *ends(of_draws[figure], tallies.num_speakers(figure), confidence))
-        if predictions.classes:
-            recall = per_class(drawn[name])["recall"]  # (sample, class)
-            here = per_class(tallies.sums.sum(0))["recall"]
-            for place, emotion in enumerate(predictions.classes):
-                limits = ends(recall[:, place], present, confidence)
-                figures[f"recall_{emotion}"] = Interval(float(here[place]), *limits)
-            of_group = predictions._replace(table=table[rows])
-            for figure, number in _of_probabilities(of_group.probs, of_group.target).items():
-                figures[figure] = Interval(number, float("nan"), float("nan"))
-        unknown_here = [one.removeprefix("ccc_") for one, value in figures.items() if np.isnan(value.value)]
-        unknown_here = [one for one in unknown_here if one in predictions.dimensions]
-        if not predictions.classes and unknown_here:
-            warning = "; ".join(
-                filter(None, [warning, f"{', '.join(unknown_here)} not known, so its mean CCC is of other dimensions"])
-            )
-        groups.append(Group(name, num, present, figures, warning))
-        if warning:
-            warnings.append(f"{column} {name}: {warning}")
-    outside = [name for name in names if name not in judged]
-    if len(judged) < 2:
-        warnings.append(
-            f"no gap is given: it takes two groups of {FEW_SPEAKERS} speakers and {FEW_UTTERANCES} utterances each"
+        counts = _group_counts(predictions, rows, speakers)
+        num_utterances = len(set(table["id"][rows])) if "seed" in table else int(rows.sum())
+        num_speakers = len(np.unique(predictions.speakers[rows]))
+        samples.append(_Sample(name, rows, counts, counts.resample(weights), num_speakers, num_utterances))
+    return samples
+
+
+def _group_counts(predictions: Predictions, rows: np.ndarray, speakers: np.ndarray) -> SpeakerCounts:
+    """Counts of some rows for all speakers, averaged over seeds."""
+    own = predictions._replace(table=predictions.table[rows]).speaker_counts(predictions.dimensions)
+    sums = np.zeros((len(speakers), *own.sums.shape[1:]))
+    sums[np.searchsorted(speakers, own.speakers)] = own.sums / max(len(predictions.seeds), 1)
+    return SpeakerCounts(speakers, sums, own.metrics)
+
+
+def _evaluate_group(predictions: Predictions, sample: _Sample, confidence: float) -> Group:
+    counts = sample.counts
+    total = counts.sums.sum(0)
+    resampled = counts.metrics(sample.resampled)
+    metrics = {
+        name: Interval(float(value), *bootstrap_limits(resampled[name], counts.num_speakers(name), confidence))
+        for name, value in counts.metrics(total).items()
+    }
+    if predictions.classes:
+        recall_samples = per_class_metrics(sample.resampled)["recall"]  # (sample, class)
+        recall = per_class_metrics(total)["recall"]
+        for index, emotion in enumerate(predictions.classes):
+            limits = bootstrap_limits(recall_samples[:, index], sample.num_speakers, confidence)
+            metrics[f"recall_{emotion}"] = Interval(float(recall[index]), *limits)
+        group = predictions._replace(table=predictions.table[sample.rows])
+        for name, value in _probability_metrics(group.probs, group.target).items():
+            metrics[name] = Interval.without_limits(value)
+    warning = _group_warning(predictions, sample, metrics)
+    return Group(sample.name, sample.num_utterances, sample.num_speakers, metrics, warning)
+
+
+def _group_warning(predictions: Predictions, sample: _Sample, metrics: Mapping[str, Interval]) -> str:
+    """Why the metrics of a group are unreliable."""
+    parts = []
+    if sample.num_utterances == 1:
+        parts.append("only one utterance; its metrics mean nothing")
+    elif sample.num_speakers < 2:
+        parts.append("only one speaker; the result may not hold for others")
+    elif not sample.is_large:
+        parts.append(
+            f"small: {sample.num_utterances} utterances of {sample.num_speakers} speakers; its intervals are too narrow"
         )
-    elif outside:
-        warnings.append(f"the gap is between groups that are large enough; without {', '.join(outside)}")
-    gaps, odds = {}, Interval(*[float("nan")] * 3)
-    if len(judged) > 1:
-        chosen = [names.index(name) for name in judged]
-        totals = np.stack([parts[number].sums.sum(0) for number in chosen])  # (group, ...)
-        samples = np.stack([drawn[name] for name in judged])  # (group, sample, ...)
-        whole, sampled = (parts[0].figures(sums) for sums in (totals, samples))
-        for figure in whole:
-            known = ~np.isnan(whole[figure])
-            if known.sum() > 1:
-                counts = np.array([parts[number].num_speakers(figure) for number in chosen])[known]
-                limits = _gap_ends(sampled[figure][known], whole[figure][known], counts, confidence)
-                gaps[figure] = Interval(float(np.ptp(whole[figure][known])), *limits)
-        if predictions.classes:
-            odds = Interval(float(_odds_gap(totals)), float("nan"), float("nan"))
-            few = (totals.sum(-1) < FEW_IN_CELL).any(0)
-            rare = [name for name, is_few in zip(predictions.classes, few, strict=True) if is_few and name in emotions]
-            if rare:
-                warnings.append(
-                    f"equalised odds leave out {', '.join(rare)}: under {FEW_IN_CELL} utterances in one of the groups"
-                )
-    return Subgroups(column, groups, gaps, odds, warnings)
+    present = set(predictions.table["emotion"])
+    absent = present - set(predictions.table["emotion"][sample.rows])
+    missing = [name for name in predictions.classes if name in absent]
+    if missing:
+        parts.append(f"has no {', '.join(missing)}, so its UAR is over the other classes")
+    if not predictions.classes:
+        undefined = [name.removeprefix("ccc_") for name, value in metrics.items() if np.isnan(value.value)]
+        undefined = [name for name in undefined if name in predictions.dimensions]
+        if undefined:
+            parts.append(f"has no labels of {', '.join(undefined)}, so its mean CCC is over the other dimensions")
+    return "; ".join(parts)
 
 
-def _of_probabilities(probs: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """ROC area, mean of the classes that are there and are not all, and expected calibration error."""
+def _probability_metrics(probs: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    """Mean ROC area of the classes, one against the others, and expected calibration error."""
     from sklearn.metrics import roc_auc_score
 
-    truths = [(target == place, probs[:, place]) for place in range(probs.shape[1])]
-    areas = [float(roc_auc_score(true, score)) for true, score in truths if true.any() and not true.all()]
+    binary = [(target == index, probs[:, index]) for index in range(probs.shape[1])]
+    areas = [float(roc_auc_score(truth, score)) for truth, score in binary if truth.any() and not truth.all()]
     return {"roc": float(np.mean(areas)) if areas else float("nan"), "ece": reliability(probs, target).ece}
 
 
-def _tallies(predictions: Predictions, rows: np.ndarray, speakers: np.ndarray) -> Tallies:
-    """Of some rows, for all speakers, in seeds averaged."""
-    own = predictions._replace(table=predictions.table[rows]).tallies(predictions.dimensions)
-    sums = np.zeros((len(speakers), *own.sums.shape[1:]))
-    sums[np.searchsorted(speakers, own.speakers)] = own.sums / max(len(predictions.seeds), 1)
-    return Tallies(speakers, sums, own.figures)
+def _gaps(groups: Sequence[_Sample], confidence: float) -> dict[str, Interval]:
+    """Best group minus worst for each metric that two or more groups have."""
+    evaluate = groups[0].counts.metrics
+    values = evaluate(np.stack([group.counts.sums.sum(0) for group in groups]))  # (group,) each
+    samples = evaluate(np.stack([group.resampled for group in groups]))  # (group, sample) each
+    gaps = {}
+    for name, value in values.items():
+        defined = ~np.isnan(value)
+        if defined.sum() > 1:
+            num_speakers = np.array([group.counts.num_speakers(name) for group in groups])[defined]
+            limits = _gap_limits(samples[name][defined], value[defined], num_speakers, confidence)
+            gaps[name] = Interval(float(np.ptp(value[defined])), *limits)
+    return gaps
 
 
-def _gap_ends(
-    sampled: np.ndarray, whole: np.ndarray, num_speakers: np.ndarray, confidence: float
+def _gap_limits(
+    samples: np.ndarray, values: np.ndarray, num_speakers: np.ndarray, confidence: float
 ) -> tuple[float, float]:
-    """Of the signed difference between the group that is best and the one that is worst on the data at hand: the
-    largest gap of each sample would never be near zero. Since the two were picked out of all pairs, the interval is as
-    wide as one of so many must be (Bonferroni); and as wide as the smaller of the two groups makes it."""
-    pairs = len(whole) * (len(whole) - 1) / 2
-    order = whole.argsort()  # not argmax and argmin, which are one and the same group where all tie
+    """Limits of the signed difference between the groups that are best and worst on all data.
+
+    The largest gap of each sample would never be near zero. Since these two groups were selected from all pairs, the
+    confidence is raised for the number of pairs (Bonferroni). The smaller group sets the number of speakers.
+
+    Args:
+        samples: ``(group, sample)``.
+        values: ``(group,)``.
+        num_speakers: ``(group,)``.
+        confidence: Level of the interval, in (0, 1).
+    """
+    num_pairs = len(values) * (len(values) - 1) / 2
+    order = values.argsort()  # not argmax and argmin, which return the same group if all are equal
     best, worst = order[-1], order[0]
     fewest = int(min(num_speakers[best], num_speakers[worst]))
-    return ends(sampled[best] - sampled[worst], fewest, 1 - (1 - confidence) / pairs)
+    return bootstrap_limits(samples[best] - samples[worst], fewest, 1 - (1 - confidence) / num_pairs)
 
 
-def _odds_gap(confusion: np.ndarray) -> np.ndarray:
+def _equalised_odds_gap(confusion: np.ndarray) -> np.ndarray:
     """Largest difference between groups in any class's true or false positive rate.
 
     Args:
-        confusion: ``(group, ..., class, class)``.
+        confusion: ``(group, ..., true class, predicted class)``.
     """
-    said, true = confusion.sum(-2), confusion.sum(-1)  # (group, ..., class)
+    predicted, true = confusion.sum(-2), confusion.sum(-1)  # (group, ..., class)
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     others = true.sum(-1, keepdims=True) - true
-    found = []
-    for count, right in ((true, hits), (others, said - hits)):
-        enough = (true >= FEW_IN_CELL) & (others >= FEW_IN_CELL)
-        rates = np.where(enough, right / np.maximum(count, 1), np.nan)
+    gaps = []
+    for count, positive in ((true, hits), (others, predicted - hits)):
+        enough = (true >= MIN_CLASS_UTTERANCES) & (others >= MIN_CLASS_UTTERANCES)
+        rates = np.where(enough, positive / np.maximum(count, 1), np.nan)
         spread = np.where(np.isnan(rates).any(0), np.nan, rates.max(0) - rates.min(0))
-        found.append(np.where(np.isnan(spread).all(-1), np.nan, np.nan_to_num(spread, nan=-1).max(-1)))
-    return np.fmax(*found)
+        gaps.append(np.where(np.isnan(spread).all(-1), np.nan, np.nan_to_num(spread, nan=-1).max(-1)))
+    return np.fmax(*gaps)
 
 
-def _as_groups(values: pd.Series, column: str) -> pd.Series:
-    """Text as it is; ages in bands, other numbers with many values in quarters."""
-    number = pd.to_numeric(values, errors="coerce").astype(float)
-    numeric = bool(number[values.notna()].notna().all()) and not pd.api.types.is_bool_dtype(values)
+def _group_labels(values: pd.Series, column: str) -> pd.Series:
+    """The group of each row: bands of ages, quarters of other numbers with many values, or the value as text."""
+    numbers = pd.to_numeric(values, errors="coerce").astype(float)
+    numeric = bool(numbers[values.notna()].notna().all()) and not pd.api.types.is_bool_dtype(values)
     if numeric and column == "age":
-        return banded(number, AGE_BANDS, "")
-    if numeric and number.nunique() > MAX_GROUPS:
-        quarters = np.unique(np.nanquantile(number, [0.25, 0.5, 0.75]))
-        place = pd.Series(np.searchsorted(quarters, number, side="right"), index=values.index)
-        bounds = [f"{edge:.4g}" for edge in quarters]
+        return cut_into_bands(numbers, AGE_BANDS, "")
+    if numeric and numbers.nunique() > MAX_GROUPS:
+        edges = np.unique(np.nanquantile(numbers, [0.25, 0.5, 0.75]))
+        quarters = pd.Series(np.searchsorted(edges, numbers, side="right"), index=values.index)
+        bounds = [f"{edge:.4g}" for edge in edges]
         names = [
             f"under {bounds[0]}",
             *(f"{low} to {high}" for low, high in pairwise(bounds)),
             f"{bounds[-1]} and more",
         ]
-        found = place.map(dict(enumerate(names))).astype(object)
-        return found.where(number.notna(), None)
-    found = values.astype(object)
-    return found.where(found.notna(), None).map(lambda one: one if one is None else f"{one}")
+        labels = quarters.map(dict(enumerate(names))).astype(object)
+        return labels.where(numbers.notna(), None)
+    labels = values.astype(object)
+    return labels.where(labels.notna(), None).map(lambda value: value if value is None else f"{value}")
 
 
-def _in_order(names: Sequence[str]) -> list[str]:
-    """Bands by their numbers, others by the alphabet."""
+def _sort_names(names: Sequence[str]) -> list[str]:
+    """Sorts bands by their numbers and other names alphabetically."""
 
     def key(name: str) -> tuple[int, float, str]:
         if name.startswith("under "):

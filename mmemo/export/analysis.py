@@ -1,4 +1,4 @@
-"""Recordings of any length -> emotions over time; no PyTorch, unless words are asked for."""
+"""Recordings of any length -> emotions over time, without PyTorch unless a transcript is requested."""
 
 from __future__ import annotations
 
@@ -10,38 +10,41 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from mmemo.audio.effects import AUDIO_SUFFIXES
-from mmemo.audio.reader import FOREIGN_SUFFIXES, AudioError
-from mmemo.audio.speech import AudioFormat, Speech, audio_blocks, audio_format, speech
+from mmemo.audio.folder import AUDIO_SUFFIXES
+from mmemo.audio.reader import UNSUPPORTED_SUFFIXES, AudioError
+from mmemo.audio.speech import AudioFormat, SpeechSegment, detect_speech, read_audio_format, read_blocks
 from mmemo.export.runtime import ModelFolderError, Recognizer
 from mmemo.files import printable, replacing
 from mmemo.settings import SAMPLE_RATE
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 STUDENT = "mmemo-student"
 UNSURE = "unsure"
 STDIN = "-"
-TIMELINE_SECONDS = 0.5  # between two points
-SMOOTHING_SECONDS = 2.0  # standard deviation of the Gaussian that weighs segments around a point
-PAUSE_SECONDS = 0.5  # from the nearest speech, beyond which the timeline says nothing
-ENVELOPE_SECONDS = 0.1
-SEGMENTS_AT_ONCE = 8
-NUM_COLUMNS = 1000  # of a picture
+TIMELINE_STEP_SECONDS = 0.5
+SMOOTHING_SECONDS = 2.0  # standard deviation of the Gaussian that weights the segments around a timeline point
+MAX_GAP_SECONDS = 0.5  # a timeline point farther than this from any speech is NaN
+ENVELOPE_STEP_SECONDS = 0.1
+SEGMENTS_PER_BATCH = 8
+MAX_PLOT_POINTS = 1000
 
 
 class Segment(NamedTuple):
-    """One stretch of speech.
+    """One segment of speech and its prediction.
 
     Args:
-        start: In seconds.
-        end: In seconds.
-        emotion: The likeliest class, or ``unsure``.
-        confidence: Its probability.
-        probabilities: Of every class.
-        text: Its words; None where they were not asked for.
+        start: Start in seconds.
+        end: End in seconds.
+        emotion: The most probable class, or ``unsure``.
+        confidence: Probability of the most probable class.
+        probabilities: Class -> probability.
+        text: Transcript; None if none was requested.
     """
 
     start: float
@@ -56,17 +59,17 @@ class Analysis(NamedTuple):
     """Emotions of one recording, or of one channel of it.
 
     Args:
-        name: The file.
-        channel: Which of its channels, counting from 0, where channels are speakers; None where they are averaged.
-        seconds: Its length.
-        speech_seconds: How much of that is speech.
-        segments: In order.
-        probabilities: Class -> mean over the speech of its probability.
-        unsure: Share of the speech in segments that are not labelled.
-        times: Points of the timeline, in seconds ``(point,)``.
-        timeline: Smoothed probabilities ``(point, num_classes)``; NaN far from any speech.
-        envelope: Loudest sample in each tenth of a second.
-        notes: What to bear in mind, a sentence each: channels that were averaged, a low sampling rate.
+        name: File name, as given.
+        channel: Channel, counting from 0; None if the channels were averaged.
+        seconds: Duration.
+        speech_seconds: Total duration of the segments.
+        segments: Segments of speech, in order.
+        probabilities: Class -> probability, averaged over the speech.
+        unsure: Share of the speech that is in ``unsure`` segments, in [0, 1].
+        times: Points of the timeline in seconds, ``(point,)``.
+        timeline: Smoothed probabilities ``(point, num_classes)``; NaN where there is no speech nearby.
+        envelope: Largest absolute sample in each tenth of a second, ``(step,)``.
+        notes: Warnings about the recording, such as averaged channels or a low sampling rate.
     """
 
     name: str
@@ -83,45 +86,47 @@ class Analysis(NamedTuple):
 
     @property
     def emotion(self) -> str:
-        """The class that is likeliest over all; ``unsure`` where most of the speech is, or where there is none."""
+        """The most probable class overall; ``unsure`` if there is no speech or most of it is unsure."""
         if self.unsure > 0.5 or not self.segments:
             return UNSURE
         return max(self.probabilities, key=lambda name: self.probabilities[name])
 
     @property
     def title(self) -> str:
-        """File and channel."""
+        """File name and channel."""
         return self.name if self.channel is None else f"{self.name}, channel {self.channel}"
 
 
-Words = Callable[[Sequence[np.ndarray]], list[str]]
-"""Waveforms -> what is said in them."""
+Transcriber = Callable[[Sequence[np.ndarray]], list[str]]
+"""Waveforms ``(samples,)`` at 16 kHz -> their transcripts."""
 
 
 def student_folder() -> Path:
-    """The student that ships with mmemo, from a checkout or an installed wheel.
+    """Returns the folder of the student model that ships with mmemo, in a checkout or an installed wheel.
 
     Raises:
-        ModelFolderError: It is not there.
+        ModelFolderError: The folder is missing.
     """
     package = Path(__file__).resolve().parents[1]
-    # A checkout; a wheel's data files; and those of `pip install --target`, which says they are elsewhere.
-    places = [package.parent / "checkpoints" / STUDENT, package.parent / "share" / "mmemo" / "checkpoints" / STUDENT]
+    # In order: a checkout, the wheel's data files, and what `pip install --target` records as their location.
+    folders = [package.parent / "checkpoints" / STUDENT, package.parent / "share" / "mmemo" / "checkpoints" / STUDENT]
     try:
         files = metadata.files("mmemo") or []
     except metadata.PackageNotFoundError:
         files = []
-    places += [Path(str(file.locate())).resolve().parent for file in files if file.parent.name == STUDENT]
-    for place in places:
-        if place.is_dir():
-            return place
+    folders += [Path(str(file.locate())).resolve().parent for file in files if file.parent.name == STUDENT]
+    for folder in folders:
+        if folder.is_dir():
+            return folder
     raise ModelFolderError(
-        f"the student that ships with mmemo ({STUDENT}) is not here; install it again, or give --model"
+        f"cannot find the student that ships with mmemo ({STUDENT}); reinstall mmemo, or give --model"
     )
 
 
-def audio_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Files, and what is in folders, in order; formats of phones too, which cannot be read, so that they are named.
+def list_audio_files(paths: Iterable[str | Path]) -> list[Path]:
+    """Lists the given files and the audio files in the given folders, in order.
+
+    Formats that mmemo cannot read, such as m4a, are listed too, so that each gets an error with a remedy.
 
     Args:
         paths: Files, folders, or ``-`` for standard input.
@@ -129,17 +134,17 @@ def audio_files(paths: Iterable[str | Path]) -> list[Path]:
     Raises:
         AudioError: A folder holds no audio.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
-            known = {*AUDIO_SUFFIXES, *FOREIGN_SUFFIXES}  # those too, so that each is told how to be converted
-            inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in known and file.is_file()]
-            if not inside:
-                raise AudioError(f"{path}: a folder without audio ({', '.join(AUDIO_SUFFIXES)})")
-            found += inside
-        else:
-            found.append(path)
-    return found
+        if not path.is_dir():
+            files.append(path)
+            continue
+        suffixes = {*AUDIO_SUFFIXES, *UNSUPPORTED_SUFFIXES}
+        inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in suffixes and file.is_file()]
+        if not inside:
+            raise AudioError(f"{path}: a folder without audio ({', '.join(AUDIO_SUFFIXES)})")
+        files += inside
+    return files
 
 
 def analyze(
@@ -147,64 +152,67 @@ def analyze(
     model: str | Path | Recognizer | None = None,
     min_confidence: float = 0.4,
     separate_channels: bool = False,
-    words: Words | None = None,
+    transcriber: Transcriber | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[Analysis]:
-    """Emotions of a recording of any length, in memory that grows by its segments and timeline alone.
+    """Predicts emotion over time in a recording of any length.
+
+    The recording is processed in blocks, so memory holds only its segments, timeline and envelope.
 
     Args:
         audio: Audio file, or ``-`` for standard input.
-        model: Folder of ``mmemo export``; the student that ships with mmemo when not given.
-        min_confidence: A segment whose likeliest class is less likely is marked ``unsure``, in [0, 1].
-        separate_channels: Whether each channel is a speaker of its own; else they are averaged.
-        words: Hears what is said in each segment; nothing is transcribed when not given.
-        progress: Told how many seconds have been heard.
+        model: Folder written by ``mmemo export``. Defaults to the student that ships with mmemo.
+        min_confidence: A segment is ``unsure`` if no class has at least this probability, in [0, 1].
+        separate_channels: Analyse each channel as a speaker of its own. Otherwise the channels are averaged.
+        transcriber: Transcribes each segment. Defaults to no transcript.
+        progress: Called with the number of seconds processed so far. Defaults to no reports.
 
     Returns:
-        One analysis, or one for each channel; without segments where nobody speaks in a channel.
+        One analysis, or one per channel. A channel without speech has no segments.
 
     Raises:
-        AudioError: The file cannot be read, or nobody speaks in it.
-        ModelFolderError: The model cannot be used.
+        AudioError: The file cannot be read or contains no speech.
+        ModelFolderError: The model cannot be used, predicts no classes, or also takes text.
+        ValueError: ``min_confidence`` is out of range.
     """
     if not 0 <= min_confidence <= 1:
         raise ValueError(f"min_confidence={min_confidence}: expected a probability, 0 to 1")
     recognizer = model if isinstance(model, Recognizer) else Recognizer(model or student_folder())
     if not recognizer.classes or not recognizer.audio_only:
         raise ModelFolderError(
-            f"{recognizer.folder}: analysis needs a model of classes that hears audio alone; distil one "
-            "for the voice from it, or leave --model out for the one that comes with mmemo"
+            f"{recognizer.folder}: analysis needs an audio-only model that predicts classes; distil an audio-only "
+            "student, or leave --model out to use the one that ships with mmemo"
         )
     with _file(audio) as path:
-        stored = audio_format(path)
+        stored = read_audio_format(path)
         separate_channels = separate_channels and stored.channels > 1
         channels: list[int | None] = [*range(stored.channels)] if separate_channels else [None]
-        found = [
-            _analysis(printable(audio), path, channel, recognizer, min_confidence, words, progress)
+        analyses = [
+            _analyze_channel(printable(audio), path, channel, recognizer, min_confidence, transcriber, progress)
             for channel in channels
         ]
     notes = _notes(stored, separate_channels)
-    if not any(one.segments for one in found):
+    if not any(analysis.segments for analysis in analyses):
         name = "standard input" if str(audio) == STDIN else printable(audio)
-        raise AudioError("; ".join([f"{name}: nobody speaks in its {found[0].seconds:.1f} s", *notes]))
-    return [one._replace(notes=notes) for one in found]
+        raise AudioError("; ".join([f"{name}: no speech in its {analyses[0].seconds:.1f} s", *notes]))
+    return [analysis._replace(notes=notes) for analysis in analyses]
 
 
 def _notes(stored: AudioFormat, separate_channels: bool) -> tuple[str, ...]:
     notes = []
     if stored.channels > 1 and not separate_channels:
-        notes.append(f"its {stored.channels} channels are averaged; --separate_channels true takes each for a speaker")
+        notes.append(f"its {stored.channels} channels were averaged; if each is one speaker, use --separate-channels")
     if stored.sample_rate < SAMPLE_RATE:
         notes.append(
-            f"recorded at {stored.sample_rate} Hz, so nothing above {stored.sample_rate / 2000:g} kHz is heard: "
-            f"answers are less sure than at {SAMPLE_RATE} Hz, which models learn from"
+            f"recorded at {stored.sample_rate} Hz, so it has nothing above {stored.sample_rate / 2000:g} kHz; "
+            f"predictions are less reliable than at {SAMPLE_RATE} Hz, the rate that models are trained on"
         )
     return tuple(notes)
 
 
 @contextmanager
 def _file(audio: str | Path) -> Iterator[Path]:
-    """A path that can be read twice; standard input goes through a file."""
+    """Yields a path that can be read more than once. Standard input is copied to a temporary file."""
     if str(audio) != STDIN:
         yield Path(audio)
         return
@@ -218,22 +226,23 @@ def _file(audio: str | Path) -> Iterator[Path]:
             raise AudioError(str(error).replace(str(path), "standard input")) from None
 
 
-def _analysis(
+def _analyze_channel(
     name: str,
     path: Path,
     channel: int | None,
     recognizer: Recognizer,
     min_confidence: float,
-    words: Words | None,
+    transcriber: Transcriber | None,
     progress: Callable[[float], None] | None,
 ) -> Analysis:
     envelope: list[float] = []
     num_samples = 0
 
-    def heard() -> Iterator[np.ndarray]:
+    def blocks() -> Iterator[np.ndarray]:
+        """Passes the audio on and measures its length and envelope on the way."""
         nonlocal num_samples
-        rest, step = np.zeros(0, dtype=np.float32), round(ENVELOPE_SECONDS * SAMPLE_RATE)
-        for block in audio_blocks(path, channel):
+        rest, step = np.zeros(0, dtype=np.float32), round(ENVELOPE_STEP_SECONDS * SAMPLE_RATE)
+        for block in read_blocks(path, channel):
             num_samples += len(block)
             loudness = np.concatenate([rest, np.abs(block)])
             whole = len(loudness) // step * step
@@ -244,33 +253,32 @@ def _analysis(
             yield block
 
     segments: list[Segment] = []
-    waiting: list[Speech] = []
-    for stretch in itertools.chain(speech(heard()), [None]):
-        if stretch is not None:
-            waiting.append(stretch)
-        if waiting and (stretch is None or len(waiting) == SEGMENTS_AT_ONCE):
-            segments += _segments(waiting, recognizer, min_confidence, words)
-            waiting = []
+    batch: list[SpeechSegment] = []
+    for segment in itertools.chain(detect_speech(blocks()), [None]):
+        if segment is not None:
+            batch.append(segment)
+        if batch and (segment is None or len(batch) == SEGMENTS_PER_BATCH):
+            segments += _predict_segments(batch, recognizer, min_confidence, transcriber)
+            batch = []
     seconds = num_samples / SAMPLE_RATE
-    return summary(name, channel, seconds, segments, recognizer.classes, np.array(envelope, dtype=np.float32))
+    return summarize(name, channel, seconds, segments, recognizer.classes, np.array(envelope, dtype=np.float32))
 
 
-def _segments(
-    stretches: Sequence[Speech], recognizer: Recognizer, min_confidence: float, words: Words | None
+def _predict_segments(
+    batch: Sequence[SpeechSegment], recognizer: Recognizer, min_confidence: float, transcriber: Transcriber | None
 ) -> list[Segment]:
-    emotions = recognizer.predict_batch([one.waveform for one in stretches])
-    texts: Sequence[str | None] = [None] * len(stretches)
-    if words is not None:
-        texts = words([one.waveform for one in stretches])
+    waveforms = [speech_segment.waveform for speech_segment in batch]
+    emotions = recognizer.predict_batch(waveforms)
+    texts: Sequence[str | None] = [None] * len(batch) if transcriber is None else transcriber(waveforms)
     segments = []
-    for stretch, emotion, text in zip(stretches, emotions, texts, strict=True):
+    for speech_segment, emotion, text in zip(batch, emotions, texts, strict=True):
         label = emotion.label if emotion.confidence >= min_confidence else UNSURE
-        start, end = round(stretch.start, 3), round(stretch.end, 3)
+        start, end = round(speech_segment.start, 3), round(speech_segment.end, 3)
         segments.append(Segment(start, end, label, emotion.confidence, emotion.probabilities, text))
     return segments
 
 
-def summary(
+def summarize(
     name: str,
     channel: int | None,
     seconds: float,
@@ -278,45 +286,54 @@ def summary(
     classes: Sequence[str],
     envelope: np.ndarray,
 ) -> Analysis:
-    """Puts segments together: means over the whole, and a smoothed timeline that stops in pauses.
+    """Combines segments into an analysis: mean probabilities, and a smoothed timeline with gaps at pauses.
 
     Args:
-        name: Of the recording.
-        channel: Of it, or None.
-        seconds: Its length.
-        segments: In order.
-        classes: In order.
-        envelope: Loudest sample in each tenth of a second.
+        name: File name.
+        channel: Channel, counting from 0; None if the channels were averaged.
+        seconds: Duration of the recording.
+        segments: Segments of speech, in order.
+        classes: Classes of the model, in order.
+        envelope: Largest absolute sample in each tenth of a second, ``(step,)``.
+
+    Example:
+        >>> segment = Segment(0.0, 3.0, "anger", 0.75, {"anger": 0.75, "neutral": 0.25})
+        >>> analysis = summarize("talk.wav", None, 4.0, [segment], ["anger", "neutral"], np.zeros(40))
+        >>> analysis.emotion, analysis.probabilities["anger"], analysis.timeline.shape
+        ('anger', 0.75, (9, 2))
     """
-    lengths = np.array([one.end - one.start for one in segments])
+    lengths = np.array([segment.end - segment.start for segment in segments])
     total = float(lengths.sum())
-    probabilities = np.array([[one.probabilities[name] for name in classes] for one in segments])
-    times = np.append(np.arange(0.0, seconds, TIMELINE_SECONDS), seconds)
+    probabilities = np.array([[segment.probabilities[name] for name in classes] for segment in segments])
+    times = np.append(np.arange(0.0, seconds, TIMELINE_STEP_SECONDS), seconds)
     timeline = np.full((len(times), len(classes)), np.nan)
     means = dict.fromkeys(classes, 0.0)
     unsure = 0.0
     if segments:
         means = dict(zip(classes, map(float, lengths @ probabilities / total), strict=True))
-        unsure = float(lengths[[one.emotion == UNSURE for one in segments]].sum() / total)
-        starts, ends = np.array([one.start for one in segments]), np.array([one.end for one in segments])
-        for number, time in enumerate(times):
+        unsure = float(lengths[[segment.emotion == UNSURE for segment in segments]].sum() / total)
+        starts, ends = (
+            np.array([segment.start for segment in segments]),
+            np.array([segment.end for segment in segments]),
+        )
+        for index, time in enumerate(times):
             near = slice(
                 int(np.searchsorted(ends, time - 3 * SMOOTHING_SECONDS)),
                 int(np.searchsorted(starts, time + 3 * SMOOTHING_SECONDS)),
             )
-            away = np.maximum(np.maximum(starts[near] - time, time - ends[near]), 0.0)  # 0 inside a segment
-            weights = lengths[near] * np.exp(-0.5 * (away / SMOOTHING_SECONDS) ** 2)
-            if len(away) and away.min() <= PAUSE_SECONDS:
-                timeline[number] = weights @ probabilities[near] / weights.sum()
+            distance = np.maximum(np.maximum(starts[near] - time, time - ends[near]), 0.0)  # 0 inside a segment
+            weights = lengths[near] * np.exp(-0.5 * (distance / SMOOTHING_SECONDS) ** 2)
+            if len(distance) and distance.min() <= MAX_GAP_SECONDS:
+                timeline[index] = weights @ probabilities[near] / weights.sum()
     return Analysis(name, channel, seconds, total, segments, means, unsure, times, timeline, envelope)
 
 
 def draw(analysis: Analysis, path: Path) -> None:
-    """Probabilities over time under the waveform; hours are drawn as means over columns.
+    """Plots the waveform and, below it, the probabilities over time. Long recordings are downsampled.
 
     Args:
-        analysis: Of a recording.
-        path: PNG to write.
+        analysis: Analysis to plot.
+        path: PNG file to write.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -324,59 +341,76 @@ def draw(analysis: Analysis, path: Path) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     figure = Figure(figsize=(11, 5.2), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2])
-    for unsure, shade in ((False, "#dcebff"), (True, "#fff0c0")):
-        spans = [(one.start, one.end - one.start) for one in analysis.segments if (one.emotion == UNSURE) == unsure]
-        above.broken_barh(spans, (-1, 2), color=shade, zorder=0, transform=above.get_xaxis_transform())
-    envelope, times = _columns(analysis.envelope, np.arange(len(analysis.envelope)) * ENVELOPE_SECONDS, np.max)
-    above.fill_between(times, -envelope, envelope, color="0.3", linewidth=0)
-    above.set_yticks([])
-    title = analysis.title.replace(analysis.name, Path(analysis.name).name, 1)
-    above.set_title(f"{printable(title)}: speech is shaded, yellow where the model is unsure", parse_math=False)
+    waveform_axes, timeline_axes = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2])
+    _draw_waveform(waveform_axes, analysis)
     classes = list(analysis.probabilities)
     colours = colormaps["tab20"].colors if len(classes) > 10 else colormaps["tab10"].colors  # type: ignore[attr-defined]
-    timeline, times = _columns(analysis.timeline, analysis.times, _mean_of_heard)
-    heard = ~np.isnan(timeline[:, 0])  # pauses stay blank
-    step: Any = "mid" if len(analysis.times) > NUM_COLUMNS else None
+    timeline, times = _downsample(analysis.timeline, analysis.times, _mean_over_speech)
+    is_speech = ~np.isnan(timeline[:, 0])  # pauses stay blank
+    step: Literal["mid"] | None = "mid" if len(analysis.times) > MAX_PLOT_POINTS else None
     lower = np.zeros(len(times))
     for colour, probs in zip(colours, np.nan_to_num(timeline.T), strict=False):
-        below.fill_between(times, lower, lower + probs, where=heard, step=step, color=colour, alpha=0.85, linewidth=0)
+        timeline_axes.fill_between(
+            times, lower, lower + probs, where=is_speech, step=step, color=colour, alpha=0.85, linewidth=0
+        )
         lower += probs
     handles = [Patch(color=colour, alpha=0.85, label=name) for name, colour in zip(classes, colours, strict=False)]
-    below.set_ylim(0, 1)
-    below.set_xlim(0, analysis.seconds)
-    below.set_ylabel("probability")
-    below.set_xlabel("time" if analysis.seconds >= 120 else "seconds")
+    timeline_axes.set_ylim(0, 1)
+    timeline_axes.set_xlim(0, analysis.seconds)
+    timeline_axes.set_ylabel("probability")
+    timeline_axes.set_xlabel("time" if analysis.seconds >= 120 else "seconds")
     if analysis.seconds >= 120:
-        below.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 3, 6, 10], integer=True))
-        below.xaxis.set_major_formatter(FuncFormatter(lambda value, _: clock(value, digits=0)))
-    below.legend(handles=handles[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        timeline_axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 3, 6, 10], integer=True))
+        timeline_axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_time(value, digits=0)))
+    timeline_axes.legend(handles=handles[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
 
 
-def _columns(values: np.ndarray, times: np.ndarray, join: Callable[..., np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """No more values than a picture has columns, and where each stands: neighbours are joined."""
-    if len(values) <= NUM_COLUMNS:
+def _draw_waveform(axes: Axes, analysis: Analysis) -> None:
+    for unsure, shade in ((False, "#dcebff"), (True, "#fff0c0")):
+        spans = [
+            (segment.start, segment.end - segment.start)
+            for segment in analysis.segments
+            if (segment.emotion == UNSURE) == unsure
+        ]
+        axes.broken_barh(spans, (-1, 2), color=shade, zorder=0, transform=axes.get_xaxis_transform())
+    times = np.arange(len(analysis.envelope)) * ENVELOPE_STEP_SECONDS
+    envelope, times = _downsample(analysis.envelope, times, np.max)
+    axes.fill_between(times, -envelope, envelope, color="0.3", linewidth=0)
+    axes.set_yticks([])
+    title = analysis.title.replace(analysis.name, Path(analysis.name).name, 1)
+    axes.set_title(f"{printable(title)}: speech is shaded, yellow where the model is unsure", parse_math=False)
+
+
+def _downsample(
+    values: np.ndarray, times: np.ndarray, reduce: Callable[..., np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reduces neighbouring values, so that at most ``MAX_PLOT_POINTS`` remain, and averages their times."""
+    if len(values) <= MAX_PLOT_POINTS:
         return values, times
-    edges = np.linspace(0, len(values), NUM_COLUMNS + 1).astype(int)
+    edges = np.linspace(0, len(values), MAX_PLOT_POINTS + 1).astype(int)
     pieces = [slice(first, last) for first, last in itertools.pairwise(edges)]
-    return np.array([join(values[piece], axis=0) for piece in pieces]), np.array(
+    return np.array([reduce(values[piece], axis=0) for piece in pieces]), np.array(
         [times[piece].mean() for piece in pieces]
     )
 
 
-def _mean_of_heard(timeline: np.ndarray, axis: int) -> np.ndarray:
-    heard = ~np.isnan(timeline[:, 0])
-    return timeline[heard].mean(axis) if heard.any() else timeline[0]
+def _mean_over_speech(timeline: np.ndarray, axis: int) -> np.ndarray:
+    is_speech = ~np.isnan(timeline[:, 0])
+    return timeline[is_speech].mean(axis) if is_speech.any() else timeline[0]
 
 
-def clock(seconds: float, digits: int = 1) -> str:
-    """A time as ``m:ss`` or ``h:mm:ss``.
+def format_time(seconds: float, digits: int = 1) -> str:
+    """Formats a time as ``m:ss`` or ``h:mm:ss``.
 
     Args:
-        seconds: Since the beginning.
-        digits: After the seconds' decimal point.
+        seconds: Time in seconds.
+        digits: Decimals of the seconds.
+
+    Example:
+        >>> format_time(61.25), format_time(7325, digits=0)
+        ('1:01.2', '2:02:05')
     """
     minutes, rest = divmod(round(seconds, digits), 60)
     hours, minutes = divmod(int(minutes), 60)

@@ -1,14 +1,11 @@
-"""Checkpoint -> a folder with one ONNX file from waveform to probabilities; fp32 and int8, checked against PyTorch."""
+"""EmotionModel -> exported folder: ONNX from waveform to probabilities, in fp32 and int8, checked against PyTorch."""
 
 from __future__ import annotations
 
-import copy
-import json
 import logging
-import math
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -19,188 +16,48 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from mmemo.export.card import CARD_FILE, EXAMPLE_FILE, build_config, has_example, render_example, render_model_card
+from mmemo.export.graph import WaveformModel, make_exportable
 from mmemo.export.runtime import (
     CONFIG_FILE,
-    FORMAT_VERSION,
     INT8_FILE,
-    LABELS,
+    LABELS_KEY,
     MODEL_FILE,
     TOKENIZER_FILE,
     WEIGHTS_FILE,
     Recognizer,
-    labels_mark,
+    labels_checksum,
 )
-from mmemo.files import checksum, replacing
-from mmemo.labels import DIMENSIONS
+from mmemo.files import checksum, replacing, write_json, write_text
 from mmemo.models.emotion_model import EmotionModel
-from mmemo.models.log_mel import HOP_SAMPLES, WINDOW_SAMPLES, LogMel
+from mmemo.models.log_mel import HOP_SAMPLES
 from mmemo.settings import SAMPLE_RATE
 
 TOLERANCE = 1e-4
-"""How far a probability of the fp32 file may be from PyTorch's."""
-BATCH_CLIPS = 3
-"""Of the clips on which files are checked, those that are also heard together."""
+"""Largest difference between a probability of the fp32 file and of PyTorch."""
+NUM_BATCH_CLIPS = 3
+"""Number of clips that are also checked as one padded batch."""
 INT8_TOLERANCE = 0.1
-"""How far a dimension of the int8 file may be, in [-1, 1]."""
-AGREEMENT = 0.98
-"""Share of clips for which the int8 file must choose the same class; of fewer than 50, one near tie may differ."""
-NEAR_TIE = 0.1
-"""How far apart the two likeliest classes of a near tie are, in probability."""
-EXAMPLE_FILE = "example.py"
-CARD_FILE = "README.md"
+"""Largest difference between a dimension of the int8 file and of PyTorch, in [-1, 1]."""
+MIN_AGREEMENT = 0.98
+"""Share of clips on which the int8 file must predict PyTorch's class; among few clips, one near tie may differ."""
+NEAR_TIE_MARGIN = 0.1
+"""Largest difference in probability between the two most probable classes of a near tie."""
 
-_OUTER = "outer_"
-"""What outputs are called until no value inside has their names."""
-
-_FAST, _SLOW = 16, 25  # 16 * 25 = 400 samples of a window
-assert _FAST * _SLOW == WINDOW_SAMPLES
-
-
-class PlainLogMel(nn.Module):
-    """:class:`LogMel` in additions and multiplications alone, which every ONNX runtime has and computes alike.
-
-    The Fourier transform of 400 samples is done as 25 of 16 and then 16 of 25 (Cooley and Tukey 1965): a third of the
-    work of one product with a matrix, and a few kilobytes of constants in the place of 1.3 megabytes.
-
-    Args:
-        log_mel: What is replaced.
-
-    Shape:
-        as of :class:`LogMel`
-    """
-
-    def __init__(self, log_mel: LogMel) -> None:
-        super().__init__()
-        self.range_db = log_mel.range_db
-        self.window: Tensor
-        self.inner_cos: Tensor
-        self.inner_sin: Tensor
-        self.twist_cos: Tensor
-        self.twist_sin: Tensor
-        self.outer_cos: Tensor
-        self.outer_sin: Tensor
-        self.filters: Tensor
-        n = torch.arange(WINDOW_SAMPLES, dtype=torch.float64)
-        window = (0.5 - 0.5 * torch.cos(2 * math.pi * n / WINDOW_SAMPLES)).view(_FAST, _SLOW)
-        inner = 2 * math.pi * torch.outer(torch.arange(_FAST), torch.arange(_FAST)) / _FAST
-        twist = 2 * math.pi * torch.outer(torch.arange(_FAST), torch.arange(_SLOW)) / WINDOW_SAMPLES
-        outer = 2 * math.pi * torch.outer(torch.arange(_SLOW), torch.arange(_SLOW)) / _SLOW
-        for name, values in {
-            "window": window, "inner_cos": inner.cos(), "inner_sin": -inner.sin(), "twist_cos": twist.cos(),
-            "twist_sin": -twist.sin(), "outer_cos": outer.cos(), "outer_sin": -outer.sin(),
-            "filters": log_mel.filters.double().T,
-        }.items():  # fmt: skip
-            self.register_buffer(name, values.float(), persistent=False)
-
-    def forward(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        half, unit = WINDOW_SAMPLES // 2, HOP_SAMPLES // 2
-        batch, num_samples = waveform.shape
-        num_frames = (num_samples + HOP_SAMPLES - 1) // HOP_SAMPLES
-        waveform = waveform * mask
-        padded = nn.functional.pad(waveform, (0, WINDOW_SAMPLES + 2 * HOP_SAMPLES))
-        samples = torch.cat([padded[:, 1 : half + 1].flip(1), padded], dim=1)
-        # A window of 400 samples is five units of 80, and begins two units after the one before.
-        units = samples[:, : (num_frames * 2 + 3) * unit].reshape(batch, num_frames * 2 + 3, unit)
-        frames = torch.cat([units[:, place : place + 2 * num_frames : 2] for place in range(5)], dim=-1)
-        frames = frames.reshape(batch, num_frames, _FAST, _SLOW) * self.window  # sample 25 a + b at (a, b)
-        real, imaginary = self.inner_cos @ frames, self.inner_sin @ frames  # (batch, frame, c, b)
-        real, imaginary = (
-            real * self.twist_cos - imaginary * self.twist_sin, real * self.twist_sin + imaginary * self.twist_cos
-        )  # fmt: skip
-        real, imaginary = real.transpose(2, 3), imaginary.transpose(2, 3)  # (batch, frame, b, c)
-        spectrum_real = self.outer_cos @ real - self.outer_sin @ imaginary  # (batch, frame, d, c): bin 16 d + c
-        spectrum_imaginary = self.outer_cos @ imaginary + self.outer_sin @ real
-        power = (spectrum_real.square() + spectrum_imaginary.square()).reshape(batch, num_frames, WINDOW_SAMPLES)
-        mel = (self.filters @ power[:, :, : half + 1].transpose(1, 2)).transpose(1, 2)
-        log_mel = mel.clamp(min=1e-10).log() / math.log(10)
-        frame_mask = torch.arange(num_frames, device=mask.device) < (
-            (mask.sum(1, keepdim=True) + HOP_SAMPLES - 1) // HOP_SAMPLES
-        )
-        loudest = torch.where(frame_mask[..., None], log_mel, -10.0).amax((1, 2), keepdim=True)
-        log_mel = (torch.maximum(log_mel, loudest - self.range_db / 10) + 4.0) / 4.0
-        return torch.where(frame_mask[..., None], log_mel, 0.0), frame_mask
-
-
-class WaveformModel(nn.Module):
-    """A model from waveforms, and token numbers where it reads, to a tuple of named tensors.
-
-    Encoders of the Whisper family hear up to 30 s so; the others any length.
-
-    Args:
-        model: Trained.
-
-    Shape:
-        waveform ``(batch, samples)`` at 16 kHz, lengths ``(batch,)`` in samples, and for a model that reads token_ids
-        ``(batch, token)``, token_lengths ``(batch,)`` -> tensors named ``output_names``
-    """
-
-    def __init__(self, model: EmotionModel) -> None:
-        super().__init__()
-        self.model = model
-        self.frozen = nn.ModuleList(frozen_parts(model))
-        self.listens = bool({"audio", "descriptors"} & set(model.modalities))
-        self.reads = "text" in model.modalities
-        self.input_names = [*(["waveform", "lengths"] if self.listens else [])]
-        self.input_names += ["token_ids", "token_lengths"] if self.reads else []
-        self.output_names = ["probabilities", "logits"] if model.head is not None else []
-        self.output_names += ["dimensions"] if model.dimension_head is not None else []
-        self.output_names += ["embedding"]
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        given = dict(zip(self.input_names, inputs, strict=True))
-        audio = audio_mask = text = text_mask = None
-        if self.listens:
-            audio = given["waveform"]
-            audio_mask = torch.arange(audio.shape[1], device=audio.device) < given["lengths"][:, None]
-        if self.reads:
-            text = given["token_ids"]
-            text_mask = torch.arange(text.shape[1], device=text.device) < given["token_lengths"][:, None]
-        has = self.model.modalities
-        output = self.model(
-            audio if "audio" in has else None, audio_mask, text, text_mask,
-            audio if "descriptors" in has else None, audio_mask,
-        )  # fmt: skip
-        found = [] if output.logits is None else [output.logits.softmax(-1), output.logits]
-        found += [] if output.dimensions is None else [output.dimensions]
-        return (*found, output.embedding)
-
-
-def frozen_parts(model: EmotionModel) -> list[nn.Module]:
-    """Pretrained weights that a model uses without counting them as its own.
-
-    Args:
-        model: Whose encoders are meant.
-    """
-    backbones: list[Any] = [getattr(part, "_backbone", None) for part in model.modules()]
-    return [one.on(torch.device("cpu")) for one in backbones if one is not None]
-
-
-def simplified(model: EmotionModel) -> EmotionModel:
-    """A copy in operations that ONNX has: the spectrogram without complex numbers, attention without fused kernels.
-
-    Args:
-        model: Trained; it stays as it is.
-    """
-    model = copy.deepcopy(model)
-    for root in (model, *frozen_parts(model)):
-        for part in root.modules():
-            settings: Any = getattr(part, "config", None)
-            if hasattr(settings, "_attn_implementation"):
-                settings._attn_implementation = "eager"
-            for name, child in list(part.named_children()):
-                if isinstance(child, LogMel):
-                    setattr(part, name, PlainLogMel(child))
-    return model
+_FILES = {CONFIG_FILE, MODEL_FILE, INT8_FILE, WEIGHTS_FILE, TOKENIZER_FILE, EXAMPLE_FILE, CARD_FILE}
+_BOUNDED = ("probabilities", "dimensions")  # outputs with a fixed range
+_OUTPUT_PREFIX = "outer_"
+"""Prefix of the outputs' names until no tensor inside the graph has the name without it."""
 
 
 class Parity(NamedTuple):
-    """How the exported files agree with PyTorch on real clips.
+    """Agreement of the exported files with PyTorch on real clips.
 
     Args:
-        num_clips: How many.
-        largest_difference: Of any probability between the fp32 file and PyTorch.
-        int8_agreement: Share of clips for which the int8 file chooses the same class; None without classes.
-        int8_largest_difference: Of any probability between the int8 file and PyTorch.
+        num_clips: Number of clips.
+        largest_difference: Of any probability or dimension between the fp32 file and PyTorch.
+        int8_agreement: Share of clips on which the int8 file predicts PyTorch's class; None if there are no classes.
+        int8_largest_difference: Of any probability or dimension between the int8 file and PyTorch.
     """
 
     num_clips: int
@@ -209,18 +66,18 @@ class Parity(NamedTuple):
     int8_largest_difference: float
 
 
-class RoundingError(ValueError):
-    """The int8 file is too far from PyTorch."""
+class QuantizationError(ValueError):
+    """The int8 file differs too much from PyTorch."""
 
 
-class Exported(NamedTuple):
-    """What an export wrote.
+class ExportResult(NamedTuple):
+    """Summary of an export.
 
     Args:
-        folder: Where.
-        parity: How it agrees with PyTorch.
-        num_parameters: Of the model, frozen ones included.
-        num_bytes: File name -> bytes.
+        folder: Exported folder.
+        parity: Agreement with PyTorch.
+        num_parameters: Parameters of the model, including frozen ones.
+        num_bytes: Size of each model file, by name.
     """
 
     folder: Path
@@ -235,194 +92,200 @@ def export_onnx(
     waveforms: Sequence[np.ndarray],
     texts: Sequence[str] = (),
     card: dict[str, Any] | None = None,
-) -> Exported:
-    """Writes the folder of a model: ONNX in fp32 and int8, weights, labels, model card, example.
+) -> ExportResult:
+    """Exports a model to a folder: ONNX in fp32 and int8, weights, config, model card and example script.
+
+    An earlier export in the folder is replaced only after the new files have passed all checks.
 
     Args:
-        model: In eval mode, as from ``mmemo.load_model``.
-        folder: To be made; an export in it is replaced.
-        waveforms: Real clips ``(samples,)`` at 16 kHz, of odd lengths, on which the files are checked.
-        texts: Their transcripts, for a model that reads.
-        card: What the model card says besides: ``license``, ``training_data``, ``metrics``, ``limits``.
+        model: Trained model, for example from ``mmemo.load_model``.
+        folder: Folder to create, or an earlier export.
+        waveforms: Real clips ``(samples,)`` float32 at 16 kHz on which the files are checked. Use various lengths.
+        texts: Their transcripts, for a model that takes text. Missing ones are empty.
+        card: Texts for the model card: ``license``, ``training_data``, ``limits``, ``metrics`` (name -> value) and
+            ``language`` (ISO 639 code, or a list of them). Defaults to a card without them.
 
     Raises:
-        ValueError: Without clips, where the folder holds other files, where ONNX has no words for a part of the model,
-            or a file does not agree with PyTorch.
+        ValueError: There are no clips or more texts than clips, the folder holds other files or cannot be written, the
+            model cannot be represented in ONNX, or a file differs too much from PyTorch.
     """
     if not waveforms:
-        raise ValueError("export checks its files on real clips; give it some")
+        raise ValueError("export_onnx checks its files on real clips; pass at least one waveform")
+    if len(texts) > len(waveforms):
+        raise ValueError(
+            f"export_onnx got {len(texts)} texts for {len(waveforms)} waveforms; pass one text per waveform"
+        )
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: is a file, expected a folder to write into")
-    ours = {CONFIG_FILE, MODEL_FILE, INT8_FILE, WEIGHTS_FILE, TOKENIZER_FILE, EXAMPLE_FILE, CARD_FILE}
-    there = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
-    others = sorted(there - ours)
-    if others:
-        raise ValueError(f"{folder}: holds other files ({', '.join(others[:3])}); choose a folder for the model alone")
+        raise ValueError(f"{folder}: is a file, expected a folder")
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
+    if others := sorted(names - _FILES):
+        raise ValueError(f"{folder}: holds other files ({', '.join(others[:3])}); choose an empty or new folder")
     max_seconds = getattr(model.encoder("audio"), "max_seconds", None)
     if max_seconds is not None:
         waveforms = [waveform[: int(max_seconds * SAMPLE_RATE)] for waveform in waveforms]
     try:
-        place = folder.resolve()  # of "." or a link too
-        place.parent.mkdir(parents=True, exist_ok=True)
-        beside = tempfile.TemporaryDirectory(
-            prefix=f".{place.name}.", dir=place if place.is_dir() else place.parent
-        )  # on the file system where they will be
+        target = folder.resolve()  # "." and links have no usable name of their own
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(  # on the same file system, so that files can be moved
+            prefix=f".{target.name}.", dir=target if target.is_dir() else target.parent
+        )
     except OSError as error:
-        raise ValueError(f"{folder}: nothing can be written there ({error.strerror})") from None
-    with beside as name:
-        made = Path(name) / place.name
-        made.mkdir()
-        exported = _written(model, made, waveforms, texts, card or {}, max_seconds)
-        folder.mkdir(exist_ok=True)  # what was there stays until all is well
-        (folder / CONFIG_FILE).unlink(missing_ok=True)  # a folder that is half moved has none
-        files = {path.name for path in made.iterdir()}
-        for name in sorted(ours - files):
-            (folder / name).unlink(missing_ok=True)
-        for name in sorted(files, key=lambda name: name == CONFIG_FILE):
-            (made / name).replace(folder / name)
-    return exported._replace(folder=folder)
+        raise ValueError(f"{folder}: cannot write there ({error.strerror})") from None
+    with temporary as temporary_name:
+        new = Path(temporary_name) / target.name
+        new.mkdir()
+        result = _write_files(model, new, waveforms, texts, card or {}, max_seconds)
+        folder.mkdir(exist_ok=True)
+        _replace_files(new, folder)
+    return result._replace(folder=folder)
 
 
-def _written(
+def _replace_files(source: Path, target: Path) -> None:
+    """Moves a complete export over an earlier one. Without a config.json, the folder counts as incomplete."""
+    (target / CONFIG_FILE).unlink(missing_ok=True)
+    names = {path.name for path in source.iterdir()}
+    for name in sorted(_FILES - names):
+        (target / name).unlink(missing_ok=True)
+    for name in sorted(names, key=lambda name: name == CONFIG_FILE):  # the config last
+        (source / name).replace(target / name)
+
+
+def _write_files(
     model: EmotionModel,
     folder: Path,
     waveforms: Sequence[np.ndarray],
     texts: Sequence[str],
     card: dict[str, Any],
     max_seconds: float | None,
-) -> Exported:
-    """Writes all files of a model into an empty folder, and checks them."""
-    tokenizer = _tokenizer(model) if "text" in model.modalities else None
-    inputs = [_inputs(model, waveform, text) for waveform, text in _paired(waveforms, texts)]
-    wrapped = WaveformModel(model.eval())
-    num_parameters = sum(parameter.numel() for parameter in wrapped.parameters())
+) -> ExportResult:
+    """Writes all files of a model into an empty folder and checks them."""
+    tokenizer = _tokenizer_json(model) if "text" in model.modalities else None
+    transcripts = [*texts, *[""] * (len(waveforms) - len(texts))]
+    inputs = [_graph_inputs(model, *clip) for clip in zip(waveforms, transcripts, strict=True)]
+    reference = WaveformModel(model.eval())
     with torch.no_grad():
-        wanted = [[part.numpy() for part in wrapped(*one)] for one in inputs]
-    _trace(WaveformModel(simplified(model)), inputs, folder / MODEL_FILE)
-    _save_weights(model, folder / WEIGHTS_FILE)
+        expected = [
+            {name: output.numpy() for name, output in zip(reference.output_names, reference(*clip), strict=True)}
+            for clip in inputs
+        ]
+    _write_graph(WaveformModel(make_exportable(model)), inputs, folder / MODEL_FILE)
+    _write_weights(model, folder / WEIGHTS_FILE)
     files = [MODEL_FILE, INT8_FILE, WEIGHTS_FILE]
     if tokenizer is not None:
-        _write(folder / TOKENIZER_FILE, tokenizer)
+        write_text(folder / TOKENIZER_FILE, tokenizer)
         files.append(TOKENIZER_FILE)
-    config = {
-        "format_version": FORMAT_VERSION,
-        "classes": list(model.classes),
-        "dimensions": list(DIMENSIONS) if model.dimension_head is not None else [],
-        "sample_rate": SAMPLE_RATE,
-        "max_seconds": max_seconds,
-        "inputs": wrapped.input_names,
-        "outputs": wrapped.output_names,
-        "num_parameters": num_parameters,
-        "tokenizer": getattr(model.encoder("text"), "model_id", ""),
-        **{name: card.get(name, "") for name in ("license", "training_data", "limits")},
-        "metrics": card.get("metrics", {}),
-    }
+    config = build_config(reference, card, max_seconds)
     for weights_only in (False, True):
         _quantize(folder / MODEL_FILE, folder / INT8_FILE, weights_only)
         config["int8"] = "weights" if weights_only else "weights and activations"
-        config["sha256"] = {**{name: checksum(folder / name) for name in files}, LABELS: labels_mark(config)}
-        _write(folder / CONFIG_FILE, json.dumps(config, indent=1))
+        config["sha256"] = {**{name: checksum(folder / name) for name in files}, LABELS_KEY: labels_checksum(config)}
+        write_json(folder / CONFIG_FILE, config)
         try:
-            parity = _parity(folder, inputs, wanted, wrapped.output_names)
+            parity = _check_parity(folder, inputs, expected)
             break
-        except RoundingError:
+        except QuantizationError:
             if weights_only:
                 raise
     config["parity"] = parity._asdict()
-    _write(folder / CONFIG_FILE, json.dumps(config, indent=1))
-    if _has_example(config):
-        _write(folder / EXAMPLE_FILE, example(config))
-    _write(folder / CARD_FILE, model_card(config, folder))
-    return Exported(folder, parity, num_parameters, {name: (folder / name).stat().st_size for name in files})
+    write_json(folder / CONFIG_FILE, config)
+    if has_example(config):
+        write_text(folder / EXAMPLE_FILE, render_example(config))
+    write_text(folder / CARD_FILE, render_model_card(config, folder))
+    sizes = {name: (folder / name).stat().st_size for name in files}
+    return ExportResult(folder, parity, config["num_parameters"], sizes)
 
 
-def _paired(waveforms: Sequence[np.ndarray], texts: Sequence[str]) -> list[tuple[np.ndarray, str]]:
-    return list(zip(waveforms, [*texts, *[""] * (len(waveforms) - len(texts))], strict=True))
-
-
-def _inputs(model: EmotionModel, waveform: np.ndarray, text: str) -> tuple[Tensor, ...]:
-    found: list[Tensor] = []
+def _graph_inputs(model: EmotionModel, waveform: np.ndarray, text: str) -> tuple[Tensor, ...]:
+    """Returns the inputs of the graph for one clip, in the order of ``WaveformModel.input_names``."""
+    inputs: list[Tensor] = []
     if {"audio", "descriptors"} & set(model.modalities):
-        found += [torch.from_numpy(waveform)[None], torch.tensor([len(waveform)])]
+        inputs += [torch.from_numpy(waveform)[None], torch.tensor([len(waveform)])]
     if "text" in model.modalities:
         token_ids = model.encoder("text").tokenize(text)
         length = len(token_ids)
-        found += [(token_ids if length else torch.zeros(1, dtype=torch.long))[None], torch.tensor([length])]
-    return tuple(found)
+        inputs += [(token_ids if length else torch.zeros(1, dtype=torch.long))[None], torch.tensor([length])]
+    return tuple(inputs)
 
 
-def _trace(wrapped: WaveformModel, inputs: Sequence[tuple[Tensor, ...]], path: Path) -> None:
-    """Writes the fp32 file; batch and lengths stay open."""
-    # A batch of 2 of the longest: of an axis of 1 the tracer would make a constant.
-    other: list[Tensor] = []
-    for place in range(0, len(wrapped.input_names), 2):
-        longest, length = max((one[place : place + 2] for one in inputs), key=lambda one: one[0].shape[1])
-        if wrapped.input_names[place] == "waveform":  # a whole number of frames it would take for a rule
+def _write_graph(model: WaveformModel, inputs: Sequence[tuple[Tensor, ...]], path: Path) -> None:
+    """Writes the fp32 file, with dynamic batch size and lengths."""
+    # Trace two copies of the longest clip: the tracer treats an axis of size 1 as a constant.
+    traced: list[Tensor] = []
+    for index in range(0, len(model.input_names), 2):
+        longest, length = max((clip[index : index + 2] for clip in inputs), key=lambda pair: pair[0].shape[1])
+        if model.input_names[index] == "waveform":  # given whole frames, the tracer would require them of every clip
             samples = longest.shape[1]
             odd = max(samples - (samples - HOP_SAMPLES // 2 - 1) % (4 * HOP_SAMPLES), 4 * HOP_SAMPLES + 1)
             longest, length = nn.functional.pad(longest, (0, odd - samples)), length.clamp(max=odd)
-        other += [torch.cat([longest, longest]), torch.cat([length, length])]
+        traced += [torch.cat([longest, longest]), torch.cat([length, length])]
     batch = torch.export.Dim("batch", min=1, max=4096)
     axes: list[dict[int, Any]] = []
-    for name in wrapped.input_names:
-        long = torch.export.Dim.AUTO if name in ("waveform", "token_ids") else None
-        axes.append({0: batch} if long is None else {0: batch, 1: long})
+    for name in model.input_names:
+        time = torch.export.Dim.AUTO if name in ("waveform", "token_ids") else None
+        axes.append({0: batch} if time is None else {0: batch, 1: time})
     with replacing(path) as partial, _quiet(), torch.no_grad():
         try:
             torch.onnx.export(
-                wrapped,
-                tuple(other),
+                model,
+                tuple(traced),
                 str(partial),
-                input_names=wrapped.input_names,
-                output_names=[_OUTER + name for name in wrapped.output_names],
+                input_names=model.input_names,
+                output_names=[_OUTPUT_PREFIX + name for name in model.output_names],
                 dynamic_shapes=(tuple(axes),),
                 dynamo=True,
                 external_data=False,
                 optimize=True,
             )
         except torch.onnx.OnnxExporterError as error:
-            encoders = " and ".join(type(wrapped.model.encoder(name)).__name__ for name in wrapped.model.modalities)
+            encoders = " and ".join(type(model.model.encoder(name)).__name__ for name in model.model.modalities)
             raise ValueError(
-                f"a model of {encoders} cannot be written as ONNX with batch and lengths open: {_cause(error)}; "
-                "ConvNeXtEncoder, VGGEncoder, ResNetEncoder, WhisperAudioEncoder and ConvRecurrentEncoder(cell='lstm') "
-                "can"
+                f"cannot export {encoders} to ONNX with dynamic batch size and lengths: {_root_cause(error)}; use "
+                "ConvNeXtEncoder, VGGEncoder, ResNetEncoder, WhisperAudioEncoder or ConvRecurrentEncoder(cell='lstm')"
             ) from error
-        _strip(partial)
+        _clean_graph(partial)
 
 
-def _cause(error: BaseException) -> str:
-    """The first line of what went wrong at the bottom of it."""
+def _root_cause(error: BaseException) -> str:
+    """Returns the first line of the innermost error's message."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _strip(path: Path) -> None:
-    """Takes out what the exporter notes of where each node comes from: half the file, and paths of this machine; and
-    gives the outputs their names, which values inside may have by chance.
+def _clean_graph(path: Path) -> None:
+    """Removes the exporter's notes on each node's origin and gives the outputs their final names.
+
+    The notes take half the file and hold paths of this machine. Tensors inside the graph may already have the outputs'
+    names, so those are renamed.
     """
     import onnx
 
-    graph = onnx.load(path)
-    outputs = [output.name.removeprefix(_OUTER) for output in graph.graph.output]
-    renamed = {name: f"inner_{name}" for name in outputs} | {_OUTER + name: name for name in outputs}
-    for node in graph.graph.node:
+    model = onnx.load(path)
+    outputs = [output.name.removeprefix(_OUTPUT_PREFIX) for output in model.graph.output]
+    renamed = {name: f"inner_{name}" for name in outputs} | {_OUTPUT_PREFIX + name: name for name in outputs}
+    for node in model.graph.node:
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
         node.input[:] = [renamed.get(name, name) for name in node.input]
         node.output[:] = [renamed.get(name, name) for name in node.output]
-    for output in graph.graph.output:
+    for output in model.graph.output:
         output.name = renamed[output.name]
-    graph.graph.ClearField("value_info")
-    graph.graph.ClearField("metadata_props")
-    graph.ClearField("metadata_props")
-    onnx.checker.check_model(graph)
-    onnx.save(graph, path)
+    model.graph.ClearField("value_info")
+    model.graph.ClearField("metadata_props")
+    model.ClearField("metadata_props")
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
 
 
 def _quantize(source: Path, target: Path, weights_only: bool) -> None:
-    """Weights of matrix products in 8 bits; what surrounds them is quantised as it comes, or, where that rounds too
-    much away, as in large encoders with a few huge activations, not at all."""
+    """Writes the int8 file: matrix products in 8 bits, everything else in fp32.
+
+    Args:
+        source: fp32 file.
+        target: File to write.
+        weights_only: Quantise the weights only. Otherwise activations are quantised dynamically too, which loses too
+            much precision in large encoders with a few huge activations.
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with replacing(target) as partial, _quiet():
@@ -440,86 +303,98 @@ def _quantize(source: Path, target: Path, weights_only: bool) -> None:
         )  # fmt: skip
 
 
-def _check_batch(
-    folder: Path, inputs: Sequence[tuple[Tensor, ...]], wanted: Sequence[Sequence[np.ndarray]], names: Sequence[str]
-) -> None:
-    """Clips of several lengths, padded to one batch, get the answers that they get alone."""
-    together = []
-    for place, part in enumerate(zip(*inputs, strict=True)):
-        longest = max(one.shape[-1] for one in part)
-        padded = [one if place % 2 else torch.nn.functional.pad(one, (0, longest - one.shape[1])) for one in part]
-        together.append(torch.cat(padded).numpy())
-    found = Recognizer(folder, int8=False, threads=1).run(*together)
-    for number, name in enumerate(names):
-        alone = np.concatenate([one[number] for one in wanted])
-        apart = _largest([found[name] - alone]) / max(1.0, _largest([alone]))
-        if not apart <= TOLERANCE:
-            raise ValueError(
-                f"{MODEL_FILE}: {name} of {len(inputs)} clips in a batch differ from those of each alone by "
-                f"{apart:.2g}, expected at most {TOLERANCE:g}"
-            )
-
-
-def _parity(
-    folder: Path, inputs: Sequence[tuple[Tensor, ...]], wanted: Sequence[Sequence[np.ndarray]], names: Sequence[str]
+def _check_parity(
+    folder: Path, inputs: Sequence[tuple[Tensor, ...]], expected: Sequence[Mapping[str, np.ndarray]]
 ) -> Parity:
-    """Compares every output; those without bounds (logits, embedding) relative to their size."""
-    found = {}
-    for int8 in (False, True):
-        recognizer = Recognizer(folder, int8=int8, threads=1)
-        found[int8] = [recognizer.run(*(part.numpy() for part in one)) for one in inputs]
-    for number, name in enumerate(names):
-        size = 1.0 if name in ("probabilities", "dimensions") else max(1.0, _largest(one[number] for one in wanted))
-        apart = _largest(one[name] - two[number] for one, two in zip(found[False], wanted, strict=True)) / size
-        if not apart <= TOLERANCE:  # a NaN is not
-            raise ValueError(f"{MODEL_FILE}: {name} differ from PyTorch by {apart:.2g}, expected at most {TOLERANCE:g}")
-    _check_batch(folder, inputs[:BATCH_CLIPS], wanted[:BATCH_CLIPS], names)
-    bounded = [(number, name) for number, name in enumerate(names) if name in ("probabilities", "dimensions")]
-    apart, int8_apart = (
-        max(
-            _largest(one[name] - two[number] for one, two in zip(found[int8], wanted, strict=True))
-            for number, name in bounded
-        )
-        for int8 in (False, True)
-    )
-    if "probabilities" not in names:
-        if not int8_apart <= INT8_TOLERANCE:
-            raise RoundingError(
-                f"{INT8_FILE}: dimensions differ from PyTorch by {int8_apart:.2g}, expected at most {INT8_TOLERANCE:g}"
+    """Compares every output with PyTorch's. Unbounded ones (logits, embedding) are compared relative to their size."""
+    fp32, int8 = _run_clips(folder, False, inputs), _run_clips(folder, True, inputs)
+    for name in expected[0]:
+        size = 1.0 if name in _BOUNDED else max(1.0, _largest(outputs[name] for outputs in expected))
+        difference = _largest_difference(fp32, expected, name) / size
+        if not difference <= TOLERANCE:  # also refuses NaN
+            raise ValueError(
+                f"{MODEL_FILE}: {name} differ from PyTorch by {difference:.2g}, expected at most {TOLERANCE:g}"
             )
-        return Parity(len(inputs), apart, None, int8_apart)
-    share, enough = agreement([one["probabilities"] for one in found[True]], [one[0] for one in wanted])
+    _check_batch(folder, inputs[:NUM_BATCH_CLIPS], expected[:NUM_BATCH_CLIPS])
+    difference, int8_difference = (
+        max(_largest_difference(outputs, expected, name) for name in expected[0] if name in _BOUNDED)
+        for outputs in (fp32, int8)
+    )
+    if "probabilities" not in expected[0]:
+        if not int8_difference <= INT8_TOLERANCE:
+            raise QuantizationError(
+                f"{INT8_FILE}: dimensions differ from PyTorch by {int8_difference:.2g}, expected at most "
+                f"{INT8_TOLERANCE:g}"
+            )
+        return Parity(len(inputs), difference, None, int8_difference)
+    share, enough = class_agreement(
+        [outputs["probabilities"] for outputs in int8], [outputs["probabilities"] for outputs in expected]
+    )
     if not enough:
-        raise RoundingError(
-            f"{INT8_FILE}: chooses another class than PyTorch on {1 - share:.1%} of {len(inputs)} clips, "
-            f"expected at most {1 - AGREEMENT:.0%}"
+        raise QuantizationError(
+            f"{INT8_FILE}: predicts another class than PyTorch on {1 - share:.1%} of {len(inputs)} clips, expected at "
+            f"most {1 - MIN_AGREEMENT:.0%}"
         )
-    return Parity(len(inputs), apart, share, int8_apart)
+    return Parity(len(inputs), difference, share, int8_difference)
 
 
-def agreement(said: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> tuple[float, bool]:
-    """Share of clips of the same class, and whether that is enough: of a few, one near tie is no evidence.
+def _run_clips(folder: Path, int8: bool, inputs: Sequence[tuple[Tensor, ...]]) -> list[dict[str, np.ndarray]]:
+    recognizer = Recognizer(folder, int8=int8, threads=1)
+    return [recognizer.run(*(array.numpy() for array in clip)) for clip in inputs]
+
+
+def _check_batch(
+    folder: Path, inputs: Sequence[tuple[Tensor, ...]], expected: Sequence[Mapping[str, np.ndarray]]
+) -> None:
+    """Checks that clips of several lengths, padded to one batch, give the same outputs as each clip alone."""
+    batch = []
+    for index, arrays in enumerate(zip(*inputs, strict=True)):
+        longest = max(array.shape[-1] for array in arrays)
+        if index % 2 == 0:  # waveforms or token ids; the lengths need no padding
+            arrays = tuple(nn.functional.pad(array, (0, longest - array.shape[1])) for array in arrays)
+        batch.append(torch.cat(arrays).numpy())
+    outputs = Recognizer(folder, int8=False, threads=1).run(*batch)
+    for name in expected[0]:
+        alone = np.concatenate([clip[name] for clip in expected])
+        difference = _largest([outputs[name] - alone]) / max(1.0, _largest([alone]))
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"{MODEL_FILE}: {name} of {len(inputs)} clips in a batch differ from those of each clip alone by "
+                f"{difference:.2g}, expected at most {TOLERANCE:g}"
+            )
+
+
+def class_agreement(probs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> tuple[float, bool]:
+    """Compares the predicted classes of the int8 file with PyTorch's.
+
+    A single disagreement on a near tie is accepted, since among a few clips it is no evidence of a defect.
 
     Args:
-        said: Probabilities ``(1, class)`` of each clip.
-        wanted: Those of PyTorch.
+        probs: Probabilities of the int8 file, ``(1, class)`` for each clip.
+        expected: Probabilities of PyTorch, likewise.
+
+    Returns:
+        Share of clips with the same class, in [0, 1], and whether it is high enough.
     """
-    other = [number for number, (one, two) in enumerate(zip(said, wanted, strict=True)) if one.argmax() != two.argmax()]
-    share = 1 - len(other) / len(wanted)
-    near_tie = len(other) == 1 and float(np.ptp(np.sort(wanted[other[0]].ravel())[-2:])) <= NEAR_TIE
-    return share, share >= AGREEMENT or near_tie
+    pairs = enumerate(zip(probs, expected, strict=True))
+    different = [index for index, (ours, theirs) in pairs if ours.argmax() != theirs.argmax()]
+    share = 1 - len(different) / len(expected)
+    near_tie = len(different) == 1 and float(np.ptp(np.sort(expected[different[0]].ravel())[-2:])) <= NEAR_TIE_MARGIN
+    return share, share >= MIN_AGREEMENT or near_tie
+
+
+def _largest_difference(
+    outputs: Sequence[Mapping[str, np.ndarray]], expected: Sequence[Mapping[str, np.ndarray]], name: str
+) -> float:
+    return _largest(ours[name] - theirs[name] for ours, theirs in zip(outputs, expected, strict=True))
 
 
 def _largest(arrays: Iterable[np.ndarray]) -> float:
-    """Of all values, without their signs; NaN if one is."""
+    """Returns the largest absolute value, or NaN if there is any NaN."""
     return float(np.max([np.abs(array).max() for array in arrays]))
 
 
-def _has_example(config: dict[str, Any]) -> bool:
-    return "waveform" in config["inputs"] and "probabilities" in config["outputs"]
-
-
-def _save_weights(model: EmotionModel, path: Path) -> None:
+def _write_weights(model: EmotionModel, path: Path) -> None:
     from safetensors.torch import save_file
 
     with replacing(path) as partial:
@@ -527,14 +402,14 @@ def _save_weights(model: EmotionModel, path: Path) -> None:
         partial.chmod(0o644)
 
 
-def _tokenizer(model: EmotionModel) -> str:
-    """What turns words into numbers, as a file of the light package tokenizers."""
+def _tokenizer_json(model: EmotionModel) -> str:
+    """Returns the text encoder's tokenizer as JSON of the ``tokenizers`` package."""
     encoder = model.encoder("text")
     backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(
-            f"{encoder.model_id}: its tokenizer is written in Python alone and cannot be exported; choose a text model "
-            "with a fast tokenizer"
+            f"{encoder.model_id}: has only a slow tokenizer, which cannot be exported; choose a text model with a fast "
+            "tokenizer"
         )
     tokenizer = Tokenizer.from_str(backend.to_str())
     tokenizer.no_padding()
@@ -542,14 +417,9 @@ def _tokenizer(model: EmotionModel) -> str:
     return str(tokenizer.to_str())
 
 
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as partial:
-        partial.write_text(text)
-
-
 @contextmanager
-def _quiet() -> Any:
-    """Exporters talk a lot; what goes wrong is raised."""
+def _quiet() -> Iterator[None]:
+    """Silences the exporters' output and warnings, and restores the logging setup that they change."""
     disabled, level, handlers = logging.root.manager.disable, logging.root.level, list(logging.root.handlers)
     logging.disable(logging.WARNING)
     try:
@@ -558,119 +428,5 @@ def _quiet() -> Any:
             yield
     finally:
         logging.disable(disabled)
-        logging.root.setLevel(level)  # onnxruntime's quantisers set up logging when they are imported
+        logging.root.setLevel(level)  # onnxruntime's quantisers configure logging when they are imported
         logging.root.handlers[:] = handlers
-
-
-def model_card(config: dict[str, Any], folder: Path) -> str:
-    """The folder's README, from what its ``config.json`` knows.
-
-    Args:
-        config: The content of ``config.json``.
-        folder: Where it is.
-    """
-    parity = config["parity"]
-    sizes = "\n".join(
-        f"| `{name}` | {(folder / name).stat().st_size / 1000:.0f} kB |" for name in (MODEL_FILE, INT8_FILE)
-    )
-    metrics = "\n".join(f"| {name} | {value} |" for name, value in config["metrics"].items())
-    measured = f"| figure | value |\n|---|---|\n{metrics}" if metrics else "None were given at export."
-    agreement = parity["int8_agreement"]
-    eight = f"{config['int8']} of matrix products in 8 bits, convolutions whole"
-    int8_said = f"dimensions within {parity['int8_largest_difference']:.2g}"
-    if agreement is not None:
-        int8_said = f"the same class on {100 * agreement:.1f} %"
-    words = "token_ids" in config["inputs"]
-    example = f"`python {EXAMPLE_FILE} clip.wav` needs numpy, soundfile and onnxruntime alone."
-    if words:
-        example = f"`python {EXAMPLE_FILE} clip.wav 'what is said'` needs tokenizers too; mmemo's `Recognizer.predict` "
-        example += "takes the words as its second argument."
-    if not _has_example(config):
-        example = f"Inputs: {', '.join(config['inputs'])}; outputs: {', '.join(config['outputs'])}."
-    if words:
-        example += (
-            f"\nWords become numbers by `{TOKENIZER_FILE}`, that of {config['tokenizer']}. The weights file lacks "
-        )
-        example += "what is frozen."
-    hears = "waveform" in config["inputs"]
-    reads = ("the waveform and the words" if hears else "words alone") if words else "audio alone"
-    longest = config.get("max_seconds")
-    length = f"up to {longest:g} s" if longest else "of any length"
-    input_said = f"Input: mono, {config['sample_rate']} Hz, float32, {length}." if hears else "Input: token numbers."
-    if hears and config["int8"] != "weights":
-        input_said += f" Give `{INT8_FILE}` one clip at a time, without padding: its 8 bits share one scale per call."
-    return f"""# {folder.name}
-
-Recognises {", ".join(config["classes"] or config["dimensions"])} in speech, from {reads}. Made by mmemo.
-
-| file | size |
-|---|---|
-{sizes}
-
-{config["num_parameters"]:,} parameters. {input_said}
-{example}
-
-## Measured
-
-{measured}
-
-Parity at export, on {parity["num_clips"]} real clips: fp32 within {parity["largest_difference"]:.1e} of PyTorch; int8
-({eight}): {int8_said}.
-
-## Training data
-
-{config["training_data"] or "Not stated."}
-
-## Licence
-
-{config["license"] or "Not stated: that of the training data applies."}
-
-## Limits
-
-{config["limits"] or "Not stated."}
-"""
-
-
-def example(config: dict[str, Any]) -> str:
-    """The folder's example, from what its ``config.json`` knows.
-
-    Args:
-        config: The content of ``config.json``.
-    """
-    words = "token_ids" in config["inputs"]
-    lines = _EXAMPLE.splitlines(keepends=True)
-    return (
-        "".join(line.removeprefix("+") for line in lines if words or not line.startswith("+"))
-        .replace("CLIP", "clip.wav 'what is said'" if words else "clip.wav")
-        .replace("COUNT", "3" if words else "2")
-    )
-
-
-_EXAMPLE = '''"""Emotion of a clip: python example.py CLIP"""
-
-import json
-import sys
-from pathlib import Path
-
-import numpy as np
-import onnxruntime
-import soundfile
-+from tokenizers import Tokenizer
-
-here = Path(__file__).parent
-config = json.loads((here / "config.json").read_text())
-if len(sys.argv) < COUNT:
-    sys.exit(__doc__)
-session = onnxruntime.InferenceSession(here / "model.int8.onnx")
-waveform, sample_rate = soundfile.read(sys.argv[1], dtype="float32", always_2d=True)
-if sample_rate != config["sample_rate"]:
-    sys.exit(f"{sys.argv[1]}: {sample_rate} Hz; resample it to {config['sample_rate']} Hz first")
-waveform = waveform.mean(axis=1)[None]
-inputs = {"waveform": waveform, "lengths": np.array([waveform.shape[1]])}
-+words = " ".join(sys.argv[2:])
-+token_ids = Tokenizer.from_file(str(here / "tokenizer.json")).encode(words).ids if words else []
-+inputs |= {"token_ids": np.array([token_ids or [0]]), "token_lengths": np.array([len(token_ids)])}
-(probabilities,) = session.run(["probabilities"], inputs)
-for label, probability in zip(config["classes"], probabilities[0], strict=True):
-    print(f"{label:<12}{probability:.3f}")
-'''

@@ -1,8 +1,8 @@
-"""Convolutional networks on the log-mel spectrogram taken as an image, trained from scratch or from VGGish's weights.
+"""Convolutional networks that treat the log-mel spectrogram as an image, trained from scratch.
 
-``precompute`` is the spectrogram, which may be cached; ``forward`` is the network. Padding is put back to zero after
-every convolution, and batch norm counts real frames alone, so that in eval mode neither padding nor batch mates change
-a feature, and in training no padding and no missing audio has a say in the statistics.
+``precompute`` computes the spectrogram, which may be cached; ``forward`` is the network. Padding is reset to zero after
+every convolution, and batch norm uses real frames only. In eval mode, neither padding nor batch mates change a feature;
+in training, neither padding nor missing audio changes the statistics.
 """
 
 from __future__ import annotations
@@ -15,22 +15,19 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from mmemo import pretrained
-from mmemo.models.backbone import FrozenBackbone
 from mmemo.models.log_mel import LogMel
 from mmemo.models.pooling import MaskedBatchNorm
-from mmemo.settings import SAMPLE_RATE
 
 SPECTROGRAM_VERSION = 1
-"""Part of every fingerprint; raise it when ``precompute`` starts to return other numbers."""
+"""Part of every fingerprint; increment it when the values that ``precompute`` returns change."""
 
 
 class LogMelEncoder(nn.Module):
-    """The half that all encoders on the log-mel spectrogram share: waveform -> frames of mel bands.
+    """Base class of the encoders that take the log-mel spectrogram; it implements ``precompute``.
 
     Args:
-        dim: Size of the features that ``forward`` gives.
-        num_mels: Mel bands between 0 and 8 kHz.
+        dim: Size of the features that ``forward`` returns.
+        num_mels: Number of mel bands between 0 and 8 kHz.
 
     Shape:
         waveform ``(batch, samples)`` at 16 kHz, mask ``(batch, samples)`` bool
@@ -39,6 +36,7 @@ class LogMelEncoder(nn.Module):
 
     caches = True
     num_layers = 1
+    differentiable = True
 
     def __init__(self, dim: int, num_mels: int) -> None:
         super().__init__()
@@ -47,25 +45,25 @@ class LogMelEncoder(nn.Module):
         self.log_mel = LogMel(num_mels)
 
     def fingerprint(self) -> str:
-        """All that ``precompute`` depends on."""
+        """Returns a string of everything that the result of ``precompute`` depends on."""
         return f"log-mel-{SPECTROGRAM_VERSION}:{self.num_mels}"
 
     def precompute(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-mel spectrogram of waveforms."""
+        """Computes the log-mel spectrogram."""
         log_mel, frame_mask = self.log_mel(waveform, mask)
         return rearrange(log_mel, "batch frame mel -> batch 1 frame mel"), frame_mask
 
 
 class MaskedStages(nn.Module):
-    """Stages of convolutions, each followed by pooling over 2 frames and 2 bands, with padding kept at zero.
+    """Convolutional stages, each followed by max pooling over 2 frames and 2 bands, with padding kept at zero.
 
     Args:
-        stages: From image ``(batch, channel, time, band)`` and mask to an image of the same size with other channels,
-            never below 0, with padding at zero.
+        stages: Modules that take an image ``(batch, channel, time, band)`` and its mask, and return a non-negative
+            image of the same time and band size, with padding at zero.
 
     Shape:
         image ``(batch, channel, time, band)``, mask ``(batch, time)`` bool
-        -> image ``(batch, channel, time / 2^stages, band / 2^stages)`` with its mask, both rounded up
+        -> image ``(batch, channel, time / 2^stages, band / 2^stages)`` with its mask, sizes rounded up
     """
 
     def __init__(self, stages: Sequence[nn.Module]) -> None:
@@ -78,18 +76,18 @@ class MaskedStages(nn.Module):
         mask = nn.functional.pad(mask, (0, -mask.shape[1] % multiple))
         for stage in self.stages:
             image = nn.functional.max_pool2d(stage(image, mask), 2)
-            mask = mask[:, ::2]  # a pooled frame is real when its first frame is
+            mask = mask[:, ::2]  # a pooled frame is real if its first frame is
         return image, mask
 
 
 class MaskedConv(nn.Module):
-    """Convolution, batch norm and ReLU, with padding put back to zero.
+    """Convolution, batch norm and ReLU, with padding reset to zero.
 
     Args:
-        in_channels: Channels before.
-        channels: Channels after.
-        kernel: Frames and bands of the kernel, odd.
-        relu: Whether negative values become zero.
+        in_channels: Number of input channels.
+        channels: Number of output channels.
+        kernel: Kernel size in frames and bands, odd.
+        relu: Whether to apply the ReLU.
 
     Shape:
         image ``(batch, in_channels, time, band)``, mask ``(batch, time)`` bool -> ``(batch, channels, time, band)``
@@ -102,14 +100,18 @@ class MaskedConv(nn.Module):
         self.activation = nn.ReLU() if relu else nn.Identity()
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        return self.activation(self.norm(self.conv(image), mask[:, :, None]))
+        features: Tensor = self.activation(self.norm(self.conv(image), mask[:, :, None]))
+        return features
 
 
-class InTurn(nn.Module):
-    """Modules of image and mask, one after the other.
+class MaskedSequential(nn.Module):
+    """Applies modules in order, all with the same mask.
 
     Args:
-        parts: The modules.
+        parts: Modules that take an image and its mask, and return an image.
+
+    Shape:
+        image ``(batch, in_channels, time, band)``, mask ``(batch, time)`` bool -> ``(batch, channels, time, band)``
     """
 
     def __init__(self, *parts: nn.Module) -> None:
@@ -123,26 +125,34 @@ class InTurn(nn.Module):
 
 
 class VGGEncoder(LogMelEncoder):
-    """Stacks of 3 x 3 convolutions (Simonyan and Zisserman 2014, <https://arxiv.org/abs/1409.1556>) on log-mel.
+    """Stacked 3 x 3 convolutions (Simonyan and Zisserman 2014, <https://arxiv.org/abs/1409.1556>) on log-mel.
 
     Args:
-        channels: Channels of each stage; a stage is two convolutions and a pooling over 2 frames and 2 bands.
-        num_mels: Mel bands between 0 and 8 kHz.
-        dropout: Share of features dropped in training, in [0, 1).
+        channels: Channels of each stage: two convolutions, then pooling over 2 frames and 2 bands.
+        num_mels: Number of mel bands between 0 and 8 kHz.
+        dropout: Dropout probability, in [0, 1).
 
     Shape:
-        log_mel ``(batch, 1, frame, num_mels)``, mask -> features ``(batch, 1, time, channels[-1])``, mask; the time
-        axis is ``2^stages`` times coarser
+        log_mel ``(batch, 1, frame, num_mels)``, mask -> features ``(batch, 1, time, channels[-1])``, mask;
+        time = frame / 2^stages, rounded up
+
+    Example:
+        >>> encoder = VGGEncoder(channels=[8, 16, 32])
+        >>> log_mel, mask = encoder.precompute(torch.randn(1, 16_000), torch.ones(1, 16_000, dtype=torch.bool))
+        >>> features, mask = encoder(log_mel, mask)
+        >>> features.shape
+        torch.Size([1, 1, 13, 32])
     """
 
     def __init__(self, channels: Sequence[int] = (32, 64, 128, 256), num_mels: int = 64, dropout: float = 0.2) -> None:
         super().__init__(channels[-1], num_mels)
-        sizes = zip([1, *channels[:-1]], channels, strict=True)
-        self.network = MaskedStages([self._stage(before, after) for before, after in sizes])
+        self.arguments = {"channels": list(channels), "num_mels": num_mels, "dropout": dropout}
+        pairs = zip([1, *channels[:-1]], channels, strict=True)  # (input, output)
+        self.network = MaskedStages([self._stage(*pair) for pair in pairs])
         self.dropout = nn.Dropout(dropout)
 
     def _stage(self, in_channels: int, channels: int) -> nn.Module:
-        return InTurn(MaskedConv(in_channels, channels), MaskedConv(channels, channels))
+        return MaskedSequential(MaskedConv(in_channels, channels), MaskedConv(channels, channels))
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         image, mask = self.network(features, mask)
@@ -154,33 +164,41 @@ class ResNetEncoder(VGGEncoder):
     """Residual blocks (He et al. 2016, <https://arxiv.org/abs/1512.03385>) on log-mel.
 
     Args:
-        channels: Channels of each stage; a stage is two residual blocks and a pooling over 2 frames and 2 bands.
-        num_mels: Mel bands between 0 and 8 kHz.
-        dropout: Share of features dropped in training, in [0, 1).
+        channels: Channels of each stage: two residual blocks, then pooling over 2 frames and 2 bands.
+        num_mels: Number of mel bands between 0 and 8 kHz.
+        dropout: Dropout probability, in [0, 1).
 
     Shape:
-        log_mel ``(batch, 1, frame, num_mels)``, mask -> features ``(batch, 1, time, channels[-1])``, mask
+        log_mel ``(batch, 1, frame, num_mels)``, mask -> features ``(batch, 1, time, channels[-1])``, mask;
+        time = frame / 2^stages, rounded up
+
+    Example:
+        >>> encoder = ResNetEncoder(channels=[8, 16, 32])
+        >>> log_mel, mask = encoder.precompute(torch.randn(1, 16_000), torch.ones(1, 16_000, dtype=torch.bool))
+        >>> features, mask = encoder(log_mel, mask)
+        >>> features.shape
+        torch.Size([1, 1, 13, 32])
     """
 
     def _stage(self, in_channels: int, channels: int) -> nn.Module:
-        return InTurn(ResidualBlock(in_channels, channels), ResidualBlock(channels, channels))
+        return MaskedSequential(ResidualBlock(in_channels, channels), ResidualBlock(channels, channels))
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions and the way around them.
+    """Two convolutions with a skip connection.
 
     Args:
-        in_channels: Channels before.
-        channels: Channels after.
+        in_channels: Number of input channels.
+        channels: Number of output channels.
 
     Shape:
         image ``(batch, in_channels, time, band)``, mask ``(batch, time)`` bool
-        -> ``(batch, channels, time, band)``, never below 0
+        -> ``(batch, channels, time, band)``, non-negative
     """
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.residual = InTurn(MaskedConv(in_channels, channels), MaskedConv(channels, channels, relu=False))
+        self.residual = MaskedSequential(MaskedConv(in_channels, channels), MaskedConv(channels, channels, relu=False))
         same = in_channels == channels
         self.skip = nn.Identity() if same else nn.Conv2d(in_channels, channels, 1, bias=False)
 
@@ -189,17 +207,26 @@ class ResidualBlock(nn.Module):
 
 
 class InceptionEncoder(VGGEncoder):
-    """Convolutions of several sizes side by side (Szegedy et al. 2015, section 4, <https://arxiv.org/abs/1409.4842>) on
-    log-mel.
+    """Inception blocks (Szegedy et al. 2015, section 4, <https://arxiv.org/abs/1409.4842>) on log-mel.
 
     Args:
-        channels: Channels of each stage, multiples of 4; a stage is one inception block and a pooling over 2 frames
-            and 2 bands.
-        num_mels: Mel bands between 0 and 8 kHz.
-        dropout: Share of features dropped in training, in [0, 1).
+        channels: Channels of each stage, multiples of 4: one inception block, then pooling over 2 frames and 2 bands.
+        num_mels: Number of mel bands between 0 and 8 kHz.
+        dropout: Dropout probability, in [0, 1).
+
+    Raises:
+        ValueError: A number of channels is not a multiple of 4.
 
     Shape:
-        log_mel ``(batch, 1, frame, num_mels)``, mask -> features ``(batch, 1, time, channels[-1])``, mask
+        log_mel ``(batch, 1, frame, num_mels)``, mask -> features ``(batch, 1, time, channels[-1])``, mask;
+        time = frame / 2^stages, rounded up
+
+    Example:
+        >>> encoder = InceptionEncoder(channels=[8, 16, 32])
+        >>> log_mel, mask = encoder.precompute(torch.randn(1, 16_000), torch.ones(1, 16_000, dtype=torch.bool))
+        >>> features, mask = encoder(log_mel, mask)
+        >>> features.shape
+        torch.Size([1, 1, 13, 32])
     """
 
     def _stage(self, in_channels: int, channels: int) -> nn.Module:
@@ -207,15 +234,18 @@ class InceptionEncoder(VGGEncoder):
 
 
 class InceptionBlock(nn.Module):
-    """1 x 1, 3 x 3 and 5 x 5 convolutions and a pooling, a quarter of the channels each.
+    """Parallel 1 x 1, 3 x 3 and 5 x 5 convolutions and average pooling, each with a quarter of the channels.
 
     Args:
-        in_channels: Channels before.
-        channels: Channels after, a multiple of 4.
+        in_channels: Number of input channels.
+        channels: Number of output channels, a multiple of 4.
+
+    Raises:
+        ValueError: ``channels`` is not a multiple of 4.
 
     Shape:
         image ``(batch, in_channels, time, band)``, mask ``(batch, time)`` bool
-        -> ``(batch, channels, time, band)``, never below 0
+        -> ``(batch, channels, time, band)``, non-negative
     """
 
     def __init__(self, in_channels: int, channels: int) -> None:
@@ -226,8 +256,8 @@ class InceptionBlock(nn.Module):
         self.branches = nn.ModuleList(
             [
                 MaskedConv(in_channels, quarter, 1),
-                InTurn(MaskedConv(in_channels, quarter, 1), MaskedConv(quarter, quarter, 3)),
-                InTurn(MaskedConv(in_channels, quarter, 1), MaskedConv(quarter, quarter, 5)),
+                MaskedSequential(MaskedConv(in_channels, quarter, 1), MaskedConv(quarter, quarter, 3)),
+                MaskedSequential(MaskedConv(in_channels, quarter, 1), MaskedConv(quarter, quarter, 5)),
             ]
         )
         self.pool = nn.AvgPool2d(3, 1, 1)
@@ -239,20 +269,32 @@ class InceptionBlock(nn.Module):
 
 
 class ConvRecurrentEncoder(LogMelEncoder):
-    """Convolutions on log-mel, then a recurrent network in both directions over time; the fusion's attention pooling
-    makes it the deep convolutional-recurrent network of Huang and Narayanan 2017, <https://arxiv.org/abs/1706.02901>.
+    """Convolutions on log-mel, then a bidirectional recurrent network over time.
+
+    With attention pooling in the fusion, this is the deep convolutional-recurrent network of Huang and Narayanan 2017,
+    <https://arxiv.org/abs/1706.02901>.
 
     Args:
-        channels: Channels of each convolutional stage, which pools over 2 frames and 2 bands.
+        channels: Channels of each stage: one convolution, then pooling over 2 frames and 2 bands.
         hidden_dim: State size of the recurrent network in each direction.
-        num_recurrent: Recurrent layers, at least 1.
-        cell: ``lstm``, or ``gru``, which has a quarter fewer weights, and which PyTorch cannot write as ONNX.
-        num_mels: Mel bands between 0 and 8 kHz.
-        dropout: Share of features dropped in training, in [0, 1).
+        num_recurrent: Number of recurrent layers, at least 1.
+        cell: ``lstm`` or ``gru``. A GRU has a quarter fewer weights, but PyTorch cannot export it to ONNX.
+        num_mels: Number of mel bands between 0 and 8 kHz.
+        dropout: Dropout probability, in [0, 1).
+
+    Raises:
+        ValueError: ``cell`` is unknown, or there is no recurrent layer.
 
     Shape:
-        log_mel ``(batch, 1, frame, num_mels)``, mask -> features ``(batch, 1, time, 2 * hidden_dim)``, mask; the time
-        axis is ``2^stages`` times coarser
+        log_mel ``(batch, 1, frame, num_mels)``, mask -> features ``(batch, 1, time, 2 * hidden_dim)``, mask;
+        time = frame / 2^stages, rounded up
+
+    Example:
+        >>> encoder = ConvRecurrentEncoder(channels=[8, 16], hidden_dim=12)
+        >>> log_mel, mask = encoder.precompute(torch.randn(1, 16_000), torch.ones(1, 16_000, dtype=torch.bool))
+        >>> features, mask = encoder(log_mel, mask)
+        >>> features.shape
+        torch.Size([1, 1, 25, 24])
     """
 
     CELLS: ClassVar[dict[str, type[nn.GRU | nn.LSTM]]] = {"gru": nn.GRU, "lstm": nn.LSTM}
@@ -267,14 +309,20 @@ class ConvRecurrentEncoder(LogMelEncoder):
         dropout: float = 0.2,
     ) -> None:
         super().__init__(2 * hidden_dim, num_mels)
+        self.arguments = {
+            "channels": list(channels), "hidden_dim": hidden_dim, "num_recurrent": num_recurrent, "cell": cell,
+            "num_mels": num_mels, "dropout": dropout,
+        }  # fmt: skip
+        if num_recurrent < 1:
+            raise ValueError(f"ConvRecurrentEncoder(num_recurrent={num_recurrent}), expected 1 or more")
         if cell not in self.CELLS:
             raise ValueError(f"ConvRecurrentEncoder(cell={cell!r}), expected one of {', '.join(self.CELLS)}")
-        sizes = zip([1, *channels[:-1]], channels, strict=True)
-        self.network = MaskedStages([MaskedConv(before, after) for before, after in sizes])
+        pairs = zip([1, *channels[:-1]], channels, strict=True)  # (input, output)
+        self.network = MaskedStages([MaskedConv(*pair) for pair in pairs])
         bands = math.ceil(num_mels / 2 ** len(channels))
         self.dropout = nn.Dropout(dropout)
         dims = [bands * channels[-1], *[2 * hidden_dim] * (num_recurrent - 1)]
-        self.recurrent = nn.ModuleList([BothDirections(self.CELLS[cell], dim, hidden_dim) for dim in dims])
+        self.recurrent = nn.ModuleList([BidirectionalRNN(self.CELLS[cell], dim, hidden_dim) for dim in dims])
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         image, mask = self.network(features, mask)
@@ -284,13 +332,15 @@ class ConvRecurrentEncoder(LogMelEncoder):
         return self.dropout(frames)[:, None], mask
 
 
-class BothDirections(nn.Module):
-    """A recurrent layer from the first frame to the last real one, and one back (Schuster and Paliwal 1997,
-    <https://doi.org/10.1109/78.650093>); sequences are turned round, not packed, which ONNX has no words for.
+class BidirectionalRNN(nn.Module):
+    """A bidirectional recurrent layer that skips padding.
+
+    Follows Schuster and Paliwal 1997, <https://doi.org/10.1109/78.650093>. The backward pass runs over reversed
+    sequences instead of packed ones, which cannot be exported to ONNX.
 
     Args:
         cell: ``nn.GRU`` or ``nn.LSTM``.
-        dim: Of the frames.
+        dim: Size of the frames.
         hidden_dim: State size in each direction.
 
     Shape:
@@ -304,139 +354,13 @@ class BothDirections(nn.Module):
         self.back = cell(dim, hidden_dim, batch_first=True)
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
-        place = mask.cumsum(1) - 1
-        turned = torch.where(mask, mask.sum(1, keepdim=True) - 1 - place, 0)[..., None]
-        states = self.onward(frames)[0]
-        back = self.back(_at(frames, turned))[0]
-        return torch.cat([states, _at(back, turned)], dim=-1) * mask[..., None]
+        index = mask.cumsum(1) - 1
+        reversed_index = torch.where(mask, mask.sum(1, keepdim=True) - 1 - index, 0)[..., None]  # its own inverse
+        forward_states = self.onward(frames)[0]
+        backward_states = self.back(_reorder(frames, reversed_index))[0]
+        return torch.cat([forward_states, _reorder(backward_states, reversed_index)], dim=-1) * mask[..., None]
 
 
-def _at(frames: Tensor, places: Tensor) -> Tensor:
-    """Frames ``(batch, time, dim)`` in the order of places ``(batch, time, 1)``."""
-    return frames.gather(1, places.expand(-1, -1, frames.shape[2]))
-
-
-class VGGishEncoder(nn.Module):
-    """VGGish (Hershey et al. 2017, <https://arxiv.org/abs/1609.09430>): one vector for each 0.96 s.
-
-    Published weights are read from a local file, such as torchvggish's ``vggish-10086976.pth``. Frozen, they are no
-    part of a checkpoint and their output is cached; else the network is trained, from these weights or from scratch.
-    The last window is filled with silence.
-
-    Args:
-        weights: ``.safetensors``, ``.pth`` or ``.pt`` file with the published names (``features.0.weight``, ...);
-            random weights when not given.
-        frozen: Whether the network stays as it is; random weights must be trained.
-
-    Raises:
-        ValueError: Random weights are to be frozen, or the file is of another architecture.
-
-    Shape:
-        waveform ``(batch, samples)`` at 16 kHz, mask ``(batch, samples)`` bool
-        -> features ``(batch, 1, window, 128)``, mask ``(batch, window)``
-    """
-
-    caches = True
-    num_layers = 1
-    dim = 128
-    WINDOW = 96  # frames of 10 ms
-
-    def __init__(self, weights: str | None = None, frozen: bool = True) -> None:
-        super().__init__()
-        if frozen and weights is None:
-            raise ValueError("VGGishEncoder: name a file of weights, or set frozen: false to train it from scratch")
-        self.weights = weights
-        self.frozen = frozen
-        self.trained = None if frozen else self._load()
-        self._backbone = FrozenBackbone(self._load)
-        self.filters: Tensor
-        self.register_buffer("filters", torch.tensor(_vggish_filters(), dtype=torch.float32), persistent=False)
-
-    def _load(self) -> nn.Module:
-        network = VGGish()
-        if self.weights is not None:
-            state = pretrained.load_state(self.weights)
-            own = network.state_dict()
-            missing = [name for name in own if name not in state or state[name].shape != own[name].shape]
-            if missing:
-                raise ValueError(
-                    f"{self.weights}: weights of another architecture, expected VGGish; {missing[0]} of "
-                    f"{tuple(own[missing[0]].shape)} is not there"
-                )
-            network.load_state_dict({name: state[name] for name in own})
-        return network
-
-    def fingerprint(self) -> str:
-        """All that ``precompute`` depends on."""
-        weights = pretrained.file_fingerprint(self.weights) if self.frozen and self.weights else "log-mel"
-        return f"vggish-{SPECTROGRAM_VERSION}:{weights}"
-
-    def precompute(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-mel windows of 0.96 s, through the network where it is frozen."""
-        log_mel, mask = self._log_mel(waveform, mask)
-        if not self.frozen:
-            return rearrange(log_mel, "batch frame mel -> batch 1 frame mel"), mask
-        return self._embed(self._backbone.on(waveform.device), log_mel, mask)
-
-    def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        return (features, mask) if self.trained is None else self._embed(self.trained, features[:, 0], mask)
-
-    def _log_mel(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        hop, window = SAMPLE_RATE // 100, SAMPLE_RATE // 40
-        num_windows = -(-waveform.shape[1] // (self.WINDOW * hop))
-        samples = max(num_windows, 1) * self.WINDOW * hop + window - hop
-        padded = nn.functional.pad(torch.where(mask, waveform, 0.0), (0, samples - waveform.shape[1]))
-        hann = torch.hann_window(window, device=waveform.device)
-        # torch centres a short window in a longer transform; the 56 zeros shift it to where VGGish has it.
-        padded = nn.functional.pad(padded, ((512 - window) // 2, (512 - window) // 2))
-        spectrum = torch.stft(padded, 512, hop, window, hann, center=False, return_complex=True)
-        mel = rearrange(spectrum.abs(), "batch bin frame -> batch frame bin") @ self.filters
-        frames = -(-mask.sum(1) // (self.WINDOW * hop)) * self.WINDOW
-        log_mel = (mel + 0.01).log()[:, : max(num_windows, 1) * self.WINDOW]
-        return log_mel, torch.arange(log_mel.shape[1], device=mask.device) < frames[:, None]
-
-    def _embed(self, network: nn.Module, log_mel: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        missing = -log_mel.shape[1] % self.WINDOW
-        log_mel = nn.functional.pad(log_mel, (0, 0, 0, missing))
-        mask = nn.functional.pad(mask, (0, missing))
-        windows = rearrange(log_mel, "batch (window frame) mel -> (batch window) 1 frame mel", frame=self.WINDOW)
-        embedded = rearrange(network(windows), "(batch window) dim -> batch 1 window dim", batch=len(log_mel))
-        window_mask = mask[:, :: self.WINDOW]
-        return embedded * window_mask[:, None, :, None], window_mask
-
-
-class VGGish(nn.Module):
-    """The network itself, with the names of the published weights.
-
-    Shape:
-        log_mel ``(window, 1, 96, 64)`` -> ``(window, 128)``
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        in_channels = 1
-        for channels in (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool"):
-            if isinstance(channels, str):
-                layers.append(nn.MaxPool2d(2))
-            else:
-                layers += [nn.Conv2d(in_channels, channels, 3, padding=1), nn.ReLU()]
-                in_channels = channels
-        self.features = nn.Sequential(*layers)
-        self.embeddings = nn.Sequential(
-            nn.Linear(512 * 4 * 6, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 128), nn.ReLU()
-        )
-
-    def forward(self, log_mel: Tensor) -> Tensor:
-        image = self.features(log_mel)
-        # The published weights expect the axes in TensorFlow's order.
-        return self.embeddings(rearrange(image, "window channel time band -> window (time band channel)"))
-
-
-def _vggish_filters() -> list[list[float]]:
-    from transformers.audio_utils import mel_filter_bank
-
-    filters = mel_filter_bank(
-        257, 64, 125.0, 7500.0, SAMPLE_RATE, norm=None, mel_scale="htk", triangularize_in_mel_space=True
-    )
-    return filters.tolist()
+def _reorder(frames: Tensor, index: Tensor) -> Tensor:
+    """Frames ``(batch, time, dim)`` in the order of ``index`` ``(batch, time, 1)``."""
+    return frames.gather(1, index.expand(-1, -1, frames.shape[2]))

@@ -1,4 +1,4 @@
-"""The parts in order: encoders, layer mix, gates, fusion, heads. Tensors in, tensors out."""
+"""The parts of a model in order: encoders, layer mix, gates, fusion, heads. Tensors in, tensors out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from mmemo.models.encoder import layer_numbers, named_features
 from mmemo.models.fusion import AttentionMap, CrossModalAttention
 from mmemo.models.gates import FeatureGate
 from mmemo.models.heads import ClassHead
@@ -16,19 +17,18 @@ from mmemo.models.layer_mix import LayerConcat, LayerMix
 
 
 class EmotionOutput(NamedTuple):
-    """What an :class:`EmotionModel` says of a batch.
+    """Output of an :class:`EmotionModel` for a batch.
 
     Args:
-        embedding: The fused vector ``(batch, dim)``.
-        logits: Scores ``(batch, num_classes)``; None without a class head.
-        dimensions: Valence, arousal, dominance ``(batch, 3)``; None without a dimension head.
-        gates: How far each feature of each modality was let through ``(batch, dim)``, in [0, 1], in the order
-            of ``EmotionModel.modalities``.
-        modality_weights: How far each modality was believed ``(batch, modality)``; None for a fusion that does
-            not weigh them.
-        attention: The fusion's attention maps.
-        penalty: What the gates ask to be minimised beside the loss; a scalar.
-        heard: Each modality as it reached the fusion.
+        embedding: Fused vector ``(batch, dim)``.
+        logits: Class scores ``(batch, num_classes)``; None without a class head.
+        dimensions: Valence, arousal and dominance ``(batch, 3)``; None without a dimension head.
+        gates: Gate of each feature of each modality ``(batch, dim)``, in [0, 1], in the order of
+            ``EmotionModel.modalities``.
+        modality_weights: Weight of each modality ``(batch, modality)``; None for a fusion without weights.
+        attention: Attention maps of the fusion.
+        penalty: Penalty of the gates, added to the loss; a scalar.
+        encoded: Each modality as it reaches the fusion.
     """
 
     embedding: Tensor
@@ -38,43 +38,52 @@ class EmotionOutput(NamedTuple):
     modality_weights: Tensor | None
     attention: tuple[AttentionMap, ...]
     penalty: Tensor
-    heard: tuple[Heard, ...] = ()
+    encoded: tuple[EncodedModality, ...] = ()
 
 
 class EmotionModel(nn.Module):
-    """Recognises emotion from voice, words or both.
+    """Predicts emotion from audio, text or both.
 
-    The parts after the encoders are given as classes with their options; the model builds them to fit the
-    encoders, so that exchanging one part leaves the others as they are.
+    The parts after the encoders are given as classes or as ``functools.partial`` of classes. The model builds them to
+    fit the encoders, so that exchanging one part leaves the others unchanged.
 
     Args:
-        classes: Emotion classes in the order of the logits; none for a model of dimensions alone.
-        audio_encoder: Turns waveforms into hidden states; none for a model that does not listen.
-        descriptors: A second encoder of the waveform beside the first, such as ``AcousticDescriptors``.
-        text_encoder: Turns transcripts into hidden states; none for a model that only listens.
-        layer_mix: Joins an encoder's layers, built from their number and feature size; ``LayerMix`` when not given.
-        gate: Selects features, built from the sizes of their groups (layers side by side, families of descriptors);
-            ``FeatureGate`` when not given.
-        fusion: Joins the modalities, built from the list of their feature sizes; ``CrossModalAttention`` when not
-            given.
-        head: Scores the classes, built from the fused size and the number of classes; ``ClassHead`` when not given.
-        dimension_head: Predicts valence, arousal and dominance, built from the fused size.
+        classes: Emotion classes in the order of the logits; empty for a model of dimensions only.
+        audio_encoder: Encoder of waveforms; None for a model of text only.
+        text_encoder: Encoder of transcripts; None for a model of audio only.
+        descriptors: Second encoder of the waveform, such as ``AcousticDescriptors``.
+        layer_mix: Combines an encoder's layers; built from their number and feature size. Defaults to ``LayerMix``.
+        gate: Selects features; built from the sizes of their groups (layers side by side, families of descriptors).
+            Defaults to ``FeatureGate``.
+        fusion: Combines the modalities; built from the list of their feature sizes. Defaults to
+            ``CrossModalAttention``.
+        head: Predicts the classes; built from the size of the fused vector and the number of classes. Defaults to
+            ``ClassHead``.
+        dimension_head: Predicts valence, arousal and dominance; built from the size of the fused vector.
 
     Raises:
-        ValueError: Without any encoder, without anything to predict, or with one class alone or one twice.
+        ValueError: There is no encoder, nothing to predict, a single class, or a repeated class; or an input of
+            ``forward`` is missing.
 
     Shape:
-        audio, descriptors: waveform ``(batch, samples)`` at 16 kHz, or what the encoder's ``precompute`` made of
-        it ``(batch, layer, time, dim)``; text: token ids ``(batch, token)``, or precomputed
+        audio, descriptors: waveform ``(batch, samples)`` at 16 kHz, or the output of the encoder's ``precompute``
+        ``(batch, layer, time, dim)``; text: token ids ``(batch, token)``, or precomputed
         ``(batch, layer, token, dim)``; each with its mask -> :class:`EmotionOutput`
+
+    Example:
+        >>> from mmemo.models import ConvNeXtEncoder
+        >>> model = EmotionModel(["anger", "sadness"], audio_encoder=ConvNeXtEncoder(hidden_dim=8)).eval()
+        >>> waveform = torch.randn(2, 16_000)
+        >>> model(waveform, torch.ones_like(waveform, dtype=torch.bool)).logits.shape
+        torch.Size([2, 2])
     """
 
     def __init__(
         self,
         classes: Sequence[str],
         audio_encoder: nn.Module | None = None,
-        descriptors: nn.Module | None = None,
         text_encoder: nn.Module | None = None,
+        descriptors: nn.Module | None = None,
         layer_mix: Callable[[int, int], nn.Module] | None = None,
         gate: Callable[[Sequence[int]], nn.Module] | None = None,
         fusion: Callable[[Sequence[int]], nn.Module] | None = None,
@@ -85,27 +94,50 @@ class EmotionModel(nn.Module):
         encoders = {"audio": audio_encoder, "descriptors": descriptors, "text": text_encoder}
         encoders = {name: encoder for name, encoder in encoders.items() if encoder is not None}
         if not encoders:
-            raise ValueError("EmotionModel has no audio_encoder, descriptors or text_encoder; give it one, or several")
+            raise ValueError("EmotionModel needs an audio_encoder, descriptors or a text_encoder")
         if len(classes) == 1 or len(set(classes)) < len(classes):
-            raise ValueError(f"classes={list(classes)}: expected at least two, each named once")
+            raise ValueError(f"classes={list(classes)}: expected two or more, each named once")
         if not classes and dimension_head is None:
-            raise ValueError("EmotionModel has nothing to predict: name classes, or give it a dimension_head")
+            raise ValueError("EmotionModel has nothing to predict: name classes, or set a dimension_head")
+        self.arguments = {  # the parts that are built below, as they were given
+            "classes": list(classes), "audio_encoder": audio_encoder, "descriptors": descriptors,
+            "text_encoder": text_encoder, "layer_mix": layer_mix, "gate": gate, "fusion": fusion, "head": head,
+            "dimension_head": dimension_head,
+        }  # fmt: skip
         self.classes = tuple(classes)
         self.modalities = nn.ModuleDict(
-            {name: Modality(encoder, layer_mix or LayerMix, gate or FeatureGate) for name, encoder in encoders.items()}
+            {
+                name: ModalityBranch(encoder, layer_mix or LayerMix, gate or FeatureGate)
+                for name, encoder in encoders.items()
+            }
         )
-        self.fusion = cast(Any, (fusion or CrossModalAttention)([part.dim for part in self._parts]))
+        self.fusion = cast(Any, (fusion or CrossModalAttention)([part.dim for part in self.branches]))
         self.head = (head or ClassHead)(self.fusion.dim, len(classes)) if classes else None
         self.dimension_head = None if dimension_head is None else dimension_head(self.fusion.dim)
 
     @property
-    def _parts(self) -> list[Modality]:
-        return cast("list[Modality]", list(self.modalities.values()))
+    def branches(self) -> list[ModalityBranch]:
+        """The branches of all modalities, in order."""
+        return cast("list[ModalityBranch]", list(self.modalities.values()))
+
+    @property
+    def takes_audio(self) -> bool:
+        """Whether any encoder takes the waveform."""
+        return "audio" in self.modalities or "descriptors" in self.modalities
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether there is a text encoder."""
+        return "text" in self.modalities
+
+    def fingerprints(self) -> dict[str, str]:
+        """Returns modality -> what its encoder's cached features depend on."""
+        return {name: self.encoder(name).fingerprint() for name in self.modalities}
 
     @property
     def layer_weights(self) -> dict[str, Tensor]:
-        """Share of each layer, called ``modality/layer mix N/0``, where the layer mix weighs them."""
-        parts = zip(self.modalities, self._parts, strict=True)
+        """Weight of each layer, named ``modality/layer mix N/0``, of layer mixes that have weights."""
+        parts = zip(self.modalities, self.branches, strict=True)
         return {
             f"{modality}/layer mix {layer}/0": weight
             for modality, part in parts
@@ -113,13 +145,13 @@ class EmotionModel(nn.Module):
         }
 
     def encoder(self, modality: str) -> Any:
-        """The encoder of ``audio``, ``descriptors`` or ``text``; None where the model has none."""
-        return cast(Modality, self.modalities[modality]).encoder if modality in self.modalities else None
+        """Returns the encoder of ``audio``, ``descriptors`` or ``text``; None if the model has none."""
+        return cast(ModalityBranch, self.modalities[modality]).encoder if modality in self.modalities else None
 
     @property
     def feature_names(self) -> list[str]:
-        """What each feature that has a gate is, as ``modality/group/feature``, in the order of ``gates``."""
-        parts = zip(self.modalities, self._parts, strict=True)
+        """Name of each gated feature, ``modality/group/feature``, in the order of ``gates``."""
+        parts = zip(self.modalities, self.branches, strict=True)
         return [f"{modality}/{name}" for modality, part in parts for name in part.feature_names]
 
     def forward(
@@ -137,32 +169,31 @@ class EmotionModel(nn.Module):
         for name in self.modalities:
             if given[name][0] is None or given[name][1] is None:
                 raise ValueError(
-                    f"this model takes {name}: give it {name}= and {name}_mask=, with a mask that is all False where "
-                    "an utterance has none"
+                    f"this model needs {name}= and {name}_mask=; the mask is all False for an utterance without {name}"
                 )
-        heard = [part(*given[name]) for name, part in self.modalities.items()]
-        fused = self.fusion([one.features for one in heard], [one.mask for one in heard])
-        penalties = [one.penalty for one in heard if one.penalty is not None]
+        encoded: list[EncodedModality] = [part(*given[name]) for name, part in self.modalities.items()]
+        fused = self.fusion([part.features for part in encoded], [part.mask for part in encoded])
+        penalties = [part.penalty for part in encoded if part.penalty is not None]
         return EmotionOutput(
             embedding=fused.vector,
             logits=None if self.head is None else self.head(fused.vector),
             dimensions=None if self.dimension_head is None else self.dimension_head(fused.vector),
-            gates=tuple(one.gate for one in heard),
+            gates=tuple(part.gate for part in encoded),
             modality_weights=fused.weights,
             attention=fused.attention,
             penalty=torch.stack(penalties).sum() if penalties else fused.vector.new_zeros(()),
-            heard=tuple(heard),
+            encoded=tuple(encoded),
         )
 
 
-class Heard(NamedTuple):
-    """One modality, ready to be fused.
+class EncodedModality(NamedTuple):
+    """One modality, ready for the fusion.
 
     Args:
         features: ``(batch, time, dim)``.
         mask: ``(batch, time)`` bool.
-        gate: How far each feature was let through ``(batch, dim)``.
-        penalty: What the gate asks to be minimised; a scalar, or None.
+        gate: Gate of each feature ``(batch, dim)``, in [0, 1].
+        penalty: Penalty of the gate, a scalar; or None.
     """
 
     features: Tensor
@@ -171,16 +202,16 @@ class Heard(NamedTuple):
     penalty: Tensor | None
 
 
-class Modality(nn.Module):
+class ModalityBranch(nn.Module):
     """One modality up to the fusion: encoder, layer mix, gate.
 
     Args:
-        encoder: Turns raw input into hidden states; see ``audio_encoder``.
+        encoder: An :class:`~mmemo.models.encoder.Encoder`.
         layer_mix: Builds the layer mix.
         gate: Builds the gate.
 
     Shape:
-        raw or precomputed input, mask -> :class:`Heard`
+        raw or precomputed input, mask -> :class:`EncodedModality`
     """
 
     def __init__(
@@ -191,7 +222,7 @@ class Modality(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder: Any = encoder
-        mix = layer_mix if encoder.num_layers > 1 else LayerConcat  # one layer alone has nothing to mix
+        mix = layer_mix if encoder.num_layers > 1 else LayerConcat  # a single layer has nothing to mix
         self.layer_mix = cast(Any, mix(encoder.num_layers, encoder.dim))
         self.dim: int = self.layer_mix.dim
         groups = Counter(name.rsplit("/", 1)[0] for name in self.feature_names)  # in order
@@ -199,9 +230,9 @@ class Modality(nn.Module):
 
     @property
     def feature_names(self) -> list[str]:
-        """What each feature after the layer mix is, as ``group/feature``: ``layer 2/17``, ``mfcc/3``."""
-        inner: list[str] = getattr(self.encoder, "feature_names", None) or [str(n) for n in range(self.encoder.dim)]
-        layers: list[int] = getattr(self.encoder, "layers", None) or []
+        """Name of each feature after the layer mix, ``group/feature``, such as ``layer 2/17`` or ``mfcc/3``."""
+        inner = named_features(self.encoder) or [str(index) for index in range(self.encoder.dim)]
+        layers = layer_numbers(self.encoder)
         if self.dim == self.encoder.dim * len(layers):
             return [f"layer {layer}/{name}" for layer in layers for name in inner]
         if layers:
@@ -210,13 +241,13 @@ class Modality(nn.Module):
 
     @property
     def layer_weights(self) -> dict[int, Tensor]:
-        """Share of each layer in a mix that weighs them; empty for one that does not."""
+        """Weight of each layer; empty for a layer mix without weights."""
         weights = getattr(self.layer_mix, "weights", None)
         return {} if weights is None else dict(zip(self.encoder.layers, weights.detach(), strict=True))
 
-    def forward(self, features: Tensor, mask: Tensor) -> Heard:
-        if features.ndim == 2:  # waveforms or token ids: nothing has been precomputed
+    def forward(self, features: Tensor, mask: Tensor) -> EncodedModality:
+        if features.ndim == 2:  # waveforms or token ids, not precomputed
             features, mask = self.encoder.precompute(features, mask)
         features, mask = self.encoder(features, mask)
         gated = self.gate(self.layer_mix(features), mask)
-        return Heard(gated.features, mask, gated.gate, gated.penalty)
+        return EncodedModality(gated.features, mask, gated.gate, gated.penalty)

@@ -1,15 +1,17 @@
-"""Several modalities -> one vector per utterance; any of them may be missing.
+"""Fusions: the sequences of several modalities -> one vector per utterance. Any modality may be missing.
 
-A fusion is built as ``Fusion(dims)``, the feature size of each modality. It takes their sequences and masks in that
-order, says in ``dim`` how long its vector is, and gives finite numbers whatever is masked.
+A fusion is built as ``Fusion(dims)``, the feature size of each modality. It takes the sequences and their masks in that
+order, and returns :class:`Fused`, with finite values whatever is masked. Its attribute ``dim`` is the size of the
+vector.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 from itertools import permutations
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from einops import einsum, repeat
@@ -19,16 +21,16 @@ from mmemo.models.gates import ModalityGate
 from mmemo.models.pooling import AttentiveStatisticsPooling, MaskedBatchNorm
 
 BOTTLENECK = -1
-"""Stands for the bottleneck tokens as the query of an attention map."""
+"""The ``query`` of an attention map whose queries are bottleneck tokens."""
 
 
 class AttentionMap(NamedTuple):
-    """How much each step of one sequence attends to each step of another.
+    """Attention weights between the steps of two sequences.
 
     Args:
-        query: Number of the modality that attends, in the model's order; ``BOTTLENECK`` for bottleneck tokens.
-        key: Number of the modality attended to.
-        weights: ``(batch, query_time, key_time)``; rows sum to 1, or are zero where all keys are masked.
+        query: Index of the attending modality, in the model's order; ``BOTTLENECK`` for bottleneck tokens.
+        key: Index of the attended modality.
+        weights: ``(batch, query_time, key_time)``; rows sum to 1, or are zero if all keys are masked.
     """
 
     query: int
@@ -37,13 +39,13 @@ class AttentionMap(NamedTuple):
 
 
 class Fused(NamedTuple):
-    """What a fusion gives.
+    """The output of a fusion.
 
     Args:
-        vector: All modalities in one ``(batch, dim)``.
-        weights: How far each modality was believed ``(batch, modality)``, summing to 1 over those present; None
-            for a fusion that does not weigh them.
-        attention: Attention maps; empty for a fusion that has none.
+        vector: The fused vector ``(batch, dim)``.
+        weights: Weight of each modality ``(batch, modality)``; they sum to 1 over the present ones. Defaults to None,
+            for a fusion without such weights.
+        attention: Attention maps. Defaults to none.
     """
 
     vector: Tensor
@@ -52,15 +54,15 @@ class Fused(NamedTuple):
 
 
 class PooledModalities(nn.Module):
-    """Each modality pooled over time and standardised.
+    """Pools each modality over time and standardises the result.
 
     Args:
         dims: Feature size of each modality.
-        pooling: Builds the pooling of one modality from its feature size.
+        pooling: Builds a modality's pooling from its feature size.
 
     Shape:
         one ``(batch, time, dims[modality])`` and mask per modality -> one vector ``(batch, self.dims[modality])``
-        per modality, zeros where it is missing; present ``(batch, modality)`` bool
+        per modality, zeros if it is missing; present ``(batch, modality)`` bool
     """
 
     def __init__(self, dims: Sequence[int], pooling: Callable[[int], nn.Module]) -> None:
@@ -76,15 +78,21 @@ class PooledModalities(nn.Module):
 
 
 class Concatenation(nn.Module):
-    """Each modality pooled over time and standardised, side by side: the baseline a fusion must beat.
+    """Concatenates the modalities, each pooled over time and standardised: the baseline for the other fusions.
 
     Args:
         dims: Feature size of each modality.
-        pooling: Builds the pooling of one modality from its feature size.
+        pooling: Builds a modality's pooling from its feature size.
 
     Shape:
         one ``(batch, time, dims[modality])`` and mask per modality -> vector ``(batch, dim)``; a missing
         modality is zeros
+
+    Example:
+        >>> audio, audio_mask = torch.randn(2, 50, 8), torch.ones(2, 50, dtype=torch.bool)
+        >>> text, text_mask = torch.randn(2, 6, 4), torch.ones(2, 6, dtype=torch.bool)
+        >>> Concatenation([8, 4])([audio, text], [audio_mask, text_mask]).vector.shape
+        torch.Size([2, 24])
     """
 
     def __init__(
@@ -100,19 +108,25 @@ class Concatenation(nn.Module):
 
 
 class LateFusion(nn.Module):
-    """Each modality scores the classes alone; learned weights average the scores of those that are there.
+    """Scores the classes from each modality separately, then averages the scores with learned weights.
 
-    Use it with ``head: mmemo.models.NoHead``, since its vector is the logits already.
+    Use it with ``head: mmemo.models.NoHead``, since its vector already holds the logits.
 
     Args:
         dims: Feature size of each modality.
         num_logits: Number of classes.
-        dropout: Share of features dropped in training, in [0, 1).
-        pooling: Builds the pooling of one modality from its feature size.
+        dropout: Dropout probability, in [0, 1).
+        pooling: Builds a modality's pooling from its feature size.
 
     Shape:
         one ``(batch, time, dims[modality])`` and mask per modality -> vector ``(batch, num_logits)``, zeros
-        where every modality is missing; weights ``(batch, modality)``
+        if every modality is missing; weights ``(batch, modality)``, which sum to 1 over the present modalities
+
+    Example:
+        >>> audio, audio_mask = torch.randn(2, 50, 8), torch.ones(2, 50, dtype=torch.bool)
+        >>> text, text_mask = torch.randn(2, 6, 4), torch.ones(2, 6, dtype=torch.bool)
+        >>> LateFusion([8, 4], num_logits=5)([audio, text], [audio_mask, text_mask]).vector.shape
+        torch.Size([2, 5])
     """
 
     def __init__(
@@ -140,20 +154,27 @@ class LateFusion(nn.Module):
 
 
 class GatedMultimodalUnit(nn.Module):
-    """Believes each modality as far as a gate says, per utterance (Arevalo et al. 2017, eq. 1 to 4,
-    <https://arxiv.org/abs/1702.01992>).
+    """Sums the projected modalities, weighted per utterance by a learned gate.
+
+    Follows Arevalo et al. 2017, eq. 1 to 4, <https://arxiv.org/abs/1702.01992>.
 
     Args:
         dims: Feature size of each modality.
         hidden_dim: Size of the fused vector.
-        per_feature: One weight for each feature of the fused vector, as in the paper; else one for each
-            modality, which is easier to read.
-        dropout: Share of features dropped in training, in [0, 1).
-        pooling: Builds the pooling of one modality from its feature size.
+        per_feature: Whether to learn one weight per feature of the fused vector, as in the paper, or one per
+            modality, which is easier to interpret.
+        dropout: Dropout probability, in [0, 1).
+        pooling: Builds a modality's pooling from its feature size.
 
     Shape:
-        one ``(batch, time, dims[modality])`` and mask per modality -> vector ``(batch, hidden_dim)``, zeros where
+        one ``(batch, time, dims[modality])`` and mask per modality -> vector ``(batch, hidden_dim)``, zeros if
         every modality is missing; weights ``(batch, modality)``, averaged over features
+
+    Example:
+        >>> audio, audio_mask = torch.randn(2, 50, 8), torch.ones(2, 50, dtype=torch.bool)
+        >>> text, text_mask = torch.randn(2, 6, 4), torch.ones(2, 6, dtype=torch.bool)
+        >>> GatedMultimodalUnit([8, 4])([audio, text], [audio_mask, text_mask]).weights.tolist()
+        [[0.5, 0.5], [0.5, 0.5]]
     """
 
     def __init__(
@@ -180,21 +201,27 @@ class GatedMultimodalUnit(nn.Module):
 
 
 class LowRankFusion(nn.Module):
-    """Products of all modalities' features, through factors of low rank instead of a full tensor (Liu et al. 2018,
-    eq. 5 and 6, <https://arxiv.org/abs/1806.00064>).
+    """Multiplies the modalities' features, with low-rank factors instead of a full tensor.
 
-    Each modality's vector ends in a 1, so that single modalities and pairs have their say beside the product of all;
-    a missing modality is that 1 alone. Differs in a layer norm at the end, since products of many features grow.
+    Follows Liu et al. 2018, eq. 5 and 6, <https://arxiv.org/abs/1806.00064>. A 1 is appended to each modality's vector,
+    so that the products include single modalities and pairs. A missing modality contributes only that 1. Differs in a
+    final layer norm, since products of many features grow large.
 
     Args:
         dims: Feature size of each modality.
         output_dim: Size of the fused vector.
-        rank: Number of factors.
-        dropout: Share of features dropped in training, in [0, 1).
-        pooling: Builds the pooling of one modality from its feature size.
+        rank: Rank of the factors.
+        dropout: Dropout probability, in [0, 1).
+        pooling: Builds a modality's pooling from its feature size.
 
     Shape:
         one ``(batch, time, dims[modality])`` and mask per modality -> vector ``(batch, output_dim)``
+
+    Example:
+        >>> audio, audio_mask = torch.randn(2, 50, 8), torch.ones(2, 50, dtype=torch.bool)
+        >>> text, text_mask = torch.randn(2, 6, 4), torch.ones(2, 6, dtype=torch.bool)
+        >>> LowRankFusion([8, 4])([audio, text], [audio_mask, text_mask]).vector.shape
+        torch.Size([2, 128])
     """
 
     def __init__(
@@ -212,37 +239,44 @@ class LowRankFusion(nn.Module):
         self.factors = nn.ParameterList()
         for dim in self.pooled.dims:
             initial = torch.randn(rank, dim + 1, output_dim) / math.sqrt(dim)
-            initial[:, -1] = 1.0  # products start near 1, so no modality silences another
+            initial[:, -1] = 1.0  # products start near 1, so that no modality suppresses another
             self.factors.append(nn.Parameter(initial))
         self.rank_weights = nn.Parameter(torch.randn(rank) / math.sqrt(rank))
         self.norm = nn.LayerNorm(output_dim)
 
     def forward(self, features: Sequence[Tensor], masks: Sequence[Tensor]) -> Fused:
         vectors, _ = self.pooled(features, masks)
-        product: Any = 1.0
+        projections = []
         for vector, factors in zip(vectors, self.factors, strict=True):
             with_one = torch.cat([self.dropout(vector), vector.new_ones(vector.shape[0], 1)], dim=-1)
-            product = product * einsum(with_one, factors, "batch dim, rank dim output -> batch rank output")
+            projections.append(einsum(with_one, factors, "batch dim, rank dim output -> batch rank output"))
+        product = reduce(torch.mul, projections)
         return Fused(self.norm(einsum(product, self.rank_weights, "batch rank output, rank -> batch output")))
 
 
 class CrossModalAttention(nn.Module):
-    """Frames attend to words and words to frames, then each is pooled over time.
+    """Each modality attends to every other one, then each is pooled over time.
 
     The directional cross-modal blocks of Tsai et al. 2019 (MulT, section 3.2, <https://arxiv.org/abs/1906.00295>), one
-    layer deep. A missing modality adds nothing to the others, whose features pass unchanged. Differs in having neither
-    feed-forward layer nor positions (the encoders' features have theirs), and in adding up what several give.
+    layer deep. A missing modality leaves the features of the others unchanged. Differs in having no feed-forward layer
+    and no positional encoding (the features already encode it), and in summing the contexts from several modalities.
 
     Args:
         dims: Feature size of each modality.
-        hidden_dim: Size all are projected to.
-        num_heads: Attention heads.
-        dropout: Share of features dropped in training, in [0, 1).
-        pooling: Builds the pooling of one modality from its feature size.
+        hidden_dim: Size that each modality is projected to.
+        num_heads: Number of attention heads; must divide ``hidden_dim``.
+        dropout: Dropout probability, in [0, 1).
+        pooling: Builds a modality's pooling from its feature size.
 
     Shape:
-        one ``(batch, time, dims[modality])`` and mask per modality -> vector ``(batch, dim)``, a missing modality
-        is zeros; one attention map for each ordered pair of modalities
+        one ``(batch, time, dims[modality])`` and mask per modality -> vector ``(batch, dim)``; one attention map for
+        each ordered pair of modalities
+
+    Example:
+        >>> audio, audio_mask = torch.randn(2, 50, 8), torch.ones(2, 50, dtype=torch.bool)
+        >>> text, text_mask = torch.randn(2, 6, 4), torch.ones(2, 6, dtype=torch.bool)
+        >>> CrossModalAttention([8, 4])([audio, text], [audio_mask, text_mask]).attention[0].weights.shape
+        torch.Size([2, 50, 6])
     """
 
     def __init__(
@@ -273,17 +307,17 @@ class CrossModalAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """What one sequence takes from another.
+    """Lets one sequence attend to another.
 
     Args:
         dim: Size of the feature axis.
-        num_heads: Attention heads; must divide ``dim``.
-        dropout: Share of features dropped in training, in [0, 1).
+        num_heads: Number of attention heads; must divide ``dim``.
+        dropout: Dropout probability, in [0, 1).
 
     Shape:
         query ``(batch, query_time, dim)``, key ``(batch, key_time, dim)``, key_mask ``(batch, key_time)`` bool
         -> context ``(batch, query_time, dim)`` to be added to the query, attention
-        ``(batch, query_time, key_time)``; both zero where every key is masked
+        ``(batch, query_time, key_time)``; both zero if every key is masked
     """
 
     def __init__(self, dim: int, num_heads: int = 4, dropout: float = 0.2) -> None:
@@ -295,7 +329,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, key_mask: Tensor) -> tuple[Tensor, Tensor]:
         present = key_mask.any(1)[:, None, None]  # (batch, 1, 1)
-        attended = key_mask | ~key_mask.any(1, keepdim=True)  # a row without keys would give NaN
+        attended = key_mask | ~key_mask.any(1, keepdim=True)  # attention to no key at all would give NaN
         key = self.key_norm(key)
         context, attention = self.attention(
             self.query_norm(query), key, key, key_padding_mask=~attended, average_attn_weights=True
@@ -304,24 +338,30 @@ class CrossAttention(nn.Module):
 
 
 class AttentionBottleneck(nn.Module):
-    """Modalities talk only through a few tokens that each of them reads and writes in turn.
+    """Exchanges information between modalities only through a few bottleneck tokens.
 
-    Follows Nagrani et al. 2021 (MBT, section 3.2, eq. 8 and 9, <https://arxiv.org/abs/2107.00135>): in every layer each
-    modality attends to itself and to the bottleneck tokens; their new states are averaged over the modalities
-    that are there. The vector is the pooled modalities and the mean token.
+    Follows Nagrani et al. 2021 (MBT, section 3.2, eq. 8 and 9, <https://arxiv.org/abs/2107.00135>). In every layer each
+    modality attends to itself and to the bottleneck tokens, whose new states are averaged over the present modalities.
+    The fused vector concatenates the pooled modalities and the mean token.
 
     Args:
         dims: Feature size of each modality.
-        hidden_dim: Size all are projected to.
-        num_heads: Attention heads.
-        num_layers: Transformer layers.
-        num_tokens: Bottleneck tokens.
-        dropout: Share of features dropped in training, in [0, 1).
-        pooling: Builds the pooling of one modality from its feature size.
+        hidden_dim: Size that each modality is projected to.
+        num_heads: Number of attention heads; must divide ``hidden_dim``.
+        num_layers: Number of transformer layers.
+        num_tokens: Number of bottleneck tokens.
+        dropout: Dropout probability, in [0, 1).
+        pooling: Builds a modality's pooling from its feature size.
 
     Shape:
-        one ``(batch, time, dims[modality])`` and mask per modality -> vector ``(batch, dim)``; an attention map
-        ``(batch, num_tokens, time)`` for each modality: what the tokens read of it in the last layer
+        one ``(batch, time, dims[modality])`` and mask per modality -> vector ``(batch, dim)``; for each modality an
+        attention map ``(batch, num_tokens, time)`` of the tokens over its steps in the last layer
+
+    Example:
+        >>> audio, audio_mask = torch.randn(2, 50, 8), torch.ones(2, 50, dtype=torch.bool)
+        >>> text, text_mask = torch.randn(2, 6, 4), torch.ones(2, 6, dtype=torch.bool)
+        >>> AttentionBottleneck([8, 4])([audio, text], [audio_mask, text_mask]).attention[0].weights.shape
+        torch.Size([2, 4, 50])
     """
 
     def __init__(
@@ -351,33 +391,34 @@ class AttentionBottleneck(nn.Module):
         num_tokens = tokens.shape[1]
         maps: list[AttentionMap] = []
         for layer in self.layers:
-            written, maps = [], []
-            for number, part in enumerate(cast(nn.ModuleList, layer)):
-                joined = torch.cat([tokens, sequences[number]], dim=1)
-                joined_mask = torch.cat([masks[number].new_ones(present.shape[0], num_tokens), masks[number]], dim=1)
-                joined, attention = part(joined, joined_mask)
-                written.append(joined[:, :num_tokens])
-                sequences[number] = joined[:, num_tokens:]
-                read = attention[:, :num_tokens, num_tokens:]
-                maps.append(AttentionMap(BOTTLENECK, number, read / read.sum(-1, keepdim=True).clamp(min=1e-9)))
+            updates, maps = [], []
+            for index, self_attention in enumerate(cast(nn.ModuleList, layer)):
+                joined = torch.cat([tokens, sequences[index]], dim=1)
+                joined_mask = torch.cat([masks[index].new_ones(present.shape[0], num_tokens), masks[index]], dim=1)
+                joined, attention = self_attention(joined, joined_mask)
+                updates.append(joined[:, :num_tokens])
+                sequences[index] = joined[:, num_tokens:]
+                weights = attention[:, :num_tokens, num_tokens:]
+                maps.append(AttentionMap(BOTTLENECK, index, weights / weights.sum(-1, keepdim=True).clamp(min=1e-9)))
             tokens = einsum(
-                torch.stack(written, dim=1), shares, "batch modality token dim, batch modality -> batch token dim"
+                torch.stack(updates, dim=1), shares, "batch modality token dim, batch modality -> batch token dim"
             )
         vectors, _ = self.pooled(sequences, masks)
         return Fused(torch.cat([*vectors, tokens.mean(1)], dim=-1), attention=tuple(maps))
 
 
 class SelfAttentionLayer(nn.Module):
-    """A pre-norm transformer layer that gives its attention away (Xiong et al. 2020,
-    <https://arxiv.org/abs/2002.04745>).
+    """A pre-norm transformer layer that also returns its attention weights.
+
+    Follows Xiong et al. 2020, <https://arxiv.org/abs/2002.04745>.
 
     Args:
         dim: Size of the feature axis.
-        num_heads: Attention heads; must divide ``dim``.
-        dropout: Share of features dropped in training, in [0, 1).
+        num_heads: Number of attention heads; must divide ``dim``.
+        dropout: Dropout probability, in [0, 1).
 
     Shape:
-        ``(batch, time, dim)``, mask ``(batch, time)`` bool with one real step at least
+        ``(batch, time, dim)``, mask ``(batch, time)`` bool with at least one real step
         -> ``(batch, time, dim)``, attention ``(batch, time, time)``
     """
 

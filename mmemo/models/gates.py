@@ -1,7 +1,7 @@
-"""Which features, layers and modalities count for this utterance: adaptive feature selection.
+"""Gates: adaptive selection of the features, layers and modalities that matter for an utterance.
 
-A gate is built as ``Gate(group_sizes)``: the sizes of the feature groups that lie side by side (layers, families of
-descriptors), which add up to the feature axis. It keeps the shape of the features, and says what it kept.
+A feature gate is built as ``Gate(group_sizes)``: the sizes of adjacent feature groups (layers, families of
+descriptors), which add up to the feature axis. It takes features and their mask, and returns :class:`Gated`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 
 class Gated(NamedTuple):
-    """What a gate gives.
+    """The output of a gate.
 
     Args:
-        features: What is left of the features ``(batch, time, dim)``.
-        gate: How far each feature was let through ``(batch, dim)``, in [0, 1].
-        penalty: Scalar to be minimised beside the loss; none for a gate that asks for nothing.
+        features: The scaled features ``(batch, time, dim)``.
+        gate: Gate of each feature ``(batch, dim)``, in [0, 1].
+        penalty: Scalar to minimise with the loss. Defaults to no penalty.
     """
 
     features: Tensor
@@ -30,18 +30,23 @@ class Gated(NamedTuple):
 
 
 class FeatureGate(nn.Module):
-    """Softly selects feature dimensions per utterance, so that noisy ones can be ignored.
+    """Scales feature dimensions by a learned gate per utterance, so that noisy dimensions can be suppressed.
 
-    A squeeze-and-excitation gate (Hu et al. 2018, eq. 3, <https://arxiv.org/abs/1709.01507>) on the mean over
-    time of the frames that are there. It starts open, close to no gate at all.
+    A squeeze-and-excitation gate (Hu et al. 2018, eq. 3, <https://arxiv.org/abs/1709.01507>) on the mean over the real
+    frames. Gates start at 0.95, close to no gate at all.
 
     Args:
-        group_sizes: Sizes of the feature groups side by side; they add up to the feature axis.
+        group_sizes: Sizes of adjacent feature groups; they add up to the feature axis.
         hidden_dim: Size of the bottleneck.
 
     Shape:
         features ``(batch, time, dim)``, mask ``(batch, time)`` bool
         -> gated ``(batch, time, dim)``, gate ``(batch, dim)`` in [0, 1]
+
+    Example:
+        >>> gated = FeatureGate([8])(torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.bool))
+        >>> gated.features.shape, gated.gate.shape
+        (torch.Size([2, 5, 8]), torch.Size([2, 8]))
     """
 
     def __init__(self, group_sizes: Sequence[int], hidden_dim: int = 32) -> None:
@@ -60,27 +65,36 @@ class FeatureGate(nn.Module):
 
 
 class HardConcreteGate(nn.Module):
-    """Switches feature dimensions off for good: stochastic gates with an L0 penalty.
+    """Switches feature dimensions off for all utterances: stochastic gates with an L0 penalty.
 
-    Follows Louizos et al. 2018, <https://arxiv.org/abs/1712.01312>: in training each utterance draws its gates
-    from the hard-concrete distribution (eq. 10 and 11), and the expected share of open gates (eq. 12, divided by
-    their number) is a penalty beside the loss. In eval mode the gates are the deterministic ones of eq. 13:
-    a feature that was not worth its price is exactly zero.
+    Follows Louizos et al. 2018, <https://arxiv.org/abs/1712.01312>. In training, each utterance draws its gates from
+    the hard concrete distribution (eq. 10 and 11), and the expected share of open gates (eq. 12, divided by their
+    number) is added to the loss as a penalty. In eval mode the gates are deterministic (eq. 13), and exactly zero for
+    features that reduce the loss by less than their penalty.
 
     Args:
-        group_sizes: Sizes of the feature groups side by side; they add up to the feature axis.
-        penalty: Price of keeping all features, in units of the loss, 0 or more.
-        warmup_steps: Training steps over which the price rises from 0, so that features are not judged before
-            the rest has learned to use them.
-        temperature: Of the hard-concrete distribution, in (0, 1].
+        group_sizes: Sizes of adjacent feature groups; they add up to the feature axis.
+        penalty: Penalty for keeping all features, in units of the loss, 0 or more.
+        warmup_steps: Training steps over which the penalty rises from 0, so that no feature is dropped before the rest
+            of the model has learned to use it.
+        temperature: Temperature of the hard concrete distribution, in (0, 1].
+
+    Raises:
+        ValueError: An argument is out of range.
 
     Shape:
         features ``(batch, time, dim)``, mask ``(batch, time)`` bool
         -> gated ``(batch, time, dim)``, gate ``(batch, dim)`` in [0, 1], penalty scalar
+
+    Example:
+        >>> gate = HardConcreteGate([8], penalty=0.1, warmup_steps=0)
+        >>> gated = gate(torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.bool))
+        >>> print(f"{gated.penalty:.4f}")  # 98 % of the gates are expected to be open
+        0.0984
     """
 
-    STEP = 30.0  # how far log alpha moves when its parameter moves by 1
-    LOW, HIGH = -0.1, 1.1  # gamma and zeta: how far the concrete distribution is stretched before it is cut
+    LOG_ALPHA_SCALE = 30.0  # change of log alpha when its parameter changes by 1
+    LOW, HIGH = -0.1, 1.1  # gamma and zeta: the interval that the concrete distribution is stretched to
 
     def __init__(
         self,
@@ -92,10 +106,10 @@ class HardConcreteGate(nn.Module):
         super().__init__()
         if penalty < 0 or warmup_steps < 0 or not 0 < temperature <= 1:
             raise ValueError(
-                f"HardConcreteGate(penalty={penalty}, warmup_steps={warmup_steps}, temperature={temperature}): "
-                "expected a penalty and steps of 0 or more and a temperature in (0, 1]"
+                f"HardConcreteGate(penalty={penalty}, warmup_steps={warmup_steps}, temperature={temperature}), "
+                "expected a penalty and steps of 0 or more, and a temperature in (0, 1]"
             )
-        self.price = penalty
+        self.penalty = penalty
         self.warmup_steps = warmup_steps
         self.temperature = temperature
         self.position = nn.Parameter(torch.zeros(sum(group_sizes)))
@@ -104,41 +118,43 @@ class HardConcreteGate(nn.Module):
 
     @property
     def log_alpha(self) -> Tensor:
-        """Location of each gate's distribution ``(dim,)``; it starts open, with a chance of 98 %.
+        """Location of each gate's distribution ``(dim,)``. Gates start open with a probability of 98 %.
 
-        It is a multiple of the parameter, so that a gate can close within the small steps that suit weights.
+        It is a multiple of the parameter, so that a gate can close at the small learning rates that suit weights.
         """
-        return 2.5 + self.STEP * self.position
+        return 2.5 + self.LOG_ALPHA_SCALE * self.position
 
     @property
-    def open_chance(self) -> Tensor:
-        """Chance of each gate not to be zero ``(dim,)``, eq. 12."""
+    def open_probability(self) -> Tensor:
+        """Probability that each gate is not zero ``(dim,)``, eq. 12."""
         return (self.log_alpha - self.temperature * math.log(-self.LOW / self.HIGH)).sigmoid()
 
     def forward(self, features: Tensor, mask: Tensor) -> Gated:
         if not self.training:
-            gate = self._stretched(self.log_alpha.sigmoid()).expand(features.shape[0], -1)
+            gate = self._stretch(self.log_alpha.sigmoid()).expand(features.shape[0], -1)
             return Gated(features * gate[:, None], gate)
         uniform = torch.rand(len(features), len(self.log_alpha), device=features.device).clamp(1e-6, 1 - 1e-6)
         noise = uniform.log() - (1 - uniform).log()
-        gate = self._stretched(((noise + self.log_alpha) / self.temperature).sigmoid())
+        gate = self._stretch(((noise + self.log_alpha) / self.temperature).sigmoid())
         self.steps += 1
-        price = self.price * (self.steps / max(self.warmup_steps, 1)).clamp(max=1.0)
-        return Gated(features * gate[:, None], gate, price * self.open_chance.mean())
+        penalty = self.penalty * (self.steps / max(self.warmup_steps, 1)).clamp(max=1.0)
+        return Gated(features * gate[:, None], gate, penalty * self.open_probability.mean())
 
-    def _stretched(self, concrete: Tensor) -> Tensor:
+    def _stretch(self, concrete: Tensor) -> Tensor:
         return (concrete * (self.HIGH - self.LOW) + self.LOW).clamp(0.0, 1.0)
 
 
 class GatedResidualNetwork(nn.Module):
-    """A small network that can skip itself (Lim et al. 2021, eq. 2 to 5, <https://arxiv.org/abs/1912.09363>).
+    """A small network with a gated residual connection.
+
+    Follows Lim et al. 2021, eq. 2 to 5, <https://arxiv.org/abs/1912.09363>.
 
     Args:
         input_dim: Size of the input.
         hidden_dim: Size of the hidden layer.
-        dim: Size of the output; that of the input when not given.
-        dropout: Share of hidden features dropped in training, in [0, 1).
-        norm: Whether the output is normalised, as in the paper; a feature that stands alone would be wiped out.
+        dim: Size of the output. Defaults to ``input_dim``.
+        dropout: Dropout probability, in [0, 1).
+        norm: Whether to normalise the output, as in the paper; this would erase an output of size 1.
 
     Shape:
         ``(..., input_dim)`` -> ``(..., dim)``
@@ -155,25 +171,31 @@ class GatedResidualNetwork(nn.Module):
         self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.norm(self.skip(features) + self.gated(self.hidden(features)))
+        output: Tensor = self.norm(self.skip(features) + self.gated(self.hidden(features)))
+        return output
 
 
 class VariableSelection(nn.Module):
-    """Weighs groups of features against each other per utterance: layers, or families of descriptors.
+    """Weights feature groups, such as layers or families of descriptors, against each other per utterance.
 
     The variable selection network of the Temporal Fusion Transformer (Lim et al. 2021, eq. 6 to 8,
-    <https://arxiv.org/abs/1912.09363>): a gated residual network on the mean over time gives the groups' weights, one
-    more per group refines its features. Differs in leaving the weighted groups side by side instead of
-    summing them, since they differ in size, and so in not normalising them; equal weights leave their loudness.
+    <https://arxiv.org/abs/1912.09363>): a gated residual network on the mean over time predicts the group weights, and
+    one such network per group refines its features. Differs in concatenating the weighted groups instead of summing
+    them, since their sizes differ, and so in not normalising them. Equal weights keep the scale of the features.
 
     Args:
-        group_sizes: Sizes of the feature groups side by side; they add up to the feature axis.
+        group_sizes: Sizes of adjacent feature groups; they add up to the feature axis.
         hidden_dim: Size of the networks' hidden layers.
-        dropout: Share of hidden features dropped in training, in [0, 1).
+        dropout: Dropout probability, in [0, 1).
 
     Shape:
-        features ``(batch, time, dim)``, mask ``(batch, time)`` bool -> selected ``(batch, time, dim)``,
-        gate ``(batch, dim)``: the weight of each feature's group, in [0, 1], the groups' weights summing to 1
+        features ``(batch, time, dim)``, mask ``(batch, time)`` bool -> gated ``(batch, time, dim)``,
+        gate ``(batch, dim)``: the weight of each feature's group, in [0, 1]; the group weights sum to 1
+
+    Example:
+        >>> gate = VariableSelection([4, 2, 2])
+        >>> gate(torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)).gate.shape
+        torch.Size([2, 8])
     """
 
     def __init__(self, group_sizes: Sequence[int], hidden_dim: int = 32, dropout: float = 0.1) -> None:
@@ -187,7 +209,8 @@ class VariableSelection(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor) -> Gated:
         weights = self.weigh(self.mean_norm(_mean_over_time(features, mask))).softmax(-1)  # (batch, group)
-        refined = [refine(part) for refine, part in zip(self.refine, features.split(self.sizes, -1), strict=True)]
+        groups = features.split(self.sizes, -1)
+        refined = [refine(group) for refine, group in zip(self.refine, groups, strict=True)]
         sizes = torch.tensor(self.sizes, device=features.device)
         gate = weights.repeat_interleave(sizes, dim=1)  # (batch, dim)
         selected = torch.cat(refined, dim=-1) * gate[:, None] * len(self.sizes)
@@ -195,14 +218,18 @@ class VariableSelection(nn.Module):
 
 
 class NoGate(nn.Module):
-    """Lets every feature through: what a gate is compared against.
+    """Passes every feature through: the baseline for the other gates.
 
     Args:
-        group_sizes: Sizes of the feature groups side by side; they add up to the feature axis.
+        group_sizes: Sizes of adjacent feature groups; they add up to the feature axis.
 
     Shape:
         features ``(batch, time, dim)``, mask ``(batch, time)`` bool
         -> the same features, gate ``(batch, dim)`` of ones
+
+    Example:
+        >>> NoGate([2])(torch.randn(1, 5, 2), torch.ones(1, 5, dtype=torch.bool)).gate
+        tensor([[1., 1.]])
     """
 
     def __init__(self, group_sizes: Sequence[int]) -> None:
@@ -210,25 +237,31 @@ class NoGate(nn.Module):
         self.dim = sum(group_sizes)
 
     def forward(self, features: Tensor, mask: Tensor) -> Gated:
-        return Gated(features, features.new_ones(features.shape[0], self.dim))  # len() would fix an export's batch
+        # shape[0], not len(): len() would fix the batch size of an exported model
+        return Gated(features, features.new_ones(features.shape[0], self.dim))
 
 
 class ModalityGate(nn.Module):
-    """How far each modality is to be believed in this utterance.
+    """Weights the modalities of each utterance.
 
     The gate of the gated multimodal unit (Arevalo et al. 2017, eq. 1 to 4, <https://arxiv.org/abs/1702.01992>), with a
-    softmax over the modalities in place of separate sigmoids (for two they are the same), so that weights
-    sum to 1 and a missing modality weighs nothing.
+    softmax over the modalities instead of separate sigmoids. The two are equal for two modalities; the softmax makes
+    the weights sum to 1 for any number and gives a missing modality a weight of 0.
 
     Args:
         dims: Size of each modality's vector.
-        num_weights: 1 for one weight per modality; the size of the fused vector for one per feature.
-        dropout: Share of inputs dropped in training, in [0, 1).
+        num_weights: Weights per modality: 1, or the size of the fused vector for one per feature.
+        dropout: Dropout probability of the inputs, in [0, 1).
 
     Shape:
-        vectors: one ``(batch, dims[modality])`` per modality, present ``(batch, modality)`` bool
-        -> weights ``(batch, modality, num_weights)`` in [0, 1], summing to 1 over the modalities that are
-        present; zeros where none is
+        one vector ``(batch, dims[modality])`` per modality, present ``(batch, modality)`` bool
+        -> weights ``(batch, modality, num_weights)`` in [0, 1], which sum to 1 over the present modalities;
+        zeros if all are missing
+
+    Example:
+        >>> vectors, present = [torch.randn(2, 4), torch.randn(2, 3)], torch.tensor([[True, True], [True, False]])
+        >>> ModalityGate([4, 3])(vectors, present)[..., 0].tolist()
+        [[0.5, 0.5], [1.0, 0.0]]
     """
 
     def __init__(self, dims: Sequence[int], num_weights: int = 1, dropout: float = 0.2) -> None:
@@ -236,13 +269,14 @@ class ModalityGate(nn.Module):
         self.num_modalities = len(dims)
         self.score = nn.Sequential(nn.Dropout(dropout), nn.Linear(sum(dims), len(dims) * num_weights))
         for parameter in self.score[1].parameters():
-            nn.init.zeros_(parameter)  # starts by believing all alike
+            nn.init.zeros_(parameter)  # starts with equal weights
 
     def forward(self, vectors: Sequence[Tensor], present: Tensor) -> Tensor:
         scores = self.score(torch.cat(list(vectors), dim=-1)).float()
         scores = rearrange(scores, "batch (modality weight) -> batch modality weight", modality=self.num_modalities)
-        here = present[..., None]
-        return scores.masked_fill(~here, torch.finfo(scores.dtype).min).softmax(1) * here
+        present = present[..., None]
+        weights: Tensor = scores.masked_fill(~present, torch.finfo(scores.dtype).min).softmax(1) * present
+        return weights
 
 
 def _mean_over_time(features: Tensor, mask: Tensor) -> Tensor:

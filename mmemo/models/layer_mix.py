@@ -1,4 +1,4 @@
-"""Hidden states of several layers -> one sequence of features."""
+"""Layer mixes: hidden states of several encoder layers -> one sequence of features."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from torch import Tensor, nn
 class LayerMix(nn.Module):
     """Softmax-weighted sum of hidden states, as in SUPERB (Yang et al. 2021, <https://arxiv.org/abs/2105.01051>).
 
-    Each layer is first normalised per frame, so that a weight says how much a layer matters and not how
-    loud it is.
+    Each layer is first normalised per frame, so that its weight reflects its importance and not its scale.
 
     Args:
         num_layers: Number of hidden states.
@@ -19,6 +18,13 @@ class LayerMix(nn.Module):
 
     Shape:
         features ``(batch, layer, time, input_dim)`` -> ``(batch, time, dim)``, dim = input_dim
+
+    Example:
+        >>> mix = LayerMix(num_layers=4, input_dim=8)
+        >>> mix(torch.randn(2, 4, 50, 8)).shape
+        torch.Size([2, 50, 8])
+        >>> mix.weights.tolist()
+        [0.25, 0.25, 0.25, 0.25]
     """
 
     def __init__(self, num_layers: int, input_dim: int) -> None:
@@ -28,7 +34,7 @@ class LayerMix(nn.Module):
 
     @property
     def weights(self) -> Tensor:
-        """Share of each layer ``(layer,)``, summing to 1."""
+        """Weight of each layer ``(layer,)``; they sum to 1."""
         return self.logits.softmax(0)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -37,7 +43,7 @@ class LayerMix(nn.Module):
 
 
 class LayerConcat(nn.Module):
-    """Hidden states side by side: nothing is averaged away, at the price of a longer feature axis.
+    """Concatenates hidden states: no layer is averaged away, at the cost of a longer feature axis.
 
     Args:
         num_layers: Number of hidden states.
@@ -45,6 +51,10 @@ class LayerConcat(nn.Module):
 
     Shape:
         features ``(batch, layer, time, input_dim)`` -> ``(batch, time, dim)``, dim = num_layers * input_dim
+
+    Example:
+        >>> LayerConcat(num_layers=4, input_dim=8)(torch.randn(2, 4, 50, 8)).shape
+        torch.Size([2, 50, 32])
     """
 
     def __init__(self, num_layers: int, input_dim: int) -> None:

@@ -1,4 +1,4 @@
-"""A page that shows what augmentation does to one clip: a spectrogram and a player for each effect."""
+"""A page on which each augmentation of a clip can be seen and heard: a spectrogram and a player for each effect."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from mmemo.audio import effects
-from mmemo.audio.effects import Effect, described
+from mmemo.audio.effects import Effect, describe_effect
 from mmemo.audio.reader import read_audio
-from mmemo.data.augmentation import Soundalikes, WordAugmentation, drawing
+from mmemo.data.augmentation import Soundalikes, WordAugmentation, view_generator
 from mmemo.files import replacing
 from mmemo.settings import SAMPLE_RATE
 
@@ -25,24 +25,24 @@ img { width: 100% } audio { width: 100%; height: 32px } code { font-size: 12px; 
 """
 
 
-def shown_effects(background: str | None = None, rooms: str | None = None) -> list[Effect]:
-    """One of each effect, strong enough to be heard.
+def example_effects(background: str | None = None, rooms: str | None = None) -> list[Effect]:
+    """One of each effect, strong enough to be audible.
 
     Args:
-        background: Folder of background noises; left out when not given.
-        rooms: Folder of room impulse responses; left out when not given.
+        background: Folder of background noises. Defaults to none, without their effect.
+        rooms: Folder of room impulse responses. Defaults to none, without their effect.
     """
-    found: list[Effect] = [
+    examples: list[Effect] = [
         effects.Noise("white", 10, 10), effects.Noise("pink", 10, 10), effects.Noise("brown", 10, 10),
         effects.Reverb(0.6, 0.6), effects.PitchShift(), effects.TimeStretch(), effects.TimeShift(), effects.Gain(),
         effects.Equaliser(), effects.VocalTract(), effects.Reverse(), effects.Clipping(), effects.Telephone(),
         effects.MuLaw(6), effects.Mp3(16, 16), effects.TimeMask(0.3), effects.FrequencyMask(30),
     ]  # fmt: skip
     if background is not None:
-        found.append(effects.Background(background, 10, 10))
+        examples.append(effects.Background(background, 10, 10))
     if rooms is not None:
-        found.append(effects.RoomResponse(rooms))
-    return found
+        examples.append(effects.RoomResponse(rooms))
+    return examples
 
 
 def write_page(
@@ -59,48 +59,40 @@ def write_page(
     Args:
         audio: The clip.
         out: Page to write.
-        config: YAML of an experiment, whose own views come first; none when not given.
-        num_views: How many of them.
-        background: Folder of background noises; not shown when not given.
-        rooms: Folder of room impulse responses; not shown when not given.
-        text: The clip's words, shown as the config's word augmentation (the usual one without a config) mishears them;
-            not shown when not given.
+        config: YAML of an experiment; views from its augmentation come first. Defaults to none.
+        num_views: Number of these views.
+        background: Folder of background noises. Defaults to none.
+        rooms: Folder of room impulse responses. Defaults to none.
+        text: Transcript of the clip, shown with the recognition errors of the config's word augmentation, or of the
+            default one. Defaults to none.
 
     Returns:
-        How many versions of the clip are on it.
+        Number of versions of the clip on the page.
 
     Raises:
         AudioError: The clip cannot be read.
-        ValueError: The config has no augmentation, or a folder no audio.
+        ValueError: The config has no augmentation, or a folder contains no audio.
     """
     waveform = read_audio(audio)
     versions: list[tuple[str, str, np.ndarray]] = [("As recorded", "", waveform)]
-    lines: list[str] = []
-    mishears: WordAugmentation | None = None
+    word_augmentation: WordAugmentation | None = None
     if config is not None:
-        from mmemo.training.experiment import Experiment
+        from mmemo.training.experiment_cli import read_experiment
 
-        data = Experiment(["--config", str(config)], run=False).datamodule
+        data = read_experiment(config).data
         if data.augmentation is None and data.word_augmentation is None:
-            raise ValueError(f"{config}: has no data.augmentation and no data.word_augmentation to show")
+            raise ValueError(f"{config}: has no data.augmentation and no data.word_augmentation")
         if data.augmentation is not None:
             for view in range(1, num_views + 1):
-                changed, used = data.augmentation.traced(waveform, audio.name, view)
-                chain = ", ".join(_settings(one) for one in used) or "no effect was drawn"
+                changed, used = data.augmentation.trace(waveform, audio.name, view)
+                chain = ", ".join(map(_settings, used)) or "no effect was drawn"
                 versions.append((f"View {view} of the config", chain, changed))
-        mishears = data.word_augmentation
-    if text:
-        mishears = mishears or WordAugmentation()
-        alike = Soundalikes([text])
-        lines = [mishears(text, audio.name, view, alike) or "(no words at all)" for view in range(1, 6)]
-    for effect in shown_effects(background, rooms):
+        word_augmentation = data.word_augmentation
+    for effect in example_effects(background, rooms):
         title = f"{type(effect).__name__} {getattr(effect, 'colour', '')}".strip()
-        versions.append((title, _settings(effect), effect.change(waveform, drawing(0, audio.name, 1))))
+        versions.append((title, _settings(effect), effect.apply(waveform, view_generator(0, audio.name, 1))))
     body = "".join(_figure(*version) for version in versions)
-    words = ""
-    if text:
-        misheard = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-        words = f"<h2>Words</h2><p>{html.escape(text)}</p><ul>{misheard}</ul>"
+    words = _words(text, audio.name, word_augmentation or WordAugmentation()) if text else ""
     title = f"Augmentations of {html.escape(audio.name)}"
     page = (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title>"
@@ -112,9 +104,17 @@ def write_page(
     return len(versions)
 
 
+def _words(text: str, clip: str, augmentation: WordAugmentation) -> str:
+    """The transcript and five augmented versions of it."""
+    soundalikes = Soundalikes([text])
+    lines = [augmentation(text, clip, view, soundalikes) or "(no words)" for view in range(1, 6)]
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f"<h2>Words</h2><p>{html.escape(text)}</p><ul>{items}</ul>"
+
+
 def _settings(effect: Effect) -> str:
-    """An effect's settings; not its chance, which has been drawn, and not every file of a folder."""
-    return re.sub(r"(, )?(chance=[\d.]+|files=\[[^]]*\])", "", described(effect))
+    """An effect's settings, without its probability and without the list of files in a folder."""
+    return re.sub(r"(, )?(chance=[\d.]+|files=\[[^]]*\])", "", describe_effect(effect))
 
 
 def _figure(title: str, settings: str, waveform: np.ndarray) -> str:
@@ -124,13 +124,13 @@ def _figure(title: str, settings: str, waveform: np.ndarray) -> str:
     soundfile.write(sound, np.clip(waveform, -1, 1), SAMPLE_RATE, format="FLAC")
     return (
         f"<figure><b>{html.escape(title)}</b><img alt='spectrogram: {html.escape(title)}' "
-        f"src='data:image/png;base64,{_encoded(_spectrogram(waveform))}'>"
-        f"<audio controls preload='none' src='data:audio/flac;base64,{_encoded(sound.getvalue())}'></audio>"
+        f"src='data:image/png;base64,{_base64(_spectrogram(waveform))}'>"
+        f"<audio controls preload='none' src='data:audio/flac;base64,{_base64(sound.getvalue())}'></audio>"
         f"<code>{html.escape(settings)}</code></figure>"
     )
 
 
-def _encoded(data: bytes) -> str:
+def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 

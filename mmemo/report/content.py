@@ -1,446 +1,389 @@
-"""What each section of a report tells: its figures, its drawings, and what cannot be judged."""
+"""Content of a report, section by section; ``report.json`` has the same names."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, TypeVar
 
-import numpy as np
-import pandas as pd
+from mmemo.evaluation.statistics import Interval, to_json_types
+from mmemo.evaluation.subgroups import Group
+from mmemo.report.reproduction import Provenance
 
-from mmemo.data.manifest import Manifest
-from mmemo.evaluation.calibration import (
-    CALIBRATIONS,
-    COVERAGE,
-    Reliability,
-    brier,
-    coverage_over_splits,
-    log_loss,
-    out_of_speaker,
-    reliability,
-    risk_coverage,
-)
-from mmemo.evaluation.participants import StudyResult
-from mmemo.evaluation.predictions import Predictions, read_predictions
-from mmemo.evaluation.statistics import (
-    FIGURES,
-    Interval,
-    class_figures,
-    draws,
-    ends,
-    intervals,
-    per_class,
-    visible_difference,
-)
-from mmemo.evaluation.subgroups import subgroups, usual_columns
-from mmemo.report import charts
-from mmemo.studies.crossval import GATE_TABLE
-
-CLASS_NAMES = {
-    "uar": "UAR, %", "accuracy": "accuracy, %", "macro_f1": "macro F1, %", "roc": "ROC area, %",
-    "ece": "calibration error, %",
-}  # fmt: skip
-TITLES = {"noise": "speech above background", "length": "length"}
-FEW_SAMPLES = 1000  # of speakers, for figures that are slow to compute
+ContentT = TypeVar("ContentT", covariant=True)
 
 
-class Section(NamedTuple):
-    """A part of a report.
+@dataclass(frozen=True)
+class Section(Generic[ContentT]):
+    """Part of a report.
 
     Args:
-        content: Name -> figures, as in ``report.json``.
-        pictures: Name -> drawing.
-        warnings: What a reader must know.
+        content: Results.
+        svgs: Charts by name.
+        warnings: Warnings about the whole report.
     """
 
-    content: dict[str, Any]
-    pictures: dict[str, Any]
-    warnings: Sequence[str] = ()
+    content: ContentT
+    svgs: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
-def data_section(predictions: Predictions, manifest: Manifest | None, seconds: float) -> Section:
-    """Who and what was judged.
+@dataclass(frozen=True)
+class DataSummary:
+    """Test utterances and speakers.
 
     Args:
-        predictions: Of the run.
-        manifest: What was predicted, where it is known.
-        seconds: Length of all recordings together; NaN where they are not at hand.
+        num_utterances: Number of utterances.
+        num_labelled: Number with a label that is one of the model's classes; None without classes.
+        num_speakers: Number of speakers.
+        num_without_speaker: Number of utterances without a speaker.
+        hours: Total duration; None if the recordings are missing.
+        seconds: Shortest, median and longest duration of an utterance; None if the recordings are missing.
+        share_with_text: Share of utterances with a transcript, in [0, 1]; None without any.
+        num_folds: Number of folds.
+        num_speakers_per_fold: Number of test speakers in each fold; empty for more than 20 folds.
+        seeds: Random seeds, if there are several.
+        labels: Number of utterances with each label.
+        columns: For gender, language and corpus the number of utterances with each value; for age its mean and range.
     """
-    pictures: dict[str, Any] = {}
-    once = predictions.table.drop_duplicates("id")
-    labels = once["emotion"].fillna("(none)").value_counts()
-    pictures["labels"] = charts.bars({str(name): int(count) for name, count in labels.items()}, "test utterances")
-    columns: dict[str, dict[str, float]] = {}
-    for name in ("gender", "language", "corpus"):
-        if name in once and once[name].notna().any():
-            columns[name] = {str(value): int(count) for value, count in once[name].value_counts().items()}
-    age = pd.to_numeric(once.get("age", pd.Series(dtype=float)), errors="coerce").dropna()
-    if len(age):
-        columns["age"] = {"mean": round(float(age.mean()), 1), "lowest": float(age.min()), "highest": float(age.max())}
-    lengths = once["seconds"].dropna() if "seconds" in once else pd.Series(dtype=float)
-    words = None
-    if manifest is not None:
-        words = manifest.frame.loc[manifest.frame["id"].isin(once["id"]), "text"].fillna("").str.strip().ne("")
-    speakers = once.groupby("fold")["speaker"].nunique().tolist() if "fold" in once else []
-    data = {
-        "seconds_each": [float(lengths.quantile(share)) for share in (0, 0.5, 1)] if len(lengths) else None,
-        "with_words": float(words.mean()) if words is not None and words.any() else None,
-        "fold_speakers": [int(number) for number in speakers] if len(speakers) <= 20 else [],
-        "num_utterances": len(once),
-        "num_labelled": int(once["emotion"].isin(predictions.classes).sum()) if predictions.classes else None,
-        "num_speakers": int(once["speaker"].nunique()),
-        "without_speaker": int(once["speaker"].isna().sum()),
-        "hours": None if math.isnan(seconds) else round(seconds / 3600, 3),
-        "folds": int(once["fold"].nunique()) if "fold" in once else 1,
-        "seeds": [int(seed) for seed in predictions.seeds],
-        "labels": {str(name): int(count) for name, count in labels.items()},
-        "columns": columns,
-    }
-    return Section({"data": data}, pictures)
+
+    num_utterances: int
+    num_labelled: int | None
+    num_speakers: int
+    num_without_speaker: int
+    hours: float | None
+    seconds: list[float] | None
+    share_with_text: float | None
+    num_folds: int
+    num_speakers_per_fold: list[int]
+    seeds: list[int]
+    labels: dict[str, int]
+    columns: dict[str, dict[str, float]]
+
+    @property
+    def num_unlabelled(self) -> int:
+        """Number of utterances without a usable label; 0 for a model without classes."""
+        return 0 if self.num_labelled is None else self.num_utterances - self.num_labelled
 
 
-def classes_section(labelled: Predictions) -> Section:
-    """Metrics with intervals, classes, confusions, speakers, folds, areas under curves.
+@dataclass(frozen=True)
+class ClassMetrics:
+    """Metrics of one class, in [0, 1].
 
     Args:
-        labelled: Predictions that have a label.
+        name: Name of the class.
+        num_utterances: Number of utterances with this label.
+        recall: Recall.
+        precision: Precision.
+        f1: F1 score.
     """
-    content: dict[str, Any] = {}
-    pictures: dict[str, Any] = {}
-    tallies = labelled.tallies()
-    whole = intervals(tallies)
-    content["metrics"] = {name: whole[name][0] for name in FIGURES}
-    seeds = max(len(labelled.seeds), 1)
-    by_class = intervals(tallies, per_class)
-    total = tallies.sums.sum((0, 2)) / seeds
-    content["classes"] = [
-        {"name": name, "num_utterances": int(total[place]), **{kind: by_class[kind][place] for kind in by_class}}
-        for place, name in enumerate(labelled.classes)
-    ]
-    confusion = tallies.sums.sum(0) / seeds
-    content["confusion"] = {"classes": labelled.classes, "counts": confusion.round(2).tolist()}
-    pictures["confusion"] = charts.confusion(confusion, labelled.classes)
-    if len(tallies.speakers) > 1:
-        interval = whole["uar"][0]
-        content["visible_difference"] = visible_difference(
-            math.sqrt(2) * (interval.high - interval.low) / 3.92, len(tallies.speakers)
-        )
-        by_speaker = class_figures(tallies.sums)["accuracy"]
-        content["speakers"] = {
-            "lowest": float(np.nanmin(by_speaker)), "median": float(np.nanmedian(by_speaker)),
-            "highest": float(np.nanmax(by_speaker)),
-        }  # fmt: skip
-    if "fold" in labelled.table:
-        keys = [name for name in ("seed", "fold") if name in labelled.table]
-        content["folds"] = [
-            {"name": " ".join(f"{key} {value}" for key, value in zip(keys, np.atleast_1d(number), strict=True)),
-             "uar": float(class_figures(labelled._replace(table=rows).tallies().sums.sum(0))["uar"])}
-            for number, rows in labelled.table.groupby(keys if len(keys) > 1 else keys[0])
-        ]  # fmt: skip
-    areas = _areas(labelled)
-    return Section(content | areas.content, pictures | areas.pictures)
+
+    name: str
+    num_utterances: int
+    recall: Interval
+    precision: Interval
+    f1: Interval
 
 
-def _areas(labelled: Predictions) -> Section:
-    """ROC and precision-recall curves, one class against the others, with areas over samples of speakers."""
-    from sklearn.metrics import precision_recall_curve, roc_curve
-
-    content: dict[str, Any] = {}
-    pictures: dict[str, Any] = {}
-    probs, target = labelled.probs, labelled.target
-    names, numbers = np.unique(labelled.speakers, return_inverse=True)
-    weights = np.ones((1, len(target)))
-    if len(names) > 1:
-        weights = np.concatenate([weights, draws(len(names), FEW_SAMPLES, 0)[:, numbers]])
-    lines: dict[str, dict[str, tuple[np.ndarray, np.ndarray, float]]] = {"roc": {}, "pr": {}}
-    areas: dict[str, dict[str, Interval]] = {}
-    every: dict[str, list[np.ndarray]] = {"roc": [], "pr": []}
-    for place, name in enumerate(labelled.classes):
-        truth = target == place
-        if truth.all() or not truth.any():
-            continue
-        score = probs[:, place]
-        areas[name] = {}
-        for kind, drawn in zip(("roc", "pr"), area_draws(truth, score, weights), strict=True):
-            areas[name][kind] = _drawn_interval(drawn, len(names))
-            every[kind].append(drawn)
-        across, up, _ = roc_curve(truth, score)
-        right, found, _ = precision_recall_curve(truth, score)
-        lines["roc"][name] = (across, up, areas[name]["roc"].value)
-        lines["pr"][name] = (found, right, areas[name]["pr"].value)
-    content["areas"] = areas
-    if areas:
-        content["mean_areas"] = {
-            kind: _drawn_interval(np.mean(drawn, axis=0), len(names)) for kind, drawn in every.items()
-        }
-        pictures["roc"] = charts.curves(lines["roc"], "ROC")
-        pictures["pr"] = charts.curves(lines["pr"], "Precision-recall")
-    return Section(content, pictures)
-
-
-def _drawn_interval(drawn: np.ndarray, num_speakers: int) -> Interval:
-    """The first is the figure itself, the others are of samples of speakers."""
-    if len(drawn) == 1:
-        return Interval(float(drawn[0]), float("nan"), float("nan"))
-    return Interval(float(drawn[0]), *ends(drawn[1:], num_speakers, 0.95))
-
-
-def area_draws(truth: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """ROC area (Mann and Whitney's rank statistic, ties count half) and average precision of each row of weights.
+@dataclass(frozen=True)
+class Confusion:
+    """Confusion matrix.
 
     Args:
-        truth: Whether an utterance is of the class ``(utterance,)``.
-        score: Of the class.
-        weights: How often each utterance counts ``(sample, utterance)``.
+        classes: Names of the classes.
+        counts: Number of utterances, true classes as rows; averaged over seeds.
     """
-    order = np.argsort(-score, kind="stable")
-    hit = truth[order]
-    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # of each run of equal scores
-    roc, average = np.empty(len(weights)), np.empty(len(weights))
-    for row, weight in enumerate(weights):
-        ordered = weight[order]
-        found, said = np.cumsum(ordered * hit)[last], np.cumsum(ordered)[last]
-        new = np.diff(found, prepend=0)
-        others = np.diff(said - found, prepend=0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            roc[row] = (others * (found - new / 2)).sum() / (found[-1] * others.sum())
-            average[row] = (new * found / np.maximum(said, 1e-12)).sum() / found[-1]
-    return roc, average
+
+    classes: list[str]
+    counts: list[list[float]]
 
 
-def validation_rows(run: Path, classes: Sequence[str]) -> Predictions | None:
-    """Validation rows, where the run predicted them too (``--data.predict_on all``).
+@dataclass(frozen=True)
+class SpeakerAccuracy:
+    """Accuracy over speakers, in [0, 1]."""
+
+    lowest: float
+    median: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class FoldUar:
+    """UAR of one fold (and seed)."""
+
+    name: str
+    uar: float
+
+
+@dataclass(frozen=True)
+class Areas:
+    """Areas under curves, one class against the others.
 
     Args:
-        run: Folder or file.
-        classes: Of the test rows.
+        roc: Area under the ROC curve.
+        pr: Average precision.
     """
-    try:
-        found = read_predictions(run, "val").labelled
-    except ValueError:
-        return None
-    return found if found.classes == list(classes) and len(found.table) else None
+
+    roc: Interval
+    pr: Interval
 
 
-def confidence_section(labelled: Predictions, validation: Predictions | None) -> Section:
-    """Calibration, what could be left unanswered, and sets of classes with a stated coverage.
+@dataclass(frozen=True)
+class Classification:
+    """Classification results.
 
     Args:
-        labelled: Predictions that have a label.
-        validation: Rows to fit calibration on; the other test speakers where there are none.
+        metrics: UAR, accuracy and F1 scores.
+        classes: Metrics of each class.
+        confusion: Confusion matrix.
+        detectable_difference: UAR difference between two groups this large that 80 % of studies detect; None for one
+            speaker.
+        speakers: Accuracy over speakers; None for one speaker.
+        folds: UAR of each fold; None without folds.
+        areas: Areas of each class that some but not all utterances have.
+        mean_areas: Mean over these classes; None without any.
     """
-    content: dict[str, Any] = {}
-    pictures: dict[str, Any] = {}
-    warnings: list[str] = []
-    probs, target, speakers = labelled.probs, labelled.target, labelled.speakers
-    scaled: dict[str, np.ndarray] = {}
-    if validation is not None:
-        fitted_on = "the validation speakers"
-        scaled = {name: fit(validation.probs, validation.target)(probs) for name, fit in CALIBRATIONS.items()}
-    elif len(np.unique(speakers)) > 1:
-        fitted_on = "the other test speakers"
-        scaled = {name: out_of_speaker(probs, target, speakers, name) for name in CALIBRATIONS}
-    if labelled.calibrated is not None:
-        fitted_on = "inner folds"
-        scaled = {"temperature": labelled.calibrated}
-    shown: dict[str, Reliability] = {"as it is": reliability(probs, target)}
-    content["calibration"] = {"before": _calibration(probs, target), "after": None, "vector": None, "how": None}
-    calibrated = scaled.get("temperature")
-    if "vector" in scaled:
-        content["calibration"]["vector"] = _calibration(scaled["vector"], target)
-    if calibrated is not None:
-        content["calibration"]["how"] = f"temperature fitted on {fitted_on}"
-        shown["calibrated"] = reliability(calibrated, target)
-        content["calibration"]["after"] = _calibration(calibrated, target)
-        if content["calibration"]["after"]["ece"] > content["calibration"]["before"]["ece"]:
-            warnings.append(
-                "calibration made the probabilities worse: there is too little to fit it on, so take them as they are"
-            )
-    pictures["reliability"] = charts.reliability(shown)
-    sure = probs if calibrated is None else calibrated
-    curve = risk_coverage(sure, target)
-    content["selective"] = {
-        "area": curve.area,
-        "risk": {f"{share:.0%}": curve.at(share)[0] for share in (1.0, 0.9, 0.8, 0.6, 0.4)},
-    }
-    if "answered" in labelled.table:
-        answered = labelled.table["answered"].to_numpy(dtype=bool)
-        right = labelled.predicted == target
-        content["selective"]["decided"] = {
-            "answered": float(answered.mean()),
-            "wrong": float(1 - right[answered].mean()) if answered.any() else None,
-        }
-    pictures["risk"] = charts.risk_coverage(curve)
-    if len(np.unique(speakers)) >= 4:
-        content["conformal"] = {"asked": COVERAGE, **coverage_over_splits(probs, target, speakers, COVERAGE)}
-    else:
-        warnings.append("fewer than four test speakers: sets of classes with a stated coverage cannot be judged")
-    if "conformal_set" in labelled.table:
-        sets = [str(names).split() for names in labelled.table["conformal_set"]]
-        content["decided_sets"] = {
-            "asked": COVERAGE,
-            "coverage": float(
-                np.mean([name in one for name, one in zip(labelled.table["emotion"], sets, strict=True)])
-            ),
-            "size": float(np.mean([len(one) for one in sets])),
-        }
-    return Section(content, pictures, warnings)
+
+    metrics: dict[str, Interval]
+    classes: list[ClassMetrics]
+    confusion: Confusion
+    detectable_difference: float | None
+    speakers: SpeakerAccuracy | None
+    folds: list[FoldUar] | None
+    areas: dict[str, Areas]
+    mean_areas: Areas | None
 
 
-def _calibration(probs: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    lean = probs.max(1).mean() - (probs.argmax(1) == target).mean()  # above 0: it claims more than it is right
-    return {
-        "ece": reliability(probs, target).ece, "lean": float(lean),
-        "brier": brier(probs, target), "log_loss": log_loss(probs, target),
-    }  # fmt: skip
-
-
-def subgroups_section(predictions: Predictions, columns: Sequence[str]) -> Section:
-    """Groups of utterances apart: by classes, by dimensions, or by both.
+@dataclass(frozen=True)
+class CalibrationMetrics:
+    """How well probabilities match outcomes.
 
     Args:
-        predictions: Of the run.
-        columns: Further columns to look at, beside the usual ones.
+        ece: Expected calibration error.
+        overconfidence: Mean confidence minus accuracy; negative if underconfident.
+        brier: Brier score.
+        log_loss: Mean negative log probability of the true class.
     """
-    content: dict[str, Any] = {}
-    pictures: dict[str, Any] = {}
-    content["subgroups"] = []
-    views = [("", predictions, CLASS_NAMES, "uar")] if predictions.classes else []
-    if predictions.dimensions:
-        names = {"ccc": "mean CCC"} | {f"ccc_{name}": f"CCC of {name}" for name in predictions.dimensions}
-        views.append(("dimensions", predictions._replace(classes=[]), names, "ccc"))
-    for kind, view, names, main in views:
-        view = view.labelled
-        scale = 100 if main == "uar" else 1
-        overall = intervals(view.tallies(), num_samples=2)[main][0].value
-        for column in dict.fromkeys([*usual_columns(view), *columns]):
-            if len(views) > 1 and column in view.table and view.table[column].nunique() < 2:
-                continue  # one value alone among the utterances with such a label
-            found = subgroups(view, column)
-            picture = "_".join(filter(None, ["subgroup", column, kind]))
-            content["subgroups"].append(
-                {
-                    "column": column, "picture": picture,
-                    "title": ": ".join(filter(None, [TITLES.get(column, column), kind])),
-                    "main": main, "names": names, "classes": view.classes,
-                    "groups": [group._asdict() for group in found.groups],
-                    "gaps": found.gaps, "equalised_odds": found.equalised_odds, "warnings": found.warnings,
-                }
-            )  # fmt: skip
-            rows = [(group.name, *group.figures[main]) for group in found.groups]
-            pictures[picture] = charts.intervals(rows, names[main], overall, scale)
-    return Section(content, pictures)
+
+    ece: float
+    overconfidence: float
+    brier: float
+    log_loss: float
 
 
-def modalities_section(labelled: Predictions, whole: Interval) -> Section:
-    """Voice alone and words alone, where the run predicted them.
+@dataclass(frozen=True)
+class CalibrationSummary:
+    """Calibration before and after scaling.
 
     Args:
-        labelled: Predictions that have a label.
-        whole: UAR of both together.
+        before: Of the model's own probabilities.
+        after: After temperature scaling; None if there is nothing to fit it on.
+        vector: After vector scaling; None if it was not fitted.
+        method: How the temperature was fitted; None if it was not.
     """
-    views = {"voice alone": labelled.view("audio"), "words alone": labelled.view("text")}
-    found = {name: intervals(one.tallies())["uar"][0] for name, one in views.items() if one is not None}
-    return Section({"modalities": {"voice and words": whole, **found}} if found else {}, {})
+
+    before: CalibrationMetrics
+    after: CalibrationMetrics | None
+    vector: CalibrationMetrics | None
+    method: str | None
 
 
-def dimensions_section(predictions: Predictions) -> Section:
-    """Valence, arousal and dominance: agreement with the raters, and error.
+@dataclass(frozen=True)
+class ThresholdResult:
+    """Result of the confidence threshold that was chosen on inner folds.
 
     Args:
-        predictions: Of the run.
+        answered: Share of utterances above the threshold.
+        wrong: Error rate among these; None without any.
     """
-    content: dict[str, Any] = {}
-    pictures: dict[str, Any] = {}
-    names = predictions.dimensions
-    if not names:
-        return Section({}, {})
-    view = predictions._replace(classes=[]).labelled
-    found = intervals(view.tallies())
-    content["dimensions"] = {name: {kind: found[f"{kind}_{name}"][0] for kind in ("ccc", "mae")} for name in names}
-    for name in names:
-        known = view.table[name].notna()
-        true, said = (view.table.loc[known, one].to_numpy(dtype=float) for one in (name, f"predicted_{name}"))
-        pictures[f"dimension_{name}"] = charts.scatter(true, said, name)
-    return Section(content, pictures)
+
+    answered: float
+    wrong: float | None
 
 
-def gates_section(run: Path, predictions: Predictions) -> Section:
-    """How far each modality was believed, by emotion; and the gate table, where ``predict --gates`` wrote one.
+@dataclass(frozen=True)
+class SelectiveSummary:
+    """Selective prediction.
 
     Args:
-        run: Folder or file.
-        predictions: Of the run.
+        area: Area under the risk-coverage curve.
+        risk: Error rate at some shares of answered utterances, such as ``80%``.
+        at_threshold: Result of the threshold from inner folds; None if the run was not nested.
     """
-    content: dict[str, Any] = {}
-    table = predictions.table
-    weights = [str(name) for name in table if str(name).startswith("weight_")]
-    if weights:
-        means = table.groupby(table["emotion"].fillna("(none)"))[weights].mean()
-        content["weights"] = {
-            str(name): {one.removeprefix("weight_"): float(row[one]) for one in weights}
-            for name, row in means.iterrows()
-        }
-    files = [run / f"gates.{kind}" for kind in ("parquet", "csv") if (run / f"gates.{kind}").is_file()]
-    if files:
-        from mmemo.evaluation.gates import gate_table, read_gates
 
-        content["gates"] = gate_table(read_gates(files[0])).to_dict("records")
-    elif run.is_dir():
-        found = [path for path in run.rglob(GATE_TABLE) if not {"inner", "tuning"} & set(path.relative_to(run).parts)]
-        if found:
-            whole = pd.concat([pd.read_csv(path, dtype={"group": str}) for path in found])
-            means = whole.groupby(["modality", "group"], sort=False)[["num_features", "mean", "open"]].mean()
-            content["gates"] = means.reset_index().astype({"num_features": int}).to_dict("records")
-    return Section(content, {})
+    area: float
+    risk: dict[str, float]
+    at_threshold: ThresholdResult | None
 
 
-def robustness_section(run: Path) -> Section:
-    """What ``mmemo robustness`` found of the run.
+@dataclass(frozen=True)
+class ConformalSummary:
+    """Conformal sets.
 
     Args:
-        run: Its folder.
+        nominal: Nominal coverage.
+        coverage: Share of sets that contain the true class.
+        size: Mean number of classes in a set.
+        coverage_low: 5th percentile of the coverage over splits of the speakers; None for sets from inner folds.
+        coverage_high: 95th percentile.
     """
-    content: dict[str, Any] = {}
-    pictures: dict[str, Any] = {}
-    path = run / "robustness" / "robustness.json"
-    if path.is_file():
-        rows = json.loads(path.read_text())["conditions"]
-        content["robustness"] = rows
-        content["robustness_reads"] = any("words" in row["condition"] for row in rows)
-        pictures["robustness"] = charts.robustness(rows)
-    return Section(content, pictures)
+
+    nominal: float
+    coverage: float
+    size: float
+    coverage_low: float | None = None
+    coverage_high: float | None = None
 
 
-def study_section(found: StudyResult) -> Section:
-    """What a health study asked.
+@dataclass(frozen=True)
+class Confidence:
+    """Quality of the probabilities.
 
     Args:
-        found: Its answer.
+        calibration: Calibration.
+        selective: Selective prediction.
+        conformal: Conformal sets fitted on other test speakers; None for fewer than four speakers.
+        conformal_inner: Conformal sets fitted on inner folds, as stored in the predictions; None if there are none.
     """
-    content: dict[str, Any] = {}
-    pictures: dict[str, Any] = {}
-    people = found.participants
-    content["study"] = {
-        "name": found.study.name, "outcome": found.study.outcome, "how": found.study.how,
-        "num_participants": len(people), "num_sessions": len(found.sessions),
-        "utterances_each": [int(people["num_utterances"].min()), int(people["num_utterances"].max())],
-        "agreement": found.agreement, "participants": people.to_dict("records"),
-        "changes": found.changes.to_dict("records"),
-        "mean_change": None if math.isnan(found.mean_change.value) else found.mean_change,
-        "covariates": found.covariates.to_dict("records"), "missing": found.missing, "warnings": found.warnings,
-    }  # fmt: skip
-    if people["true"].notna().sum() > 2:
-        known = people[people["true"].notna()]
-        pictures["participants"] = charts.scatter(
-            known["true"].to_numpy(),
-            known["predicted"].to_numpy(),
-            f"{found.study.how} of {' or '.join(found.study.outcome)}",
-        )
-    if len(found.changes):
-        rows = found.changes[["participant", "change", "low", "high"]].itertuples(index=False)
-        pictures["changes"] = charts.changes([tuple(row) for row in rows])
-    return Section(content, pictures)
+
+    calibration: CalibrationSummary
+    selective: SelectiveSummary
+    conformal: ConformalSummary | None
+    conformal_inner: ConformalSummary | None
+
+
+@dataclass(frozen=True)
+class DimensionMetrics:
+    """Agreement with the ratings of one dimension.
+
+    Args:
+        ccc: Concordance correlation coefficient.
+        mae: Mean absolute error.
+    """
+
+    ccc: Interval
+    mae: Interval
+
+
+@dataclass(frozen=True)
+class SubgroupTable:
+    """Groups of one column.
+
+    Args:
+        column: Name of the column.
+        title: Title of the table.
+        chart: Name of its chart.
+        main_metric: Metric in the chart: ``uar`` or ``ccc``.
+        metric_titles: Title of each metric in the table.
+        classes: Class names; empty for dimensions.
+        groups: Metrics of each group.
+        gaps: Best group minus worst, for each metric.
+        equalised_odds: Equalised-odds gap.
+        warnings: Warnings about the groups.
+    """
+
+    column: str
+    title: str
+    chart: str
+    main_metric: str
+    metric_titles: Mapping[str, str]
+    classes: list[str]
+    groups: list[Group]
+    gaps: dict[str, Interval]
+    equalised_odds: Interval
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class FusionSummary:
+    """Weights and gates of the fusion.
+
+    Args:
+        weights: Mean weight of each modality, by emotion; None if the run did not write them.
+        gates: Rows of the gate table; None if the run did not write one.
+    """
+
+    weights: dict[str, dict[str, float]] | None
+    gates: list[dict[str, Any]] | None
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """Results of a clinical study; see :class:`~mmemo.evaluation.participants.ClinicalResult`.
+
+    Args:
+        name: Name of the study.
+        outcome: Emotions that count.
+        how: How utterances are combined: ``share``, ``mean`` or ``max``.
+        num_participants: Number of participants.
+        num_sessions: Number of visits.
+        utterances_per_participant: Lowest and highest number.
+        agreement: Agreement of predicted and true values.
+        participants: Rows of the table of participants.
+        changes: Rows of the table of changes.
+        mean_change: Mean change between visits; None without changes.
+        covariates: Rows of the table of covariates.
+        missing: Number of utterances left out, for each reason.
+        warnings: Warnings about the study.
+    """
+
+    name: str
+    outcome: list[str]
+    how: str
+    num_participants: int
+    num_sessions: int
+    utterances_per_participant: list[int]
+    agreement: dict[str, Interval]
+    participants: list[dict[str, Any]]
+    changes: list[dict[str, Any]]
+    mean_change: Interval | None
+    covariates: list[dict[str, Any]]
+    missing: dict[str, int]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """Everything that a report shows. Sections that do not apply to the run are None.
+
+    Args:
+        run: Name of the run or study.
+        date: ISO date of the report.
+        warnings: Warnings about the whole report.
+        data: Test data.
+        classification: Classification results.
+        confidence: Quality of the probabilities.
+        modalities: UAR of each modality alone and of both.
+        dimensions: Metrics of each dimension.
+        subgroups: Groups of each column.
+        fusion: Weights and gates of the fusion.
+        robustness: Conditions of ``robustness.json``, unchanged.
+        study: Results of a clinical study.
+        reproduce: How to reproduce the run.
+    """
+
+    run: str
+    date: str
+    warnings: list[str]
+    data: DataSummary
+    classification: Classification | None
+    confidence: Confidence | None
+    modalities: dict[str, Interval] | None
+    dimensions: dict[str, DimensionMetrics] | None
+    subgroups: list[SubgroupTable]
+    fusion: FusionSummary
+    robustness: list[dict[str, Any]] | None
+    study: StudySummary | None
+    reproduce: Provenance
+
+    @property
+    def has_text_conditions(self) -> bool:
+        """Whether the robustness conditions include wrong or missing words."""
+        return any("words" in row["condition"] for row in self.robustness or [])
+
+    def as_json(self) -> dict[str, Any]:
+        """Content of ``report.json``: classification, confidence and fusion are at the top level, None is left out."""
+        content = asdict(self)
+        for name in ("classification", "confidence", "fusion"):
+            content |= content.pop(name) or {}
+        return {name: to_json_types(value) for name, value in content.items() if value is not None}

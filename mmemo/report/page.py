@@ -1,142 +1,162 @@
-"""A report's content as text: a summary in plain words, the page, a LaTeX table."""
+"""Renders a report: a summary in plain language, the HTML page, LaTeX tables, and Markdown documents."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from mmemo.evaluation.statistics import Interval
+from mmemo.report.content import Classification, Confidence, ReportContent, StudySummary, SubgroupTable
 
-NAMES = {"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro F1", "weighted_f1": "weighted F1"}
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+METRIC_NAMES = {"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro F1", "weighted_f1": "weighted F1"}
+LEAK_WARNINGS = ("not separated", "on two sides")
+"""Warnings with these words mean that test speakers were also trained on."""
 
 
-def summary(content: dict[str, Any]) -> list[str]:
-    """In plain words, for somebody who reads nothing else.
+def summary(report: ReportContent) -> list[str]:
+    """Summarises a report in plain language, one paragraph per entry.
 
     Args:
-        content: Figures of a report.
+        report: Content of the report.
     """
-    data, found = content["data"], []
-    hours = data["hours"] or 0
-    heard = f", {hours:.1f} hours" if hours >= 1 else f", {60 * hours:.0f} minutes" if hours else ""
-    tested = f"Judged on {data['num_utterances']:,} utterances of {data['num_speakers']} speakers{heard}"
-    leaky = any("not separated" in one or "on two sides" in one for one in content["warnings"])
-    known = bool(content["reproduce"]["config"])
-    found.append(
-        f"{tested}; SOME OF THEM ALSO TRAINED THE MODEL."
-        if leaky
-        else f"{tested}; none of them had a part in training the model that judged them."
-        if known
-        else f"{tested}; whether the model was trained on them is not known."
+    lines = [_summarise_data(report)]
+    if report.classification is not None:
+        lines += _summarise_classes(report.classification)
+    if report.confidence is not None:
+        lines.append(_summarise_confidence(report.confidence))
+    lines += filter(None, map(_summarise_gap, report.subgroups))
+    lines += [
+        f"Its predicted {name} agrees with the ratings with a CCC of {metrics.ccc.value:.2f} (1 is perfect, 0 is none)."
+        for name, metrics in (report.dimensions or {}).items()
+    ]
+    if report.study is not None:
+        lines.append(_summarise_study(report.study))
+    return lines
+
+
+def _summarise_data(report: ReportContent) -> str:
+    data = report.data
+    hours = data.hours or 0
+    duration = f", {hours:.1f} hours" if hours >= 1 else f", {60 * hours:.0f} minutes" if hours else ""
+    tested = f"Evaluated on {data.num_utterances:,} utterances of {data.num_speakers} speakers{duration}"
+    if any(words in line for line in report.warnings for words in LEAK_WARNINGS):
+        return f"{tested}; SOME OF THESE SPEAKERS WERE ALSO IN THE TRAINING SET."
+    if report.reproduce.config:
+        return f"{tested}; none of these speakers were in the training set."
+    return f"{tested}; whether these speakers were in the training set is unknown."
+
+
+def _summarise_classes(results: Classification) -> list[str]:
+    uar = results.metrics["uar"]
+    ranked = sorted((row for row in results.classes if row.num_utterances), key=lambda row: row.recall.value)
+    chance = 1 / max(len(ranked), 1)
+    line = f"It recognises {100 * uar.value:.0f} % of each emotion on average; chance is {round(100 * chance, 1):g} %."
+    if not math.isnan(uar.low):
+        line += f" For similar new speakers it likely lies between {100 * uar.low:.0f} and {100 * uar.high:.0f} %."
+    if len(ranked) < 3:
+        return [line]
+    worst, best = ranked[0], ranked[-1]
+    return [
+        line,
+        f"It is best at {best.name} ({100 * best.recall.value:.0f} %) and worst at "
+        f"{worst.name} ({100 * worst.recall.value:.0f} %).",
+    ]
+
+
+def _summarise_confidence(results: Confidence) -> str:
+    before, after = results.calibration.before, results.calibration.after
+    if before.overconfidence > 0.02:
+        kind = "It is overconfident"
+    elif before.overconfidence < -0.02:
+        kind = "It is underconfident"
+    else:
+        kind = "Its mean confidence is within 2 points of its accuracy"
+    line = f"{kind}; its calibration error is {100 * before.ece:.0f} points"
+    return line + (f", and {100 * after.ece:.0f} after calibration." if after is not None else ".")
+
+
+def _summarise_gap(table: SubgroupTable) -> str | None:
+    gap = table.gaps.get(table.main_metric)
+    if gap is None or not gap.low > 0 or table.column in ("length", "noise"):
+        return None
+    if table.main_metric == "uar":
+        value, low = f"{100 * gap.value:.0f} points", f"{100 * gap.low:.0f} points"
+    else:
+        value, low = f"{gap.value:.2f} of mean CCC", f"{gap.low:.2f}"
+    return (
+        f"It may not work equally well for everyone: the best and the worst group of {table.column} differ by {value} "
+        f"here, and for similar new speakers likely by at least {low}."
     )
-    if "metrics" in content:
-        uar: Interval = content["metrics"]["uar"]
-        chance = 1 / max(len([one for one in content["classes"] if one["num_utterances"]]), 1)
-        line = (
-            f"It recognises {100 * uar.value:.0f} % of each emotion on average; guessing: {round(100 * chance, 1):g} %."
-        )
-        if not math.isnan(uar.low):
-            line += (
-                f" For other speakers like these it likely lies between {100 * uar.low:.0f} and {100 * uar.high:.0f} %."
-            )
-        found.append(line)
-        ranked = sorted(
-            (one for one in content["classes"] if one["num_utterances"]), key=lambda one: one["recall"].value
-        )
-        if len(ranked) > 2:
-            found.append(
-                f"It is best at {ranked[-1]['name']} ({100 * ranked[-1]['recall'].value:.0f} %) and worst at "
-                f"{ranked[0]['name']} ({100 * ranked[0]['recall'].value:.0f} %)."
-            )
-        before, after = content["calibration"]["before"], content["calibration"]["after"]
-        lean = before["lean"]
-        how = "too sure of itself" if lean > 0.02 else "too little sure" if lean < -0.02 else "about as sure as right"
-        found.append(
-            f"It is {how}: its confidence is off by {100 * before['ece']:.0f} points on average"
-            + (f"; calibrated, by {100 * after['ece']:.0f}." if after else ".")
-        )
-    for part in content["subgroups"]:
-        gap = part["gaps"].get(part["main"])
-        if gap is not None and gap.low > 0 and part["column"] not in ("length", "noise"):
-            apart = f"{100 * gap.value:.0f} points" if part["main"] == "uar" else f"{gap.value:.2f} of mean CCC"
-            low = f"{100 * gap.low:.0f} points" if part["main"] == "uar" else f"{gap.low:.2f}"
-            found.append(
-                f"It may not serve all alike: the best and the worst group of {part['column']} are {apart} apart here, "
-                f"and likely at least {low} apart among other speakers like these."
-            )
-    for name, one in content.get("dimensions", {}).items():
-        found.append(
-            f"Its {name} agrees with the raters' by a CCC of {one['ccc'].value:.2f} (1 is perfect, 0 is none)."
-        )
-    if "study" in content:
-        study = content["study"]
-        agreement = study["agreement"].get("CCC")
-        outcome = " or ".join(study["outcome"])
-        found.append(
-            f"{study['num_participants']} participants: the {study['how']} of {outcome} "
-            + (
-                f"agrees with the labels by a CCC of {agreement.value:.2f}."
-                if agreement
-                else "was estimated; there are no labels to compare with."
-            )
-        )
-    return found
 
 
-def html_page(content: dict[str, Any], pictures: dict[str, Any]) -> str:
-    """The report, with nothing outside it.
+def _summarise_study(study: StudySummary) -> str:
+    agreement = study.agreement.get("CCC")
+    line = f"{study.num_participants} participants: the {study.how} of {' or '.join(study.outcome)} "
+    if agreement is None:
+        return line + "was estimated; there are no labels to compare it with."
+    return line + f"agrees with the labels with a CCC of {agreement.value:.2f}."
+
+
+def html_page(report: ReportContent, lines: list[str], svgs: Mapping[str, str]) -> str:
+    """Renders the page, which loads nothing from elsewhere.
 
     Args:
-        content: Its figures.
-        pictures: Name -> SVG.
+        report: Content of the report.
+        lines: Its summary.
+        svgs: Charts by name.
     """
     from markupsafe import Markup
 
-    page: str = template("report.html.jinja").render(
-        **content, names=NAMES, pictures={name: Markup(one) for name, one in pictures.items()}
-    )
-    return page
+    markup = {name: Markup(svg) for name, svg in svgs.items()}
+    return template("report.html.jinja").render(report=report, summary=lines, metric_names=METRIC_NAMES, svgs=markup)
 
 
-def latex_table(content: dict[str, Any]) -> str:
-    """Metrics and classes as one table.
+def latex_tables(report: ReportContent) -> str:
+    """Renders metrics as LaTeX tables: one of the whole test set, and one of the classes.
 
     Args:
-        content: Figures of a report.
+        report: Content of the report.
     """
-
-    def cell(value: Interval) -> str:
-        ends = "" if math.isnan(value.low) else f" [{100 * value.low:.1f}, {100 * value.high:.1f}]"
-        return "--" if math.isnan(value.value) else f"{100 * value.value:.1f}{ends}"
-
-    def escaped(text: str) -> str:
-        return "".join({"_": r"\_", "&": r"\&", "%": r"\%", "#": r"\#"}.get(one, one) for one in text)
-
-    lines = [
-        "% needs booktabs; intervals: 95 %, resampled by speaker",
-        r"\begin{tabular}{lrrr}", r"\toprule",
-    ]  # fmt: skip
-    if "metrics" in content:
-        lines += [r"class & recall & precision & F1 \\", r"\midrule"]
-        for one in content["classes"]:
-            cells = " & ".join(cell(one[name]) for name in ("recall", "precision", "f1"))
-            lines.append(rf"{escaped(one['name'])} & {cells} \\")
-        lines.append(r"\midrule")
-        for name, value in content["metrics"].items():
-            lines.append(rf"\multicolumn{{3}}{{l}}{{{NAMES[name]}}} & {cell(value)} \\")
-    for name, one in content.get("dimensions", {}).items():
-        value = one["ccc"]
-        ends = "" if math.isnan(value.low) else f" [{value.low:.3f}, {value.high:.3f}]"
-        lines.append(rf"\multicolumn{{3}}{{l}}{{CCC of {name}}} & {value.value:.3f}{ends} \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    rows = []
+    tables = []
+    if report.classification is not None:
+        results = report.classification
+        rows += [(f"{METRIC_NAMES[name]}, %", _limits(value, 100, 1)) for name, value in results.metrics.items()]
+        classes = [
+            (row.name, *(_limits(value, 100, 1) for value in (row.recall, row.precision, row.f1)))
+            for row in results.classes
+        ]
+        tables.append(_latex(pd.DataFrame(classes, columns=["class", "recall, %", "precision, %", "F1, %"])))
+    rows += [(f"CCC of {name}", _limits(metrics.ccc, 1, 3)) for name, metrics in (report.dimensions or {}).items()]
+    tables.insert(0, _latex(pd.DataFrame(rows, columns=["metric", "value"])))
+    return "\n".join(["% needs booktabs; 95 % intervals over speakers", *tables])
 
 
-def template(name: str) -> Any:
-    """One of the texts that wait for figures.
+def _limits(value: Interval, scale: float, digits: int) -> str:
+    if math.isnan(value.value):
+        return "--"
+    limits = "" if math.isnan(value.low) else f" [{scale * value.low:.{digits}f}, {scale * value.high:.{digits}f}]"
+    return f"{scale * value.value:.{digits}f}{limits}"
+
+
+def _latex(table: pd.DataFrame) -> str:
+    style = table.style.format(escape="latex").format_index(escape="latex", axis="columns").hide(axis="index")
+    latex: str = style.to_latex(hrules=True, column_format="l" + "r" * (table.shape[1] - 1))
+    return latex
+
+
+def template(name: str) -> Template:
+    """Loads a template with the filters ``percent`` and ``number``.
 
     Args:
-        name: File of the folder ``templates``.
+        name: File in the folder ``templates``.
     """
     import jinja2
 
@@ -148,13 +168,13 @@ def template(name: str) -> Any:
     return environment.from_string((resources.files("mmemo.report") / "templates" / name).read_text())
 
 
-def _percent(value: Any) -> str:
+def _percent(value: Interval | float | None) -> str:
     if isinstance(value, Interval):
         return value.percent()
     return "n/a" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
-def _number(value: Any, digits: int = 3) -> str:
+def _number(value: Interval | float | None, digits: int = 3) -> str:
     if isinstance(value, Interval):
         return value.number(digits)
-    return "n/a" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.{digits}f}"
+    return "n/a" if value is None or math.isnan(value) else f"{value:.{digits}f}"

@@ -1,4 +1,4 @@
-"""A run as one page: what it is worth, how sure that is, for whom, and how to do it again."""
+"""Writes the report of a run: how good it is, how certain that is, for whom, and how to reproduce it."""
 
 from __future__ import annotations
 
@@ -14,44 +14,47 @@ import numpy as np
 import yaml
 
 from mmemo.data.audio_facts import audio_facts
-from mmemo.data.clinical_study import Study
+from mmemo.data.clinical_study import ClinicalStudy
 from mmemo.data.manifest import Manifest, read_manifest
-from mmemo.evaluation.participants import study_result
+from mmemo.evaluation.participants import ClinicalResult, clinical_result
 from mmemo.evaluation.predictions import Predictions, read_predictions, with_manifest
-from mmemo.evaluation.statistics import plain
-from mmemo.evaluation.subgroups import with_audio_bands
+from mmemo.evaluation.statistics import Interval
+from mmemo.evaluation.subgroups import add_audio_bands
 from mmemo.files import write_table, write_text
-from mmemo.report.content import (
-    classes_section,
-    confidence_section,
+from mmemo.report.classification import classification_section, confidence_section, validation_rows
+from mmemo.report.content import Classification, Confidence, ReportContent, Section, StudySummary
+from mmemo.report.page import html_page, latex_tables, summary, template
+from mmemo.report.reproduction import Provenance, provenance
+from mmemo.report.sections import (
     data_section,
     dimensions_section,
-    gates_section,
+    fusion_section,
     modalities_section,
     robustness_section,
     study_section,
     subgroups_section,
-    validation_rows,
 )
-from mmemo.report.page import html_page, latex_table, summary, template
-from mmemo.report.reproduction import provenance
 from mmemo.settings import is_offline
-from mmemo.training.experiment import experiment_of
+from mmemo.training.experiment_cli import read_experiment
 
 FOLDER = "report"
+MIN_SPEAKERS = 10
+"""Reports on fewer speakers get a warning."""
 
 
 class Report(NamedTuple):
-    """Files of a report.
+    """A written report.
 
     Args:
         html: The page.
-        content: All its figures, as in ``report.json``.
-        folder: Where page, JSON, LaTeX table, and a study's tables, model card and checklist are.
+        content: All results, as in ``report.json``.
+        summary: Summary in plain language.
+        folder: Folder of page, JSON and LaTeX tables, and of a study's tables, model card and checklist.
     """
 
     html: Path
-    content: dict[str, Any]
+    content: ReportContent
+    summary: list[str]
     folder: Path
 
 
@@ -60,88 +63,138 @@ def report(
     out: Path | None = None,
     manifest: Path | None = None,
     columns: Sequence[str] = (),
-    study: Study | None = None,
+    study: ClinicalStudy | None = None,
 ) -> Report:
     """Writes the report of a run.
 
     Args:
         run: Folder of ``mmemo crossval``, or of ``mmemo fit`` after ``mmemo predict``; or a file of predictions.
-        out: Folder to write; ``RUN/report``, of a file ``NAME_report`` beside it, when not given.
-        manifest: What was predicted; that of the run's config when not given.
-        columns: Further columns to look at subgroups of, beside the usual ones.
-        study: What a health study asks; that of the run's config when not given.
+        out: Folder to write. Defaults to ``RUN/report``, or to ``NAME_report`` beside a file.
+        manifest: Manifest of the predictions. Defaults to that of the run's config.
+        columns: Further columns to compare subgroups of, beside the default ones.
+        study: Clinical study to evaluate. Defaults to that of the run's config.
 
     Raises:
-        ValueError: There are no predictions, or they do not match the manifest.
+        ValueError: There are no predictions or no labels, or the manifest does not match.
     """
+    inputs = _read_inputs(run, manifest, columns, study)
+    predictions, study, warnings = inputs.predictions, inputs.study, list(inputs.warnings)
+    _check_speakers(predictions, warnings)
+    data = data_section(predictions, inputs.manifest, inputs.seconds)
+    classification: Section[Classification | None] = Section(None)
+    confidence: Section[Confidence | None] = Section(None)
+    modalities: Section[dict[str, Interval] | None] = Section(None)
+    if predictions.classes:
+        labelled = predictions.labelled
+        if labelled.table.empty:
+            raise ValueError(f"{run}: no test utterance has a label, so the predictions cannot be evaluated")
+        _check_classes(labelled, warnings)
+        results = classification_section(labelled)
+        classification = results
+        confidence = confidence_section(labelled, validation_rows(run, labelled.classes))
+        modalities = modalities_section(labelled, results.content.metrics["uar"])
+    dimensions = dimensions_section(predictions)
+    subgroups = subgroups_section(predictions, columns)
+    robustness = robustness_section(run)
+    result = clinical_result(predictions, study) if study is not None else None
+    clinical: Section[StudySummary | None] = study_section(result) if result is not None else Section(None)
+    content = ReportContent(
+        run=run.name if study is None else study.name,  # a folder may be named after a patient
+        date=date.today().isoformat(),
+        warnings=warnings + confidence.warnings,
+        data=data.content,
+        classification=classification.content,
+        confidence=confidence.content,
+        modalities=modalities.content,
+        dimensions=dimensions.content,
+        subgroups=subgroups.content,
+        fusion=fusion_section(run, predictions).content,
+        robustness=robustness.content,
+        study=clinical.content,
+        reproduce=_provenance(run, inputs, manifest, columns),
+    )
+    svgs: dict[str, str] = {}
+    for section in (data, classification, confidence, dimensions, subgroups, robustness, clinical):
+        svgs |= section.svgs
+    folder = out or (run / FOLDER if run.is_dir() else run.with_name(f"{run.stem}_{FOLDER}"))
+    return _write(folder, content, svgs, result)
+
+
+class _Inputs(NamedTuple):
+    """What a report is made from.
+
+    Args:
+        predictions: Predictions with the manifest's columns; with a study, its participants are the speakers.
+        manifest: Manifest of the predictions; None if unknown.
+        seconds: Total duration of the recordings; NaN if unknown.
+        warnings: Warnings about the inputs.
+        config_folder: Folder with the run's config; None if there is none.
+        config: The run's config.
+        study: Clinical study to evaluate.
+        private: Whether file names must be hidden.
+    """
+
+    predictions: Predictions
+    manifest: Manifest | None
+    seconds: float
+    warnings: list[str]
+    config_folder: Path | None
+    config: dict[str, Any]
+    study: ClinicalStudy | None
+    private: bool
+
+
+def _read_inputs(run: Path, manifest: Path | None, columns: Sequence[str], study: ClinicalStudy | None) -> _Inputs:
     predictions = read_predictions(run)
-    member = _member(run)
-    config = yaml.safe_load((member / "config.yaml").read_text()) if member is not None else {}
+    config_folder = _config_folder(run)
+    config: dict[str, Any] = {}
+    if config_folder is not None:
+        config = yaml.safe_load((config_folder / "config.yaml").read_text())
     if study is None and config.get("study"):
-        study = Study(**config["study"])
+        study = ClinicalStudy(**config["study"])
     private = study is not None or is_offline() or bool(config.get("offline"))
-    table, problem = _manifest(member, manifest, private)
-    warnings = list(predictions.warnings)
+    table, problem = _read_manifest(config_folder, manifest, private)
     seconds = math.nan
     if table is not None:
         predictions = with_manifest(predictions, table, [*columns, *(study.columns if study else [])])
+    warnings = list(predictions.warnings)  # with those about the manifest
+    if table is not None:
         predictions, seconds = _with_audio(predictions, table, warnings)
     else:
         warnings.append(problem)
     if study is not None and study.participant in predictions.table:
-        people = predictions.table[study.participant]
-        predictions = predictions._replace(table=predictions.table.assign(speaker=people))
-    _check_speakers(predictions, warnings)
-    name = run.name if study is None else study.name  # a folder may be called after a patient
-    labelled = predictions.labelled
-    if predictions.classes and not len(labelled.table):
-        raise ValueError(f"{run}: no test utterance has a label, so there is nothing to judge predictions by")
-    sections = [data_section(predictions, table, seconds)]
-    if predictions.classes:
-        _check_classes(labelled, warnings)
-        classes = classes_section(labelled)
-        sections += [
-            classes,
-            confidence_section(labelled, validation_rows(run, labelled.classes)),
-            modalities_section(labelled, classes.content["metrics"]["uar"]),
-        ]
-    sections += [
-        dimensions_section(predictions),
-        subgroups_section(predictions, columns),
-        gates_section(run, predictions),
-        robustness_section(run),
-    ]
-    found = study_result(predictions, study) if study is not None else None
-    if found is not None:
-        sections.append(study_section(found))
-    content: dict[str, Any] = {"run": name, "date": date.today().isoformat(), "warnings": warnings}
-    pictures: dict[str, Any] = {}
-    for section in sections:
-        content |= section.content
-        pictures |= section.pictures
-        warnings += section.warnings
-    shown = config | ({"study": asdict(study)} if study is not None and config else {})
-    content["reproduce"] = provenance(run, member, shown, private, manifest, study is not None)
-    asked = ["--study experiment.yaml"] if study is not None and asdict(study) != config.get("study") else []
-    asked += [f"--columns '{json.dumps(list(columns))}'"] if columns else []
-    asked += ["--manifest MANIFEST"] if manifest is not None else []
-    content["reproduce"]["commands"][-1] = " ".join([content["reproduce"]["commands"][-1], *asked])
-    content["summary"] = summary(content)
-    folder = out or (run / FOLDER if run.is_dir() else run.with_name(f"{run.stem}_{FOLDER}"))
-    write_text(folder / "report.html", html_page(content, pictures))
-    write_text(folder / "report.json", json.dumps(plain(content), indent=1))
-    write_text(folder / "report.tex", latex_table(content))
-    if found is not None:
-        write_table(folder / "participants.csv", found.participants)
-        write_table(folder / "sessions.csv", found.sessions)
-        write_table(folder / "changes.csv", found.changes)
-        write_text(folder / "model_card.md", template("model_card.md.jinja").render(**content))
-        write_text(folder / "tripod_ai.md", template("tripod_ai.md.jinja").render(**content))
-    return Report(folder / "report.html", content, folder)
+        participants = predictions.table[study.participant]
+        predictions = predictions._replace(table=predictions.table.assign(speaker=participants))
+    return _Inputs(predictions, table, seconds, warnings, config_folder, config, study, private)
 
 
-def _member(run: Path) -> Path | None:
-    """A folder with a config: the run's own, or that of its first fold."""
+def _provenance(run: Path, inputs: _Inputs, manifest: Path | None, columns: Sequence[str]) -> Provenance:
+    config, options = inputs.config, []
+    if inputs.study is not None:
+        study = asdict(inputs.study)
+        options += ["--study experiment.yaml"] if study != config.get("study") else []
+        config = config | {"study": study} if config else {}
+    options += [f"--columns '{json.dumps(list(columns))}'"] if columns else []
+    options += ["--manifest MANIFEST"] if manifest is not None else []
+    of_study = inputs.study is not None
+    return provenance(run, inputs.config_folder, config, inputs.private, manifest, of_study, options)
+
+
+def _write(folder: Path, content: ReportContent, svgs: dict[str, str], result: ClinicalResult | None) -> Report:
+    lines = summary(content)
+    write_text(folder / "report.html", html_page(content, lines, svgs))
+    write_text(folder / "report.json", json.dumps(content.as_json() | {"summary": lines}, indent=1))
+    write_text(folder / "report.tex", latex_tables(content))
+    if result is not None:
+        for name in ("participants", "sessions", "changes"):
+            write_table(folder / f"{name}.csv", getattr(result, name))
+        for name in ("model_card.md", "tripod_ai.md"):
+            write_text(folder / name, template(f"{name}.jinja").render(report=content, summary=lines))
+    return Report(folder / "report.html", content, lines, folder)
+
+
+def _config_folder(run: Path) -> Path | None:
+    """The folder with the run's config: its own, or that of its first fold."""
     if not run.is_dir():
         return None
     for folder in (run, run / "fold1", *sorted(run.glob("seed*/fold1"))):
@@ -150,63 +203,62 @@ def _member(run: Path) -> Path | None:
     return None
 
 
-def _manifest(member: Path | None, path: Path | None, private: bool) -> tuple[Manifest | None, str]:
-    """The table that was predicted; or why there is none."""
+def _read_manifest(config_folder: Path | None, path: Path | None, private: bool) -> tuple[Manifest | None, str]:
+    """The manifest of the predictions, or a warning why there is none."""
     if path is not None:
         return read_manifest(path), ""
-    if member is None:
+    if config_folder is None:
         return (
             None,
-            "there is no config beside the predictions, so of speakers and recordings nothing is known but what that "
-            "file says; give --manifest",
+            "there is no config beside the predictions, so speakers and recordings are known only from the "
+            "predictions; give --manifest",
         )
     try:
-        datamodule = experiment_of(member).datamodule
-        datamodule.setup("predict")
-        return datamodule.manifest, ""
+        return read_experiment(config_folder).data.read(), ""
     except (OSError, ValueError, RuntimeError, SystemExit) as error:
-        why = "" if private else f" ({str(error).splitlines()[0]})"  # which may name a path
-        return None, f"the run's manifest cannot be read{why}; give --manifest"
+        detail = "" if private else f" ({str(error).splitlines()[0]})"  # may contain a path
+        return None, f"the run's manifest cannot be read{detail}; give --manifest"
 
 
-def _with_audio(predictions: Predictions, table: Manifest, warnings: list[str]) -> tuple[Predictions, float]:
-    """Length and noise of each utterance, where its audio is still there."""
-    wanted = set(predictions.table["id"])
-    utterances = [one for one in table if one.id in wanted and one.path is not None]
+def _with_audio(predictions: Predictions, manifest: Manifest, warnings: list[str]) -> tuple[Predictions, float]:
+    """Adds duration and noise of each utterance if the recordings are available; also returns the total duration."""
+    ids = set(predictions.table["id"])
+    utterances = [utterance for utterance in manifest if utterance.id in ids and utterance.path is not None]
     if not utterances:
         return predictions, math.nan
-    if not any(one.path is not None and one.path.exists() for one in utterances[:20]):
-        warnings.append("the recordings are not where the manifest says, so nothing is known of their length and noise")
+    if not any(utterance.path is not None and utterance.path.exists() for utterance in utterances[:20]):
+        warnings.append("the recordings are not at the manifest's paths, so their length and noise are unknown")
         return predictions, math.nan
-    facts = {one.id: fact for one, fact in zip(utterances, audio_facts(utterances), strict=True)}
-    predictions = with_audio_bands(predictions, facts)
+    facts = {utterance.id: fact for utterance, fact in zip(utterances, audio_facts(utterances), strict=True)}
+    predictions = add_audio_bands(predictions, facts)
     return predictions, float(predictions.table.drop_duplicates("id")["seconds"].sum())
 
 
 def _check_speakers(predictions: Predictions, warnings: list[str]) -> None:
-    """Who is resampled must be known, and stand in one fold."""
+    """Warns of missing speakers and of speakers in several folds."""
     table = predictions.table.drop_duplicates("id")
-    unknown = int(table["speaker"].isna().sum())
-    if unknown:
+    num_missing = int(table["speaker"].isna().sum())
+    if num_missing:
         warnings.append(
-            f"{unknown} utterances name no speaker: each counts as one of its own, so intervals are too narrow"
+            f"{num_missing} utterances have no speaker: each counts as its own speaker, so intervals are too narrow"
         )
     if "fold" in table and table[table["speaker"].notna()].groupby("speaker")["fold"].nunique().gt(1).any():
-        warnings.append("speakers not separated: some are tested in several folds, and so also trained on")
+        warnings.append("speakers not separated: some are tested in several folds, so they were also trained on")
 
 
 def _check_classes(labelled: Predictions, warnings: list[str]) -> None:
+    """Warns of missing classes and of few speakers."""
     present = set(labelled.table["emotion"])
     missing = [name for name in labelled.classes if name not in present]
     if missing:
-        warnings.append(f"no test utterance is {', '.join(missing)}: nothing is known of these classes")
+        warnings.append(f"no test utterance is {', '.join(missing)}, so these classes are not evaluated")
     if "fold" in labelled.table:
         for fold, rows in labelled.table.groupby("fold"):
             absent = sorted(present - set(rows["emotion"]))
             if absent:
-                warnings.append(f"fold {fold} has no {', '.join(absent)}: its own UAR is of the other classes")
+                warnings.append(f"fold {fold} has no {', '.join(absent)}: its UAR is over the other classes")
     num_speakers = len(np.unique(labelled.speakers))
     if num_speakers < 2:
-        warnings.append("one speaker alone was tested: nothing can be said of others, and there are no intervals")
-    elif num_speakers < 10:
+        warnings.append("only one speaker was tested: results may not hold for others, and there are no intervals")
+    elif num_speakers < MIN_SPEAKERS:
         warnings.append(f"only {num_speakers} speakers were tested: intervals are rough")

@@ -1,19 +1,22 @@
-"""How a run came about: its commands, config, machine and checksums, without names where these are private."""
+"""Provenance of a run: commands, config, machine and checksums, with file names hidden if they are private."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from natsort import natsorted
 
-from mmemo.evaluation.participants import natural_order
+from mmemo.evaluation.predictions import PREDICTION_FILES
 from mmemo.files import checksum
 from mmemo.studies.crossval import COMMAND_FILE
-from mmemo.training.experiment import ENVIRONMENT_FILE, environment
+from mmemo.training.run_folder import ENVIRONMENT_FILE, environment
 
 PATH_KEYS = (
     "manifest",
@@ -27,101 +30,156 @@ PATH_KEYS = (
     "space",
     "ckpt_path",
 )
+"""Settings whose values are always hidden."""
 FILE_ENDINGS = (
     ".csv", ".tsv", ".parquet", ".ckpt", ".wav", ".flac", ".mp3", ".m4a", ".ogg", ".txt", ".json", ".yaml", ".yml",
 )  # fmt: skip
-"""By either a study's page knows a file name."""
+"""Values with these endings are hidden."""
+MODEL_OWNERS = ("openai/", "sentence-transformers/", "facebook/", "microsoft/")
+"""Model ids of these owners are not file names."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How to reproduce a run.
+
+    Args:
+        config: YAML of the run; empty if unknown.
+        versions: Version of each package.
+        machine: Processor and accelerators.
+        environment_of_run: Whether versions and machine are those of the run; otherwise they are those of the report.
+        seed: Random seed; None if unknown.
+        sha256: Checksum of each input and checkpoint.
+        private: Whether file names are hidden.
+        commands: Commands that made the run and the report.
+        tuned: Whether settings were tuned on inner folds.
+        decisions: What was chosen on inner folds, for each outer fold.
+        nested: Whether calibration was fitted on inner folds.
+    """
+
+    config: str
+    versions: dict[str, str]
+    machine: str
+    environment_of_run: bool
+    seed: int | None
+    sha256: dict[str, str]
+    private: bool
+    commands: list[str]
+    tuned: bool
+    decisions: list[dict[str, Any]]
+    nested: bool
 
 
 def provenance(
-    run: Path, member: Path | None, config: dict[str, Any], private: bool, manifest: Path | None, of_study: bool
-) -> dict[str, Any]:
-    """How to do it again.
+    run: Path,
+    config_folder: Path | None,
+    config: dict[str, Any],
+    private: bool = False,
+    manifest: Path | None = None,
+    of_study: bool = False,
+    report_options: Sequence[str] = (),
+) -> Provenance:
+    """Collects how to reproduce a run.
 
     Args:
         run: Folder of the run, or file of predictions.
-        member: Folder with a config in it; None where there is none.
-        config: Of the run.
-        private: Put marks in the place of file names.
-        manifest: What was predicted, where it is not that of the config.
-        of_study: The run may be called after a patient.
+        config_folder: Folder with the run's config; None if there is none.
+        config: The run's config.
+        private: Hide file names.
+        manifest: Manifest of the predictions, if it differs from the config's.
+        of_study: The run belongs to a clinical study, so its own name may be a patient's.
+        report_options: Options of ``mmemo report``.
     """
-    shown = without_paths(config) if private else config
-    told = member / ENVIRONMENT_FILE if member is not None and (member / ENVIRONMENT_FILE).is_file() else None
-    found: dict[str, Any] = {
-        "config": yaml.safe_dump(shown, sort_keys=False) if shown else "",
-        **(json.loads(told.read_text()) if told is not None else environment()),
-        "environment_of_run": told is not None,
-        "seed": config.get("seed_everything"),
-        "sha256": {},
-        "private": private,
-    }
-    shown_run = marked(run.name) if of_study else run.name if private else run
-    places = [run / f"predictions.{kind}" for kind in ("parquet", "csv")] if run.is_dir() else [run]
-    files = {"predictions": next((place for place in places if place.is_file()), None)}
-    if member is not None:
-        files["config"] = member / "config.yaml"
+    stored = config_folder / ENVIRONMENT_FILE if config_folder is not None else None
+    environment_of_run = stored is not None and stored.is_file()
+    system = json.loads(stored.read_text()) if stored is not None and environment_of_run else environment()
+    shown = hide_paths(config) if private else config
+    shown_run = hide_name(run.name) if of_study else run.name if private else str(run)
+    files = [run / f"fold{number}" / "decisions.json" for number in range(1, 1 + len(list(run.glob("fold*"))))]
+    decisions = [{"fold": path.parent.name, **json.loads(path.read_text())} for path in files if path.is_file()]
+    return Provenance(
+        config=yaml.safe_dump(shown, sort_keys=False) if shown else "",
+        versions=system["versions"],
+        machine=system["machine"],
+        environment_of_run=environment_of_run,
+        seed=config.get("seed_everything"),
+        sha256={name: checksum(path) for name, path in _files(run, config_folder, config, manifest).items()},
+        private=private,
+        commands=[
+            *([_run_command(run, config_folder, private)] if run.is_dir() else []),
+            " ".join([f"mmemo report {shown_run}", *report_options]),
+        ],
+        tuned=config_folder is not None and (config_folder / "tuning").is_dir(),
+        decisions=decisions,
+        nested=bool(decisions),
+    )
+
+
+def _files(run: Path, config_folder: Path | None, config: dict[str, Any], manifest: Path | None) -> dict[str, Path]:
+    """Predictions, config, manifests and checkpoints of a run."""
+    candidates = [run / name for name in PREDICTION_FILES] if run.is_dir() else [run]
+    predictions = next(filter(Path.is_file, candidates), None)
+    files = {} if predictions is None else {"predictions": predictions}
+    if config_folder is not None:
+        files["config"] = config_folder / "config.yaml"
         data = config.get("data", {})
-        for number, path in enumerate([data.get("manifest"), *(one["manifest"] for one in data.get("corpora") or [])]):
+        manifests = [data.get("manifest"), *(corpus["manifest"] for corpus in data.get("corpora") or [])]
+        for number, path in enumerate(manifests):
             if path and Path(path).is_file():
                 files[f"manifest {number}" if number else "manifest"] = Path(path)
-        judged = f"{config.get('checkpoint', 'best')}.ckpt"
-        for path in sorted(run.rglob(f"checkpoints/{judged}"), key=lambda one: natural_order(str(one))):
-            place = path.parent.parent.relative_to(run)
-            if not {"inner", "tuning"} & set(place.parts):
-                files[f"checkpoint {place}" if place.parts else "checkpoint"] = path
+        checkpoint = f"{config.get('checkpoint', 'best')}.ckpt"
+        for path in natsorted(run.rglob(f"checkpoints/{checkpoint}"), key=str):
+            folder = path.parent.parent.relative_to(run)
+            if not {"inner", "tuning"} & set(folder.parts):
+                files[f"checkpoint {folder}" if folder.parts else "checkpoint"] = path
     if manifest is not None:
         files["manifest"] = manifest
-    for name, file in files.items():
-        if file is not None:
-            found["sha256"][name] = checksum(file)
-    began = run / COMMAND_FILE
-    command = (
-        began.read_text().strip()
-        if began.is_file()
-        else f"mmemo {'fit' if member == run else 'crossval'} --config experiment.yaml"
+    return files
+
+
+def _run_command(run: Path, config_folder: Path | None, private: bool) -> str:
+    """The stored command of a run, or a likely one."""
+    stored = run / COMMAND_FILE
+    if stored.is_file():
+        command = stored.read_text().strip()
+    else:
+        command = f"mmemo {'fit' if config_folder == run else 'crossval'} --config experiment.yaml"
+    if not private:
+        return command
+    words = shlex.split(command)
+    return " ".join(
+        str(hide_paths(word, option if option.startswith("--") else ""))
+        for option, word in zip(["", *words], words, strict=False)
     )
-    if private:
-        words = shlex.split(command)
-        command = " ".join(
-            str(without_paths(word, before if before.startswith("--") else ""))
-            for before, word in zip(["", *words], words, strict=False)
-        )
-    made = [command] if run.is_dir() else []
-    found["commands"] = [*made, f"mmemo report {shown_run}"]
-    found["tuned"] = (member / "tuning").is_dir() if member is not None else False
-    decided = [run / f"fold{number}" / "decisions.json" for number in range(1, 1 + len(list(run.glob("fold*"))))]
-    found["decisions"] = [
-        {"fold": path.parent.name, **json.loads(path.read_text())} for path in decided if path.is_file()
-    ]
-    found["nested"] = bool(found["decisions"])
-    return found
 
 
-def without_paths(value: Any, key: str = "") -> Any:
-    """The same settings with a mark in the place of every file name.
+def hide_paths(value: Any, key: str = "") -> Any:
+    """Replaces every file name in settings by a placeholder.
 
     Args:
-        value: One setting, or tables and lists of them.
-        key: What it is a setting of.
+        value: A setting, or dicts and lists of settings.
+        key: Name of the setting.
+
+    Example:
+        >>> hide_paths({"lr": 0.1, "model_id": "openai/whisper-base", "manifest": "jane.csv"})
+        {'lr': 0.1, 'model_id': 'openai/whisper-base', 'manifest': 'file-87d7a31b'}
     """
     if isinstance(value, dict):
-        return {name: without_paths(one, name) for name, one in value.items()}
+        return {name: hide_paths(entry, name) for name, entry in value.items()}
     if isinstance(value, list):
-        return [without_paths(one, key) for one in value]
+        return [hide_paths(entry, key) for entry in value]
     if not isinstance(value, str) or not value:
         return value
     name = key.rpartition(".")[2].lstrip("-")
     if name in PATH_KEYS or "/" in value or "\\" in value or Path(value).suffix.lower() in FILE_ENDINGS:
-        known = value.startswith(("openai/", "sentence-transformers/", "facebook/", "microsoft/"))
-        return value if known else marked(value)
+        return value if value.startswith(MODEL_OWNERS) else hide_name(value)
     return value
 
 
-def marked(name: str) -> str:
-    """What stands in the place of a name that may be a person's.
+def hide_name(name: str) -> str:
+    """Placeholder for the name of a file or folder, which may contain a person's name.
 
     Args:
-        name: Of a file or folder.
+        name: Name of a file or folder.
     """
     return f"file-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -1,99 +1,101 @@
-"""Cross-validation in which everything that is chosen is chosen inside."""
+"""Nested cross-validation: everything that is chosen is chosen on inner folds of the training side."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mmemo.evaluation.calibration import COVERAGE, Conformal, Scaling, conformal, risk_coverage, temperature_scaling
 from mmemo.evaluation.predictions import labelled_probs
-from mmemo.evaluation.statistics import clusters
-from mmemo.files import write_text
+from mmemo.evaluation.statistics import speaker_clusters
+from mmemo.files import write_json
 from mmemo.studies.crossval import (
     CrossValidation,
+    Notify,
+    check_folds,
     check_same_experiment,
     collect,
     crossval,
-    folds_to_do,
-    input_files,
-    prepared,
+    folds_to_run,
+    ignore,
     run_fold,
-    silent,
-    write,
+    write_results,
 )
-from mmemo.studies.tuning import Tuning, inner_config, tune
+from mmemo.studies.tuning import SearchSettings, inner_experiment, tune
 from mmemo.training.experiment import Experiment
+from mmemo.training.experiment_cli import change_experiment
 
 DECISIONS_FILE = "decisions.json"
 
 
 def nested(
-    config: Path,
-    run: Path,
+    experiment: Experiment,
+    folder: Path,
     num_inner: int,
-    overrides: Sequence[str] = (),
-    space: Path | None = None,
+    space: Mapping[str, Any] | None = None,
     num_trials: int = 20,
     answered: float = 0.8,
-    tell: Callable[[str], None] = silent,
+    notify: Notify = ignore,
 ) -> CrossValidation:
-    """Cross-validation in which everything that is chosen is chosen inside: no outer test speaker has any part in it.
+    """Cross-validates an experiment, and makes every choice on inner folds, so that no outer test speaker affects it.
 
-    In each outer fold, the training side is divided into inner folds. On these the settings of ``space`` are tuned, if
-    there is one; from their out-of-fold predictions come the temperature, the confidence below which nothing is said,
-    and the conformal sets. Then the model is trained on the outer training side (with ``checkpoint: best``, some of its
-    speakers choose the epoch) and judged once.
+    In each outer fold, the training side is divided into inner folds. The settings of ``space`` are tuned on them, if
+    it is given. Their out-of-fold predictions give the temperature, the confidence threshold below which no answer is
+    given, and the conformal sets. Then the model is trained on the whole outer training side (with ``checkpoint:
+    best``, some of its speakers choose the epoch) and tested once.
 
     Args:
-        config: As for :func:`crossval`.
-        run: Folder, one folder per outer fold in it, with ``inner`` and ``tuning`` below.
-        num_inner: Inner folds, 2 or more.
-        overrides: As for :func:`crossval`.
-        space: YAML of what is tuned, as for ``mmemo tune``; nothing when not given.
-        num_trials: How many settings are tried in each outer fold.
-        answered: Share of utterances that shall get an answer; the others are too unsure.
-        tell: Takes a line on each fold and trial.
+        experiment: Its ``data.split`` defines the outer folds.
+        folder: Folder with one folder per outer fold, which holds ``inner`` and ``tuning``.
+        num_inner: Number of inner folds, 2 or more.
+        space: Search space, as for :func:`~mmemo.studies.tuning.tune`. By default nothing is tuned.
+        num_trials: Settings tried in each outer fold.
+        answered: Share of utterances that get an answer; the others are below the threshold.
+        notify: Takes a line about each fold and trial.
 
     Returns:
-        All outer folds; predictions have columns ``calibrated_prob_...``, ``answered`` and ``conformal_set``.
+        Results of the outer folds; predictions have columns ``calibrated_prob_...``, ``answered`` and
+        ``conformal_set``.
+
+    Raises:
+        ValueError: There are fewer than 2 inner folds, or the model predicts dimensions only.
     """
     if num_inner < 2:
         raise ValueError(f"nested {num_inner}: expected 2 inner folds or more")
-    experiment = Experiment(["--config", str(config), *overrides], run=False)
-    datamodule = experiment.datamodule
-    if not datamodule.classes:
-        raise ValueError("--nested calibrates classes, and this experiment has dimensions alone; leave it out")
-    prepared(experiment, num_inner)
-    num_folds = datamodule.splitter.count(datamodule.manifest)
-    files = [*input_files(experiment), *([space] if space else [])]
-    check_same_experiment(run, config, [*overrides, f"nested {num_inner} {num_trials} {answered}"], files)
-    for folder, fold in folds_to_do(run, num_folds, tell, experiment.trainer.world_size > 1):
-        chosen: list[str] = []
+    if not experiment.data.classes:
+        raise ValueError("--nested calibrates classes, but this experiment predicts dimensions only; remove it")
+    check_folds(experiment, num_inner)
+    num_folds = experiment.data.split.count_folds(experiment.data.read())
+    options = {"nested": num_inner, "trials": num_trials, "answered": answered, "space": dict(space or {})}
+    check_same_experiment(folder, experiment, options)
+    for fold_folder, fold in folds_to_run(folder, num_folds, notify, experiment.num_processes > 1):
+        chosen = experiment
         if space is not None:
-            settings = Tuning(num_trials=num_trials, num_folds=num_inner, outer_fold=fold, judge=False)
-            chosen = tune(config, space, folder / "tuning", settings, overrides, tell).overrides
-        inside = inner_config(config, folder / "inner.yaml", [*overrides, *chosen], fold, num_inner)
-        inner = crossval(inside, folder / "inner", tell=tell)
-        decided = Decisions.fitted(inner.predictions, answered)
-        write_text(folder / DECISIONS_FILE, json.dumps(decided.as_json(), indent=1))
-        run_fold(config, folder, fold, [*overrides, *chosen], decided.apply)
-    result = collect(run, num_folds)
-    write(result)
+            search = SearchSettings(num_trials=num_trials, num_folds=num_inner, outer_fold=fold, evaluate=False)
+            tuned = tune(experiment, space, fold_folder / "tuning", search, notify)
+            chosen = change_experiment(experiment, tuned.settings)
+        inner = crossval(inner_experiment(chosen, fold, num_inner), fold_folder / "inner", notify=notify)
+        decisions = Decisions.fitted(inner.predictions, answered)
+        write_json(fold_folder / DECISIONS_FILE, decisions.as_json())
+        run_fold(chosen.with_fold(fold, fold_folder), decisions.apply)
+    result = collect(folder, num_folds)
+    write_results(result)
     return result
 
 
-class Decisions(NamedTuple):
-    """What inner folds decided for an outer one.
+@dataclass(frozen=True)
+class Decisions:
+    """What the inner folds decide for an outer fold.
 
     Args:
-        scaling: Makes probabilities honest.
-        threshold: Calibrated confidence below which nothing is said.
-        conformal: Sets of classes that hold the true one nine times in ten.
+        scaling: Calibrates probabilities.
+        threshold: Calibrated confidence below which no answer is given.
+        conformal: Sets of classes that contain the true class with probability ``COVERAGE``.
     """
 
     scaling: Scaling
@@ -102,34 +104,31 @@ class Decisions(NamedTuple):
 
     @staticmethod
     def fitted(predictions: pd.DataFrame, answered: float) -> Decisions:
-        """Fits both on out-of-fold predictions.
+        """Fits all three on out-of-fold predictions.
 
         Args:
             predictions: With labels.
-            answered: Share of them that shall get an answer.
+            answered: Share of the utterances that get an answer.
         """
         labelled = predictions[predictions["emotion"].notna()]
         probs, target = labelled_probs(predictions)
         scaling = temperature_scaling(probs, target)
         calibrated = scaling(probs)
-        speakers = clusters(labelled["speaker"], labelled["id"])
-        return Decisions(
-            scaling,
-            risk_coverage(calibrated, target).at(answered)[1],
-            conformal(calibrated, target, speakers, COVERAGE),
-        )
+        speakers = speaker_clusters(labelled["speaker"], labelled["id"])
+        threshold = risk_coverage(calibrated, target).at(answered)[1]
+        return Decisions(scaling, threshold, conformal(calibrated, target, speakers, COVERAGE))
 
     def apply(self, predictions: pd.DataFrame) -> pd.DataFrame:
-        """Adds calibrated probabilities, whether an utterance is answered, and its set of classes, between spaces."""
+        """Adds calibrated probabilities, ``answered``, and the conformal set, whose classes are separated by spaces."""
         names = [name for name in predictions if str(name).startswith("prob_")]
         calibrated = self.scaling(predictions[names].to_numpy(dtype=float))
-        columns = {f"calibrated_{name}": calibrated[:, number] for number, name in enumerate(names)}
+        columns = {f"calibrated_{name}": calibrated[:, index] for index, name in enumerate(names)}
         classes = np.array([str(name).removeprefix("prob_") for name in names])
-        sets = [" ".join(classes[inside]) for inside in self.conformal.sets(calibrated)]
+        sets = [" ".join(classes[contained]) for contained in self.conformal.sets(calibrated)]
         return predictions.assign(**columns, answered=calibrated.max(1) >= self.threshold, conformal_set=sets)
 
-    def as_json(self) -> dict[str, object]:
-        """Plain numbers."""
+    def as_json(self) -> dict[str, float]:
+        """Returns the decisions as numbers."""
         return {
             "temperature": 1 / float(self.scaling.weight[0]),
             "threshold": self.threshold,

@@ -1,11 +1,5 @@
-"""Where data and models meet: the system, cached features, fine-tuning strategies, the experiment."""
+"""Training: the system, fine-tuning strategies, hooks, distillation, experiments. Names are imported on first use."""
 
-from mmemo.training.adversarial import TRADES, AdversarialTraining, DomainAdversarial, FreeLB, VirtualAdversarial
-from mmemo.training.attacks import FGM, FGSM, PGD
-from mmemo.training.distillation import DistillationSystem
-from mmemo.training.finetuning import Full, LastBlocks, LinearProbeFirst, LoRA, LowRank, ProgressiveUnfreezing
+import lazy_loader
 
-__all__ = [
-    "FGM", "FGSM", "PGD", "TRADES", "AdversarialTraining", "DistillationSystem", "DomainAdversarial", "FreeLB",
-    "Full", "LastBlocks", "LinearProbeFirst", "LoRA", "LowRank", "ProgressiveUnfreezing", "VirtualAdversarial",
-]  # fmt: skip
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

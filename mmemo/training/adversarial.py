@@ -1,73 +1,52 @@
-"""Terms that training minimises beside its loss, so that a model resists: to attacks, to other domains.
-
-A hook is a module that is given a :class:`Step` and gives a scalar. ``levels`` says where it perturbs the model,
-``unlabelled`` whether it learns from utterances without a label too. Hooks are listed in the YAML and added up; none
-leaves a trace: random generators, batch statistics and modes are afterwards as they were.
-"""
+"""Hooks that make a model robust: adversarial training, consistency under perturbation, domain invariance."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from mmemo.data.batch import EmotionBatch
-from mmemo.data.datamodule import EmotionDataModule
 from mmemo.data.manifest import ManifestError
+from mmemo.data.table import DataTable
 from mmemo.labels import UNLABELLED
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
 from mmemo.models.pooling import MaskedBatchNorm
 from mmemo.training.attacks import (
     Attack,
-    Entry,
-    Forward,
     Level,
+    PerturbationPoint,
     budget,
+    evaluation_gradients,
     length,
     real,
     running_statistics,
     scaled,
-    undisturbed,
     unit,
 )
+from mmemo.training.hooks import Step
 
 
-class Step(NamedTuple):
-    """One training step, after the plain forward pass.
-
-    Args:
-        model: Being trained.
-        forward: Runs it on a batch.
-        batch: The inputs.
-        output: What the model said of them.
-        loss: An output -> the loss that is minimised.
-        progress: Share of the training that is over, in [0, 1].
-        number: Of the step.
-    """
-
-    model: EmotionModel
-    forward: Forward
-    batch: EmotionBatch
-    output: EmotionOutput
-    loss: Callable[[EmotionOutput], Tensor]
-    progress: float
-    number: int = 0
-
-
-class AdversarialTraining(nn.Module):
-    """The same loss on inputs that an attack has changed (Goodfellow et al. 2015, section 6; Miyato et al. 2017).
-
-    Args:
-        attack: Finds the change: ``mmemo.training.FGSM``, ``FGM`` or ``PGD``.
-        weight: Of this loss beside the plain one, above 0; 1 counts both alike.
-    """
+class _Hook(nn.Module):
+    """What the hooks below share: they log no accuracy, and need no preparation unless they say so."""
 
     unlabelled = False
+    accuracy: Tensor | None = None
+
+    def prepare(self, table: DataTable, model: EmotionModel) -> None:
+        """Does nothing."""
+
+
+class AdversarialTraining(_Hook):
+    """The loss on inputs that an attack perturbed (Goodfellow et al. 2015, section 6; Miyato et al. 2017).
+
+    Args:
+        attack: Finds the perturbation: ``mmemo.training.FGSM``, ``FGM`` or ``PGD``.
+        weight: Weight of this loss, above 0; the ordinary loss has weight 1.
+    """
 
     def __init__(self, attack: Attack, weight: float = 1.0) -> None:
         super().__init__()
@@ -76,28 +55,28 @@ class AdversarialTraining(nn.Module):
         self.levels: tuple[Level, ...] = (attack.level,)
 
     def forward(self, step: Step) -> Tensor:
-        entry = Entry(step.model, self.attack.level)
-        with undisturbed(step.model):
-            values, mask = entry.values(step.forward, step.batch)
+        point = PerturbationPoint(step.model, self.attack.level)
+        with evaluation_gradients(step.model):
+            values, mask = point.values(step.forward, step.batch)
             delta = self.attack.search(
-                lambda perturbed: step.loss(entry.run(step.forward, step.batch, perturbed - values)), values, mask
+                lambda perturbed: step.loss(point.run(step.forward, step.batch, perturbed - values)), values, mask
             )
-        return self.weight * step.loss(entry.run(step.forward, step.batch, delta))
+        return self.weight * step.loss(point.run(step.forward, step.batch, delta))
 
 
-class FreeLB(nn.Module):
-    """The mean loss along the steps of an attack, rather than at its end alone (Zhu et al. 2020, algorithm 1,
-    <https://arxiv.org/abs/1909.11764>).
+class FreeLB(_Hook):
+    """The mean loss along the steps of an attack, instead of at its end.
+
+    Follows Zhu et al. 2020, algorithm 1, <https://arxiv.org/abs/1909.11764>.
 
     Args:
         level: Where the model is perturbed.
-        snr_db: Strength on the waveform, in dB; 45 when not given.
-        relative_norm: Strength elsewhere: norm of the perturbation over that of what it changes; 0.05 when not given.
-        steps: At least 1.
-        weight: Beside the plain loss, above 0.
+        snr_db: Strength on the waveform, in dB. Defaults to 45.
+        relative_norm: Strength at other levels: norm of the perturbation divided by that of the perturbed tensor.
+            Defaults to 0.05.
+        steps: Number of steps, 1 or more.
+        weight: Weight of the term, above 0.
     """
-
-    unlabelled = False
 
     def __init__(
         self,
@@ -109,40 +88,43 @@ class FreeLB(nn.Module):
     ) -> None:
         super().__init__()
         self.budget = budget(type(self).__name__, level, snr_db, relative_norm)
-        self.levels = (level,)
+        self.level, self.snr_db, self.relative_norm = level, snr_db, relative_norm
+        self.levels: tuple[Level, ...] = (level,)
         if steps < 1:
             raise ValueError(f"FreeLB(steps={steps}), expected 1 or more")
         self.steps = steps
         self.weight = _positive(self, "weight", weight)
 
     def forward(self, step: Step) -> Tensor:
-        entry = Entry(step.model, self.levels[0])
-        with undisturbed(step.model):
-            values, mask = entry.values(step.forward, step.batch)
+        point = PerturbationPoint(step.model, self.levels[0])
+        with evaluation_gradients(step.model):
+            values, mask = point.values(step.forward, step.batch)
         radius = self.budget.radius(values, mask)
         inside = torch.rand(len(values), device=values.device)
         delta = scaled(unit(torch.randn_like(values) * real(values, mask)), inside * radius)
         total = values.new_zeros(())
         for _ in range(self.steps):
             delta = delta.detach().requires_grad_()
-            loss = step.loss(entry.run(step.forward, step.batch, delta))
+            loss = step.loss(point.run(step.forward, step.batch, delta))
             total = total + loss / self.steps
-            (slope,) = torch.autograd.grad(loss, delta, retain_graph=True)
-            moved = delta.detach() + scaled(unit(slope * real(values, mask)), radius / self.steps)
+            (gradient,) = torch.autograd.grad(loss, delta, retain_graph=True)
+            moved = delta.detach() + scaled(unit(gradient * real(values, mask)), radius / self.steps)
             delta = scaled(moved, (radius / length(moved).clamp(min=1e-20)).clamp(max=1.0))
         return self.weight * total
 
 
-class VirtualAdversarial(nn.Module):
-    """The model must say the same of an input and of its worst neighbour, whatever is true of it, so utterances
-    without a label take part too (Miyato et al. 2018, algorithm 1, <https://arxiv.org/abs/1704.03976>).
+class VirtualAdversarial(_Hook):
+    """Consistency: the same prediction for an input and its worst neighbour. Needs no labels.
+
+    Follows Miyato et al. 2018, algorithm 1, <https://arxiv.org/abs/1704.03976>.
 
     Args:
         level: Where the model is perturbed.
-        snr_db: Strength on the waveform, in dB; 45 when not given.
-        relative_norm: Strength elsewhere: norm of the perturbation over that of what it changes; 0.05 when not given.
-        power_iterations: Steps towards the worst direction, at least 1.
-        weight: Beside the plain loss, above 0.
+        snr_db: Strength on the waveform, in dB. Defaults to 45.
+        relative_norm: Strength at other levels: norm of the perturbation divided by that of the perturbed tensor.
+            Defaults to 0.05.
+        power_iterations: Steps towards the worst direction, 1 or more.
+        weight: Weight of the term, above 0.
     """
 
     unlabelled = True
@@ -157,45 +139,48 @@ class VirtualAdversarial(nn.Module):
     ) -> None:
         super().__init__()
         self.budget = budget(type(self).__name__, level, snr_db, relative_norm)
-        self.levels = (level,)
+        self.level, self.snr_db, self.relative_norm = level, snr_db, relative_norm
+        self.levels: tuple[Level, ...] = (level,)
         if power_iterations < 1:
             raise ValueError(f"VirtualAdversarial(power_iterations={power_iterations}), expected 1 or more")
         self.power_iterations = power_iterations
         self.weight = _positive(self, "weight", weight)
 
-    def prepare(self, datamodule: EmotionDataModule, model: EmotionModel) -> None:
-        """Refuses a model without classes."""
+    def prepare(self, table: DataTable, model: EmotionModel) -> None:
+        """Raises ValueError for a model without classes."""
         _needs_classes(self, model)
 
     def forward(self, step: Step) -> Tensor:
-        entry = Entry(step.model, self.levels[0])
-        with undisturbed(step.model):
-            values, mask = entry.values(step.forward, step.batch)
+        point = PerturbationPoint(step.model, self.levels[0])
+        with evaluation_gradients(step.model):
+            values, mask = point.values(step.forward, step.batch)
             radius = self.budget.radius(values, mask)
             plain = _log_probs(step.forward(step.batch)).detach()
             direction = unit(torch.randn_like(values) * real(values, mask))
             for _ in range(self.power_iterations):
-                # A tenth of the radius, not the paper's 1e-6: at half precision nothing would come of that.
+                # A tenth of the radius, not the paper's 1e-6, which vanishes in half precision.
                 near = scaled(direction, 0.1 * radius).requires_grad_()
-                distance = _divergence(plain, _log_probs(entry.run(step.forward, step.batch, near)))
-                (slope,) = torch.autograd.grad(distance, near)
-                direction = unit(slope * real(values, mask))
-        with isolate_rng(), torch.no_grad():  # both sides with the same dropout, or that would be the difference
+                distance = _divergence(plain, _log_probs(point.run(step.forward, step.batch, near)))
+                (gradient,) = torch.autograd.grad(distance, near)
+                direction = unit(gradient * real(values, mask))
+        with isolate_rng(), torch.no_grad():  # same dropout on both sides, or it would be the difference
             target = _log_probs(step.forward(step.batch))
-        said = _log_probs(entry.run(step.forward, step.batch, scaled(direction, radius)))
-        return self.weight * _divergence(target, said)
+        perturbed_output = _log_probs(point.run(step.forward, step.batch, scaled(direction, radius)))
+        return self.weight * _divergence(target, perturbed_output)
 
 
-class TRADES(nn.Module):
-    """Trades accuracy for resistance: the divergence between what is said of an input and of its worst neighbour
-    (Zhang et al. 2019, eq. 5, <https://arxiv.org/abs/1901.08573>).
+class TRADES(_Hook):
+    """Trades accuracy for robustness: the divergence between the predictions for an input and its worst neighbour.
+
+    Follows Zhang et al. 2019, eq. 5, <https://arxiv.org/abs/1901.08573>.
 
     Args:
-        attack: Searches the neighbour: ``mmemo.training.PGD``, with a random start.
-        weight: Of the divergence, the paper's 1 / lambda, above 0.
-    """
+        attack: Finds the neighbour: ``mmemo.training.PGD``, with a random start.
+        weight: Weight of the divergence, 1 / lambda in the paper, above 0.
 
-    unlabelled = False
+    Raises:
+        ValueError: The attack has no random start.
+    """
 
     def __init__(self, attack: Attack, weight: float = 6.0) -> None:
         super().__init__()
@@ -203,52 +188,55 @@ class TRADES(nn.Module):
         self.levels: tuple[Level, ...] = (attack.level,)
         self.weight = _positive(self, "weight", weight)
         if not getattr(attack, "random_start", False):
-            raise ValueError("TRADES needs an attack with a random start, such as PGD: at the input itself it is flat")
+            raise ValueError(
+                "TRADES needs an attack with a random start, such as PGD: at the input itself the gradient is zero"
+            )
 
-    def prepare(self, datamodule: EmotionDataModule, model: EmotionModel) -> None:
-        """Refuses a model without classes."""
+    def prepare(self, table: DataTable, model: EmotionModel) -> None:
+        """Raises ValueError for a model without classes."""
         _needs_classes(self, model)
 
     def forward(self, step: Step) -> Tensor:
-        entry = Entry(step.model, self.attack.level)
-        with undisturbed(step.model):
-            values, mask = entry.values(step.forward, step.batch)
+        point = PerturbationPoint(step.model, self.attack.level)
+        with evaluation_gradients(step.model):
+            values, mask = point.values(step.forward, step.batch)
             plain = _log_probs(step.forward(step.batch)).detach()
 
             def distance(perturbed: Tensor) -> Tensor:
-                output = entry.run(step.forward, step.batch, perturbed - values)
+                output = point.run(step.forward, step.batch, perturbed - values)
                 return _divergences(plain, _log_probs(output))
 
             delta = self.attack.search(distance, values, mask)
-        with isolate_rng():  # both sides with the same dropout, or that would be the difference
+        with isolate_rng():  # same dropout on both sides, or it would be the difference
             target = _log_probs(step.forward(step.batch))
-        said = _log_probs(entry.run(step.forward, step.batch, delta))
-        return self.weight * _divergence(target, said)
+        perturbed_output = _log_probs(point.run(step.forward, step.batch, delta))
+        return self.weight * _divergence(target, perturbed_output)
 
 
-class DomainAdversarial(nn.Module):
-    """The fused vector must not tell which speaker, corpus or other domain an utterance is of: a classifier learns to
-    tell, and its gradient is reversed before it reaches the model (Ganin et al. 2016, section 4.2,
-    <https://arxiv.org/abs/1505.07818>).
+class DomainAdversarial(_Hook):
+    """Removes a domain, such as speaker or corpus, from the fused vector by gradient reversal.
 
-    Differs in two ways, without which the model hides from a classifier that lags behind, and is read by another one as
-    before: the classifier takes several steps of its own on the latest vectors for each step of the model, and nothing
-    is reversed for an utterance of which it is no surer than by chance, since a wrong speaker is as telling. Under
-    several processes each has a classifier of its own.
+    A classifier learns to predict the domain, and its gradient is reversed before it reaches the model (Ganin et al.
+    2016, section 4.2, <https://arxiv.org/abs/1505.07818>). Differs in two ways, without which the model only evades a
+    classifier that lags behind, and another classifier still reads the domain. First, the classifier takes several
+    steps on the latest vectors for each step of the model. Second, nothing is reversed for an utterance whose domain
+    the classifier predicts no better than by chance, since a wrong speaker is as informative as the right one.
 
-    A run that was killed goes on with the classifier as it was, but its optimizer and memory begin anew.
-
-    Utterances without a label take part, so a corpus that has none, or whose labels are hidden with
-    ``unlabelled: true``, can be adapted to.
+    Under several processes, each has its own classifier. A resumed run keeps the classifier, but not its optimizer and
+    memory. Utterances without labels take part, so the model can be adapted to a corpus without labels
+    (``unlabelled: true``).
 
     Args:
-        column: Of the manifest, such as ``speaker``, ``corpus`` or ``gender``; rows without a value are left out.
-        weight: Of the reversed gradient at the end, above 0.
-        gamma: How soon it gets there: ``2 / (1 + exp(-gamma * progress)) - 1`` of it, above 0.
-        hidden_dim: Size of the classifier's hidden layer; 0 for a linear one, which is soonest at its best.
-        steps: Of the classifier for each step of the model, at least 1.
+        column: Manifest column, such as ``speaker``, ``corpus`` or ``gender``; rows without a value are left out.
+        weight: Final weight of the reversed gradient, above 0.
+        gamma: Speed of the warm-up: the weight is scaled by ``2 / (1 + exp(-gamma * progress)) - 1``; above 0.
+        hidden_dim: Size of the classifier's hidden layer; 0 for a linear classifier, which converges fastest.
+        steps: Steps of the classifier for each step of the model, 1 or more.
         lr: Learning rate of the classifier (Adam), above 0.
-        memory: Latest utterances that it learns from, at least 1.
+        memory: Number of latest utterances that the classifier learns from, 1 or more.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     unlabelled = True
@@ -266,7 +254,7 @@ class DomainAdversarial(nn.Module):
     ) -> None:
         super().__init__()
         if column == "emotion":
-            raise ValueError("DomainAdversarial(column='emotion') would unlearn what the model is for; name a domain")
+            raise ValueError("DomainAdversarial(column='emotion') would remove the emotion itself; name a domain")
         self.column = column
         self.weight = _positive(self, "weight", weight)
         self.gamma = _positive(self, "gamma", gamma)
@@ -279,27 +267,26 @@ class DomainAdversarial(nn.Module):
         self.hidden_dim = hidden_dim
         self.steps = steps
         self.memory = memory
-        self.classifier: nn.Module | None = None  # its size is that of the data
-        self.accuracy: Tensor | None = None
+        self.classifier: nn.Module | None = None  # its size depends on the data
 
-    def prepare(self, datamodule: EmotionDataModule, model: EmotionModel) -> None:
+    def prepare(self, table: DataTable, model: EmotionModel) -> None:
         """Builds the classifier.
 
         Raises:
-            ManifestError: The manifest has no such column, or the training rows one value alone.
+            ManifestError: The manifest has no such column, or the training rows have a single value in it.
         """
-        frame = datamodule.manifest.frame
+        frame = table.manifest.frame
         if self.column not in frame:
             raise ManifestError(
-                f"{datamodule.manifest_path}: DomainAdversarial asks for column {self.column!r}, found only "
+                f"{table.name}: DomainAdversarial needs column {self.column!r}, the columns are "
                 f"{', '.join(frame.columns)}"
             )
         column = frame[self.column]
-        known = sorted(column.iloc[datamodule.split.train].dropna().unique().tolist(), key=str)
+        known = sorted(column.iloc[table.split.train].dropna().unique().tolist(), key=str)
         if len(known) < 2:
             raise ManifestError(
-                f"{datamodule.manifest_path}: column {self.column!r} has {len(known)} values in the training rows "
-                f"({', '.join(map(str, known))}), and DomainAdversarial needs two or more to tell apart"
+                f"{table.name}: column {self.column!r} has {len(known)} values in the training rows "
+                f"({', '.join(map(str, known))}), DomainAdversarial needs two or more"
             )
         numbers = {value: number for number, value in enumerate(known)}
         domains = np.array([numbers.get(value, UNLABELLED) for value in column], dtype=np.int64)
@@ -307,14 +294,14 @@ class DomainAdversarial(nn.Module):
         self.domains: Tensor
         if self.classifier is None:
             dim = model.fusion.dim
-            # Standardised, or the model would hide from the classifier by shrinking what it tells.
+            # Standardised, or the model could evade the classifier by shrinking the vector.
             self.norm = MaskedBatchNorm(dim)
             self.classifier = nn.Linear(dim, len(known))
             if self.hidden_dim:
                 self.classifier = nn.Sequential(
                     nn.Linear(dim, self.hidden_dim), nn.ReLU(), nn.Linear(self.hidden_dim, len(known))
                 )
-            self.classifier.requires_grad_(False)  # it has an optimizer of its own
+            self.classifier.requires_grad_(False)  # it has its own optimizer
             self._optimizer = torch.optim.Adam(self.classifier.parameters(), lr=self.lr)
             self._latest: list[tuple[Tensor, Tensor]] = []
 
@@ -331,7 +318,7 @@ class DomainAdversarial(nn.Module):
         return losses.clamp(max=math.log(logits.shape[1])).sum() / known.sum().clamp(min=1)
 
     def _learn(self, embedding: Tensor, domain: Tensor) -> None:
-        """Lets the classifier catch up with the model."""
+        """Trains the classifier on the latest vectors."""
         assert self.classifier is not None
         self._latest.append((embedding, domain))
         while sum(len(names) for _, names in self._latest) > self.memory and len(self._latest) > 1:
@@ -352,7 +339,7 @@ class DomainAdversarial(nn.Module):
 
 
 class _Reversed(torch.autograd.Function):
-    """The same value forwards, the gradient times a negative number backwards (Ganin et al. 2016, eq. 16)."""
+    """Identity in the forward pass; multiplies the gradient by a negative number (Ganin et al. 2016, eq. 16)."""
 
     @staticmethod
     def forward(context: Any, values: Tensor, strength: float) -> Tensor:
@@ -364,30 +351,17 @@ class _Reversed(torch.autograd.Function):
         return -context.strength * gradients[0], None
 
 
-def hook_term(hook: nn.Module, step: Step, place: int = 0) -> Tensor:
-    """What a hook asks to be minimised; random generators and batch statistics stay as they are.
-
-    Args:
-        hook: One of this file, or of its kind.
-        step: Being trained on.
-        place: Of the hook among all; with the number of the step it fixes what the hook draws.
-    """
-    with isolate_rng(), running_statistics(step.model):
-        torch.manual_seed(int(np.random.SeedSequence([torch.initial_seed(), step.number, place]).generate_state(1)[0]))
-        return hook(step)
-
-
 def _log_probs(output: EmotionOutput) -> Tensor:
     assert output.logits is not None
     return output.logits.float().log_softmax(-1)
 
 
-def _divergences(target: Tensor, said: Tensor) -> Tensor:
-    return (target.exp() * (target - said)).sum(-1)
+def _divergences(target: Tensor, predicted: Tensor) -> Tensor:
+    return (target.exp() * (target - predicted)).sum(-1)
 
 
-def _divergence(target: Tensor, said: Tensor) -> Tensor:
-    return _divergences(target, said).mean()
+def _divergence(target: Tensor, predicted: Tensor) -> Tensor:
+    return _divergences(target, predicted).mean()
 
 
 def _needs_classes(hook: nn.Module, model: EmotionModel) -> None:

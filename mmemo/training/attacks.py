@@ -1,8 +1,8 @@
-"""Small changes of an input that raise a loss most: where they are made, how large they are, how they are found.
+"""Adversarial perturbations: where they are added, how large they are, how they are found.
 
-A level is a place in the model where a tensor passes: the waveform, the log-mel spectrogram, an encoder's features, the
-token embeddings. An attack is given a function from that tensor to a loss and searches within its budget; it knows
-nothing of models.
+A level is a point in the model that a tensor passes: the waveform, the log-mel spectrogram, an encoder's features, or
+the token embeddings. An attack takes a function from that tensor to a loss, and searches within its budget. It does
+not depend on the model.
 """
 
 from __future__ import annotations
@@ -21,55 +21,55 @@ from mmemo.models.emotion_model import EmotionModel, EmotionOutput
 
 Level = Literal["waveform", "log_mel", "audio_features", "token_embeddings", "text_features"]
 RAW = {"waveform": "audio", "log_mel": "audio", "token_embeddings": "text"}
-"""Levels below what is cached -> the modality that must then be read raw."""
+"""Levels below the cached features -> the modality that must be read raw then."""
 
 Objective = Callable[[Tensor], Tensor]
-"""A perturbed tensor -> what is to be raised: one number per utterance ``(batch,)``, or a scalar."""
+"""Function of a perturbed tensor that an attack maximises: one number per utterance ``(batch,)``, or a scalar."""
 
 Forward = Callable[[EmotionBatch], EmotionOutput]
 
 
 class Attack(Protocol):
-    """A search for the worst perturbation of a budget."""
+    """A search for the worst perturbation within a budget."""
 
     level: Level
 
     def search(self, objective: Objective, values: Tensor, mask: Tensor) -> Tensor:
-        """The perturbation, of the shape of ``values``, zero where ``mask`` is False."""
+        """Returns the perturbation, of the shape of ``values``, with zeros where ``mask`` is False."""
 
 
 class Budget(NamedTuple):
-    """How large a perturbation may be, measured against each utterance's own real values.
+    """Largest perturbation, relative to each utterance's own real values.
 
     Args:
-        level: Where it is made.
-        ratio: Its Euclidean norm over that of the utterance.
+        level: Where the perturbation is added.
+        ratio: Its Euclidean norm divided by the utterance's.
     """
 
     level: Level
     ratio: float
 
     def radius(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Euclidean norm allowed ``(batch,)``."""
+        """Returns the largest Euclidean norm ``(batch,)``."""
         return self.ratio * length(values * real(values, mask))
 
     def bound(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Largest change of one value ``(batch,)`` with which all together keep the norm."""
+        """Returns the largest change of a single value with which all together keep the norm ``(batch,)``."""
         count = real(values, mask).expand_as(values).flatten(1).sum(1)
         return self.radius(values, mask) / count.clamp(min=1).sqrt()
 
 
 def budget(name: str, level: Level, snr_db: float | None, relative_norm: float | None) -> Budget:
-    """Checks and converts the strength of an attack.
+    """Converts the strength of an attack to a budget.
 
     Args:
-        name: Of the attack, for the error.
-        level: Where it is made.
-        snr_db: Power of the waveform over that of the perturbation, in dB; only for the waveform.
-        relative_norm: Norm of the perturbation over that of what it changes, above 0; for the other levels.
+        name: Attack for the error message.
+        level: Where the perturbation is added.
+        snr_db: Power of the waveform divided by that of the perturbation, in dB; for the waveform only.
+        relative_norm: Norm of the perturbation divided by that of the perturbed tensor, above 0; for other levels.
 
     Raises:
-        ValueError: A strength that is not a number, is 0 or less where it cannot be, or is of another level.
+        ValueError: The strength is out of range, or belongs to another level.
     """
     if level not in Level.__args__:  # type: ignore[attr-defined]
         raise ValueError(f"{name}(level={level!r}), expected one of {', '.join(Level.__args__)}")  # type: ignore[attr-defined]
@@ -91,52 +91,59 @@ def budget(name: str, level: Level, snr_db: float | None, relative_norm: float |
 
 
 class FGSM:
-    """One step along the sign of the gradient (Goodfellow et al. 2015, eq. in section 4,
-    <https://arxiv.org/abs/1412.6572>).
+    """One step along the sign of the gradient.
+
+    Follows Goodfellow et al. 2015, section 4, <https://arxiv.org/abs/1412.6572>.
 
     Args:
         level: Where the model is perturbed.
-        snr_db: Strength on the waveform: its power over that of the perturbation, in dB; 45 when not given.
-        relative_norm: Strength elsewhere: norm of the perturbation over that of what it changes; 0.05 when not given.
+        snr_db: Strength on the waveform: its power divided by that of the perturbation, in dB. Defaults to 45.
+        relative_norm: Strength at other levels: norm of the perturbation divided by that of the perturbed tensor.
+            Defaults to 0.05.
     """
 
     def __init__(
         self, level: Level = "waveform", snr_db: float | None = None, relative_norm: float | None = None
     ) -> None:  # fmt: skip
         self.budget = budget(type(self).__name__, level, snr_db, relative_norm)
-        self.level = level
+        self.level, self.snr_db, self.relative_norm = level, snr_db, relative_norm
 
     def search(self, objective: Objective, values: Tensor, mask: Tensor) -> Tensor:
-        slope = _slope(objective, values, torch.zeros_like(values), mask)[0]
-        return scaled(slope.sign(), self.budget.bound(values, mask))
+        gradient = _gradient(objective, values, torch.zeros_like(values), mask)[0]
+        return scaled(gradient.sign(), self.budget.bound(values, mask))
 
 
 class FGM(FGSM):
-    """One step along the gradient, of a given length (Miyato et al. 2017, eq. 3, <https://arxiv.org/abs/1605.07725>).
+    """One step of a given length along the gradient.
+
+    Follows Miyato et al. 2017, eq. 3, <https://arxiv.org/abs/1605.07725>.
 
     Args:
         level: Where the model is perturbed.
-        snr_db: Strength on the waveform: its power over that of the perturbation, in dB; 45 when not given.
-        relative_norm: Strength elsewhere: norm of the perturbation over that of what it changes; 0.05 when not given.
+        snr_db: Strength on the waveform: its power divided by that of the perturbation, in dB. Defaults to 45.
+        relative_norm: Strength at other levels: norm of the perturbation divided by that of the perturbed tensor.
+            Defaults to 0.05.
     """
 
     def search(self, objective: Objective, values: Tensor, mask: Tensor) -> Tensor:
-        slope = _slope(objective, values, torch.zeros_like(values), mask)[0]
-        return scaled(unit(slope), self.budget.radius(values, mask))
+        gradient = _gradient(objective, values, torch.zeros_like(values), mask)[0]
+        return scaled(unit(gradient), self.budget.radius(values, mask))
 
 
 class PGD:
-    """Several steps, each put back into the budget (Madry et al. 2018, <https://arxiv.org/abs/1706.06083>); the worst
-    point on the way is taken.
+    """Projected gradient descent: several steps, each projected back into the budget; returns the worst point.
+
+    Follows Madry et al. 2018, <https://arxiv.org/abs/1706.06083>.
 
     Args:
         level: Where the model is perturbed.
-        snr_db: Strength on the waveform: its power over that of the perturbation, in dB; 45 when not given.
-        relative_norm: Strength elsewhere: norm of the perturbation over that of what it changes; 0.05 when not given.
-        steps: At least 1.
-        step_size: Length of a step as a share of the budget, above 0; 2.5 / steps when not given.
+        snr_db: Strength on the waveform: its power divided by that of the perturbation, in dB. Defaults to 45.
+        relative_norm: Strength at other levels: norm of the perturbation divided by that of the perturbed tensor.
+            Defaults to 0.05.
+        steps: Number of steps, 1 or more.
+        step_size: Length of a step as a share of the budget, above 0. Defaults to 2.5 / steps.
         norm: ``linf`` bounds each value, ``l2`` the norm of all; both keep the strength.
-        random_start: Whether to start anywhere in the budget rather than at the utterance itself.
+        random_start: Whether to start at a random point of the budget instead of at the utterance itself.
     """
 
     def __init__(
@@ -150,7 +157,7 @@ class PGD:
         random_start: bool = True,
     ) -> None:
         self.budget = budget(type(self).__name__, level, snr_db, relative_norm)
-        self.level = level
+        self.level, self.snr_db, self.relative_norm = level, snr_db, relative_norm
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f"PGD(steps={steps}), expected a whole number, 1 or more")
         self.steps = steps
@@ -169,9 +176,9 @@ class PGD:
             delta = self._project(scaled(torch.rand_like(values) * 2 - 1, limit) * real(values, mask), limit)
         worst, highest = delta, None
         for _ in range(self.steps):
-            slope, losses = _slope(objective, values, delta, mask)
+            gradient, losses = _gradient(objective, values, delta, mask)
             worst, highest = _worse(worst, highest, delta, losses)
-            step = slope.sign() if self.norm == "linf" else unit(slope)
+            step = gradient.sign() if self.norm == "linf" else unit(gradient)
             delta = self._project(delta + scaled(step, self.step_size * limit), limit)
         with torch.no_grad():
             losses = objective(values + delta)
@@ -184,16 +191,16 @@ class PGD:
         return scaled(delta, (limit / length(delta).clamp(min=1e-12)).clamp(max=1.0))
 
 
-class Entry:
-    """Where a model is perturbed.
+class PerturbationPoint:
+    """A point in a model where perturbations are added.
 
     Args:
-        model: To be perturbed.
-        level: The place.
-        name: Of the part that asks, for the error.
+        model: Model to perturb.
+        level: The point.
+        name: Attack or hook for the error message.
 
     Raises:
-        ValueError: The model has no such place, or no gradient comes back to it.
+        ValueError: The model has no such point, or gradients do not reach it.
     """
 
     def __init__(self, model: EmotionModel, level: Level, name: str = "attack") -> None:
@@ -205,12 +212,11 @@ class Entry:
         wanted = "an audio_encoder" if modality == "audio" else "a text_encoder"
         if encoder is None:
             raise ValueError(
-                f"{name}: level {level} needs a model with {wanted}; this one takes {has} alone"
+                f"{name}: level {level} needs a model with {wanted}; this one has only {has}"
             )  # fmt: skip
-        if level in ("waveform", "log_mel") and not getattr(encoder, "differentiable", True):
+        if level in ("waveform", "log_mel") and not encoder.differentiable:
             raise ValueError(
-                f"{name}: no gradient comes back through {type(encoder).__name__} to the {level}; use level "
-                "audio_features"
+                f"{name}: {type(encoder).__name__} is not differentiable down to the {level}; use level audio_features"
             )
         if level == "log_mel" and not isinstance(getattr(encoder, "log_mel", None), nn.Module):
             raise ValueError(
@@ -220,18 +226,18 @@ class Entry:
         self.modality = modality
 
     def values(self, forward: Forward, batch: EmotionBatch) -> tuple[Tensor, Tensor]:
-        """What passes there, and its mask.
+        """Returns the tensor at the point, and its mask.
 
         Args:
             forward: Runs the model on a batch.
-            batch: Raw where the level is below what is cached.
+            batch: Raw inputs if the level is below the cached features.
         """
         if self.level == "waveform":
             assert batch.audio is not None
             assert batch.audio_mask is not None
             return batch.audio, batch.audio_mask
-        seen: list[Any] = []
-        handle = self._module(batch).register_forward_hook(lambda module, inputs, output: seen.append(output))
+        captured: list[Any] = []
+        handle = self._module(batch).register_forward_hook(lambda module, inputs, output: captured.append(output))
         try:
             with torch.no_grad():
                 forward(batch)
@@ -239,19 +245,19 @@ class Entry:
             handle.remove()
         if self.level == "token_embeddings":
             assert batch.text_mask is not None
-            return seen[0].detach(), batch.text_mask
-        return seen[0][0].detach(), seen[0][1]
+            return captured[0].detach(), batch.text_mask
+        return captured[0][0].detach(), captured[0][1]
 
     def run(self, forward: Forward, batch: EmotionBatch, delta: Tensor) -> EmotionOutput:
-        """The model's output with a perturbation added.
+        """Returns the model's output with a perturbation added.
 
         Args:
             forward: Runs the model on a batch.
-            batch: As for ``values``.
-            delta: Of the shape of its tensor.
+            batch: As for :meth:`values`.
+            delta: Perturbation, of the shape of the tensor at the point.
         """
         if self.level == "waveform":
-            return forward(heard_with(batch, delta))
+            return forward(add_to_waveform(batch, delta))
 
         def add(module: nn.Module, inputs: Any, output: Any) -> Any:
             return output + delta if isinstance(output, Tensor) else (output[0] + delta, *output[1:])
@@ -271,28 +277,28 @@ class Entry:
         return self.encoder
 
 
-def heard_with(batch: EmotionBatch, delta: Tensor) -> EmotionBatch:
-    """A batch of waveforms with something added to them.
+def add_to_waveform(batch: EmotionBatch, delta: Tensor) -> EmotionBatch:
+    """Returns a batch of waveforms with a perturbation added.
 
     Args:
-        batch: Raw.
+        batch: Waveforms.
         delta: ``(batch, samples)``.
     """
     assert batch.audio is not None
     perturbed = batch.audio + delta
-    raw = batch.descriptors is not None and batch.descriptors.ndim == 2  # they hear the same recording
-    return batch._replace(audio=perturbed, descriptors=perturbed if raw else batch.descriptors)
+    is_waveform = batch.descriptors is not None and batch.descriptors.ndim == 2  # of the same recording
+    return batch._replace(audio=perturbed, descriptors=perturbed if is_waveform else batch.descriptors)
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Gradients on, dropout and batch statistics off; afterwards modes and random generators are as they were.
+def evaluation_gradients(model: nn.Module) -> Iterator[None]:
+    """Context with gradients on, dropout and batch statistics off. Restores modes and random generators afterwards.
 
     Args:
-        model: Whose modes are meant.
+        model: Model that is put into eval mode.
     """
     modes = [(module, module.training) for module in model.modules()]
-    # cuDNN's recurrent layers give no gradient in eval mode, PyTorch's own do.
+    # cuDNN's recurrent layers have no gradient in eval mode; PyTorch's own have.
     with isolate_rng(), torch.inference_mode(False), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         model.eval()
         try:
@@ -304,12 +310,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def running_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch normalisation as at test time: by the running statistics, which stay as they are.
+    """Context in which batch normalisation uses its running statistics, and does not update them.
 
-    A perturbed batch must be normalised as it will be then; its own statistics would take the perturbation out.
+    A perturbed batch must be normalised as it is at test time; its own statistics would remove the perturbation.
 
     Args:
-        model: Whose batch normalisations are meant.
+        model: Model whose batch normalisations are switched.
     """
     norms = [module for module in model.modules() if module.training and "running_mean" in dict(module.named_buffers())]
     for norm in norms:
@@ -322,33 +328,33 @@ def running_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def real(values: Tensor, mask: Tensor) -> Tensor:
-    """The mask in the shape of a tensor of any level: ``(batch, time)`` with axes of size 1 for layer and feature."""
+    """Returns the mask broadcastable to a tensor of any level, with axes of size 1 for layer and feature."""
     if values.ndim == 4:
         return mask[:, None, :, None]
     return mask if values.ndim == 2 else mask[..., None]
 
 
 def length(values: Tensor) -> Tensor:
-    """Euclidean norm of each utterance ``(batch,)``."""
+    """Returns the Euclidean norm of each utterance ``(batch,)``."""
     return values.flatten(1).float().norm(dim=1)
 
 
 def scaled(values: Tensor, factor: Tensor) -> Tensor:
-    """Each utterance times a number of its own ``(batch,)``."""
+    """Multiplies each utterance by its own factor ``(batch,)``."""
     return values * factor.view(-1, *[1] * (values.ndim - 1))
 
 
 def unit(values: Tensor) -> Tensor:
-    """Each utterance at length 1."""
+    """Scales each utterance to norm 1."""
     return scaled(values, 1 / length(values).clamp(min=1e-20))
 
 
-def _slope(objective: Objective, values: Tensor, delta: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient at a perturbation, zero on padding, and the losses there."""
+def _gradient(objective: Objective, values: Tensor, delta: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the gradient at a perturbation, zero on padding, and the objective there."""
     delta = delta.detach().requires_grad_()
     losses = objective(values + delta)
-    (slope,) = torch.autograd.grad(losses.sum(), delta)
-    return slope * real(values, mask), losses.detach()
+    (gradient,) = torch.autograd.grad(losses.sum(), delta)
+    return gradient * real(values, mask), losses.detach()
 
 
 def _worse(worst: Tensor, highest: Tensor | None, delta: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,29 +1,34 @@
-"""Whom a model has heard in training: what a checkpoint knows of speakers and recordings, and finds again elsewhere."""
+"""Exposure: the speakers and recordings that a model was trained on, stored as hashes and recognised elsewhere.
+
+The leak guard uses it: a teacher must not have been trained on its student's test speakers. Hashes recognise a speaker
+by name, by any shared recording, or by a file that another table cuts into other utterances.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from mmemo.data.datamodule import EmotionDataModule
 from mmemo.data.manifest import Utterance
+from mmemo.data.table import DataTable
 
-CHUNK_BYTES = 1 << 16  # of a file's beginning, middle and end, which tell it from others
+CHUNK_BYTES = 1 << 16  # of a file's start, middle and end, which identify it
 
 
-class Stretch(NamedTuple):
-    """A piece of a file.
+class Excerpt(NamedTuple):
+    """A part of a file.
 
     Args:
-        channel: Counting from 0; None is all of them.
+        channel: Channel, counted from 0; None for all channels.
         start: In seconds.
-        end: In seconds; infinite where it is the file's.
+        end: In seconds; infinite for the end of the file.
     """
 
     channel: int | None
@@ -31,13 +36,16 @@ class Stretch(NamedTuple):
     end: float
 
     @staticmethod
-    def of(utterance: Utterance) -> Stretch:
-        """Where an utterance is in its file."""
+    def of(utterance: Utterance) -> Excerpt:
+        """Returns the part of its file that an utterance covers."""
         end = math.inf if utterance.end is None else utterance.end
-        return Stretch(utterance.channel, utterance.start or 0.0, end)
+        return Excerpt(utterance.channel, utterance.start or 0.0, end)
 
-    def same(self, other: Stretch) -> bool:
-        """Whether they share half of the longer, as when one was trimmed; of a whole file, half of the other."""
+    def overlaps(self, other: Excerpt) -> bool:
+        """Returns whether two excerpts are mostly the same, for example one trimmed version of the other.
+
+        They share half of the longer one; if one is a whole file, half of the other.
+        """
         if None not in (self.channel, other.channel) and self.channel != other.channel:
             return False
         shared = min(self.end, other.end) - max(self.start, other.start)
@@ -45,125 +53,117 @@ class Stretch(NamedTuple):
         return shared > 0 and shared >= (min(lengths) if math.inf in lengths else max(lengths)) / 2
 
 
-class Heard(NamedTuple):
-    """Speakers and recordings of a training side, as marks from which they can be found again, but not read.
+@dataclass(frozen=True)
+class Exposure:
+    """Speakers and recordings that a model was trained on. They can be recognised, but not read.
 
     Args:
-        speakers: Marks of names.
-        audio: Marks of what is heard.
-        files: Mark of a file -> pieces of it that were heard, however they were cut.
+        speakers: Hashes of speaker names.
+        audio: Hashes of waveforms.
+        files: Hash of a file -> excerpts of it.
     """
 
     speakers: frozenset[str] = frozenset()
     audio: frozenset[str] = frozenset()
-    files: Mapping[str, Sequence[Stretch]] = {}
+    files: Mapping[str, Sequence[Excerpt]] = field(default_factory=dict)
 
     @staticmethod
-    def training(datamodule: EmotionDataModule, listens: bool) -> Heard:
-        """Of a data module's training side.
+    def of_training(table: DataTable, takes_audio: bool) -> Exposure:
+        """Returns the exposure of a model that is trained on a table's training side.
 
         Args:
-            datamodule: After its ``setup``.
-            listens: Whether the model hears them, rather than reads alone.
+            table: Training data.
+            takes_audio: Whether the model takes audio, and not only text.
         """
-        rows = datamodule.split.train
-        speakers = frozenset(map(speaker_mark, datamodule.manifest.frame["speaker"].iloc[rows].dropna().unique()))
-        if not listens:
-            return Heard(speakers)
-        contents = datamodule.inspect_audio(progress=False)
-        utterances = list(datamodule.manifest)
-        files: dict[str, list[Stretch]] = {}
-        marks: dict[Path, str] = {}
-        for row in datamodule.split.train:  # now without those whose audio is broken
+        rows = table.split.train
+        speakers = frozenset(map(speaker_hash, table.manifest.frame["speaker"].iloc[rows].dropna().unique()))
+        if not takes_audio:
+            return Exposure(speakers)
+        contents = table.contents
+        utterances = list(table.manifest)
+        files: dict[str, list[Excerpt]] = {}
+        hashes: dict[Path, str] = {}
+        for row in rows:
             path = utterances[row].path
             if contents[row] and path is not None:
-                mark = marks[path] = marks.get(path) or file_mark(path)
-                files.setdefault(mark, []).append(Stretch.of(utterances[row]))
-        return Heard(speakers, frozenset(audio_mark(contents[row]) for row in rows if contents[row]), files)
+                name = hashes[path] = hashes.get(path) or file_hash(path)
+                files.setdefault(name, []).append(Excerpt.of(utterances[row]))
+        return Exposure(speakers, frozenset(audio_hash(contents[row]) for row in rows if contents[row]), files)
 
     @staticmethod
-    def read(checkpoint: Path | Mapping[str, Any]) -> Heard:
-        """Of a checkpoint of ``mmemo fit``."""
+    def read(checkpoint: Path | Mapping[str, Any]) -> Exposure:
+        """Reads the exposure from a checkpoint or from its content."""
         content: Mapping[str, Any] = (
             torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
             if isinstance(checkpoint, Path)
             else checkpoint
         )
-        files = {mark: [Stretch(*one) for one in found] for mark, found in content.get("heard_files", {}).items()}
-        speakers, audio = (frozenset(content.get(name, ())) for name in ("heard_speakers", "heard_audio"))
-        return Heard(speakers, audio, files)
+        stored = content.get("exposure", {})
+        files = {
+            name: [Excerpt(*excerpt) for excerpt in excerpts] for name, excerpts in stored.get("files", {}).items()
+        }
+        return Exposure(frozenset(stored.get("speakers", ())), frozenset(stored.get("audio", ())), files)
 
     def write(self, checkpoint: dict[str, Any]) -> None:
-        """Puts it into a checkpoint."""
-        checkpoint["heard_speakers"] = sorted(self.speakers)
-        checkpoint["heard_audio"] = sorted(self.audio)
-        checkpoint["heard_files"] = {mark: [tuple(one) for one in found] for mark, found in self.files.items()}
-
-    def __or__(self, other: Heard) -> Heard:  # type: ignore[override]
-        """Both together."""
-        files = {
-            mark: list(dict.fromkeys([*self.files.get(mark, ()), *other.files.get(mark, ())]))
-            for mark in {**self.files, **other.files}
+        """Stores the exposure in the content of a checkpoint."""
+        checkpoint["exposure"] = {
+            "speakers": sorted(self.speakers),
+            "audio": sorted(self.audio),
+            "files": {name: [tuple(excerpt) for excerpt in excerpts] for name, excerpts in self.files.items()},
         }
-        return Heard(self.speakers | other.speakers, self.audio | other.audio, files)
 
-    def rows(self, datamodule: EmotionDataModule) -> np.ndarray:
-        """Rows of a table whose speaker was heard, known by the name or by a recording of theirs, or which were heard
-        themselves, cut otherwise.
+    def __or__(self, other: Exposure) -> Exposure:
+        """Returns both together."""
+        files = {
+            name: list(dict.fromkeys([*self.files.get(name, ()), *other.files.get(name, ())]))
+            for name in {**self.files, **other.files}
+        }
+        return Exposure(self.speakers | other.speakers, self.audio | other.audio, files)
+
+    def matches(self, table: DataTable) -> np.ndarray:
+        """Returns which rows of a table the model was exposed to ``(row,)`` bool.
+
+        A row matches if its speaker was in the training set, by name or by any recording, or if the row is a part of a
+        training file. A match by file counts only for the row: in a dialogue, another speaker may talk at that time.
 
         Args:
-            datamodule: After its ``setup``.
-
-        Shape:
-            ``(row,)`` bool
+            table: With facts about its audio, if the exposure has any.
         """
-        speakers = datamodule.manifest.frame["speaker"]
-        known = speakers.map(speaker_mark, na_action="ignore").isin(self.speakers).to_numpy(dtype=bool)
-        if self.audio or self.files:
-            contents = datamodule.inspect_audio(progress=False)
-            known = known | [bool(content) and audio_mark(content) in self.audio for content in contents]
-        theirs: np.ndarray = speakers.isin(speakers[known].dropna()).to_numpy(dtype=bool)
-        known = known | theirs
-        if self.files:  # row by row: in a dialogue somebody else may speak across an utterance
-            marks: dict[Path, str] = {}
-            for row, (utterance, content) in enumerate(zip(datamodule.manifest, contents, strict=True)):
+        speakers = table.manifest.frame["speaker"]
+        matched: np.ndarray = speakers.map(speaker_hash, na_action="ignore").isin(self.speakers).to_numpy(dtype=bool)
+        contents = table.contents
+        if self.audio:
+            matched = matched | np.array([bool(content) and audio_hash(content) in self.audio for content in contents])
+        matched = matched | speakers.isin(speakers[matched].dropna()).to_numpy(dtype=bool)
+        if self.files:
+            hashes: dict[Path, str] = {}
+            for row, (utterance, content) in enumerate(zip(table.manifest, contents, strict=True)):
                 path = utterance.path
-                if known[row] or not content or path is None:
+                if matched[row] or not content or path is None:
                     continue
-                mark = marks[path] = marks.get(path) or file_mark(path)
-                known[row] = any(Stretch.of(utterance).same(one) for one in self.files.get(mark, ()))
-        return cast(np.ndarray, known)
+                name = hashes[path] = hashes.get(path) or file_hash(path)
+                excerpt = Excerpt.of(utterance)
+                matched[row] = any(excerpt.overlaps(other) for other in self.files.get(name, ()))
+        return matched
 
 
-def speaker_mark(name: object) -> str:
-    """A speaker's name as a checkpoint knows it: enough to find them again, not to read it.
-
-    Args:
-        name: As in the manifest.
-    """
+def speaker_hash(name: object) -> str:
+    """Returns a hash of a speaker's name."""
     return sha256(f"speaker {name}".encode()).hexdigest()[:16]
 
 
-def audio_mark(content: str) -> str:
-    """A recording as a checkpoint knows it.
-
-    Args:
-        content: Its checksum.
-    """
+def audio_hash(content: str) -> str:
+    """Returns a hash of a waveform's checksum."""
     return sha256(f"audio {content}".encode()).hexdigest()[:16]
 
 
-def file_mark(path: Path) -> str:
-    """A file as a checkpoint knows it, by its size and 64 KiB of its beginning, middle and end.
-
-    Args:
-        path: Of any size.
-    """
-    found = sha256()
+def file_hash(path: Path) -> str:
+    """Returns a hash of a file's size and of 64 KiB at its start, middle and end."""
+    digest = sha256()
     size = path.stat().st_size
-    found.update(f"file {size}".encode())
+    digest.update(f"file {size}".encode())
     with path.open("rb") as file:
-        for place in (0, max(size // 2 - CHUNK_BYTES // 2, 0), max(size - CHUNK_BYTES, 0)):
-            file.seek(place)
-            found.update(file.read(CHUNK_BYTES))
-    return found.hexdigest()[:16]
+        for offset in (0, max(size // 2 - CHUNK_BYTES // 2, 0), max(size - CHUNK_BYTES, 0)):
+            file.seek(offset)
+            digest.update(file.read(CHUNK_BYTES))
+    return digest.hexdigest()[:16]

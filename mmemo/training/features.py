@@ -1,126 +1,34 @@
-"""What training never changes, computed once: the frozen half of an encoder, cached on disk by content."""
+"""Features of frozen blocks, computed once and cached on disk by content."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.trainer.states import RunningStage
 from pytorch_lightning.utilities.seed import isolate_rng
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from mmemo.audio.reader import read_audio
-from mmemo.data.audio_facts import audio_facts
 from mmemo.data.augmentation import Soundalikes, WaveformAugmentation, WordAugmentation
-from mmemo.data.datamodule import EmotionDataModule, Source, Sources
+from mmemo.data.datamodule import EmotionDataModule
+from mmemo.data.dataset import Source, Sources
 from mmemo.data.manifest import Utterance
-from mmemo.files import replacing
 from mmemo.models.emotion_model import EmotionModel
-from mmemo.settings import SAMPLE_RATE, cache_folder
+from mmemo.models.encoder import Encoder, TextEncoder
+from mmemo.progress import progress as show_progress
+from mmemo.settings import SAMPLE_RATE
+from mmemo.training.feature_cache import FeatureCache
 
 BATCH_SECONDS = 30.0  # audio encoded at once; bounds memory
 BATCH_CHARACTERS = 4000  # likewise for text
-FINGERPRINT_FILE = "fingerprint.txt"
 MODALITIES = ("audio", "descriptors", "text")
-
-
-class FeatureCache:
-    """Features on disk, one file per content, in half precision; read by memory map.
-
-    Files appear whole or not at all, so any number of processes may share a cache and any may be killed.
-
-    Args:
-        fingerprint: What the features depend on besides the content: model, layers, options.
-        root: Folder of all feature caches; ``features`` in ``MMEMO_CACHE`` when not given.
-    """
-
-    def __init__(self, fingerprint: str, root: Path | None = None) -> None:
-        self.folder = (root or features_root()) / sha256(fingerprint.encode()).hexdigest()[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        note = self.folder / FINGERPRINT_FILE
-        if not note.exists():
-            note.write_text(fingerprint)
-
-    def path(self, content: str) -> Path:
-        """Where the features of a content are, or would be."""
-        return self.folder / content[:2] / f"{content}.npy"
-
-    def __contains__(self, content: str) -> bool:
-        return self.path(content).exists()
-
-    def read(self, content: str) -> np.ndarray:
-        """Features ``(layer, time, dim)``, memory-mapped; writing to them changes nothing on disk."""
-        return np.load(self.path(content), mmap_mode="c")
-
-    def write(self, content: str, features: np.ndarray) -> None:
-        """Stores features ``(layer, time, dim)``; in single precision where half overflows."""
-        path = self.path(content)
-        with np.errstate(over="ignore"):
-            half = features.astype(np.float16)
-        with replacing(path) as partial:
-            np.save(partial, half if np.isfinite(half).all() else features.astype(np.float32))
-
-
-@dataclass(frozen=True, slots=True)
-class CacheSize:
-    """Size of one feature cache on disk.
-
-    Args:
-        name: Its folder.
-        fingerprint: What the features depend on.
-        num_files: Contents stored.
-        num_bytes: Bytes on disk.
-    """
-
-    name: str
-    fingerprint: str
-    num_files: int
-    num_bytes: int
-
-
-def features_root() -> Path:
-    """Folder of all feature caches."""
-    return cache_folder() / "features"
-
-
-def cache_sizes(root: Path | None = None) -> list[CacheSize]:
-    """Size of each feature cache, largest first."""
-    sizes = []
-    for folder in sorted((root or features_root()).glob("*/")):
-        files = [path.stat().st_size for path in folder.glob("*/*.npy")]
-        note = folder / FINGERPRINT_FILE
-        sizes.append(CacheSize(folder.name, note.read_text() if note.exists() else "", len(files), sum(files)))
-    return sorted(sizes, key=lambda size: -size.num_bytes)
-
-
-def clear_cache(name: str | None = None, root: Path | None = None) -> int:
-    """Deletes one feature cache, or all.
-
-    Args:
-        name: Its folder name; all when not given.
-        root: Folder of all feature caches.
-
-    Returns:
-        Bytes freed.
-
-    Raises:
-        ValueError: There is no cache of that name.
-    """
-    sizes = [size for size in cache_sizes(root) if name in (None, size.name)]
-    if name is not None and not sizes:
-        raise ValueError(f"no feature cache {name!r} in {root or features_root()}; `mmemo cache` lists them")
-    for size in sizes:
-        shutil.rmtree((root or features_root()) / size.name)
-    return sum(size.num_bytes for size in sizes)
 
 
 @dataclass(frozen=True)
@@ -128,9 +36,9 @@ class CachedFeatures:
     """A source that reads precomputed features.
 
     Args:
-        cache: Where they are.
-        views: For each view, the content of each row of the manifest; empty where the modality is missing, or where
-            that view of the row was not made.
+        cache: Cache that holds them.
+        views: For each view, the content of each row of the manifest; empty if the row lacks the modality or that
+            view.
         empty: Features of a missing modality ``(layer, 0, dim)``.
     """
 
@@ -145,13 +53,13 @@ class CachedFeatures:
 
 @dataclass(frozen=True)
 class Waveforms:
-    """A source that reads waveforms, for encoders that run inside the training graph.
+    """A source of waveforms, for encoders that run in every step.
 
     Args:
         utterances: Rows of the manifest.
-        contents: Checksum of each row's audio; empty where there is none.
+        contents: Checksum of each row's audio; empty without audio.
         augmentation: Changes every view but the first.
-        redraw: Whether a view is a new change each time, as in training; else it is always the same.
+        redraw: Whether an augmented view is drawn anew each time, as in training.
     """
 
     utterances: Sequence[Utterance]
@@ -168,18 +76,18 @@ class Waveforms:
 
 
 @dataclass(frozen=True)
-class Words:
-    """What is heard of each utterance: its transcript, or views of it with other mistakes.
+class Transcripts:
+    """The transcript of each utterance, or an augmented view of it with recognition errors.
 
     Args:
         texts: Transcript of each row of the manifest.
-        names: Id of each row.
+        ids: Id of each row.
         augmentation: Changes every view but the first.
-        soundalikes: What it mistakes words for.
+        soundalikes: Vocabulary of misheard words.
     """
 
     texts: Sequence[str]
-    names: Sequence[str]
+    ids: Sequence[str]
     augmentation: WordAugmentation | None = None
     soundalikes: Soundalikes | None = None
 
@@ -187,27 +95,27 @@ class Words:
         text = self.texts[row]
         if self.augmentation is None or self.soundalikes is None:
             return text
-        return self.augmentation(text, self.names[row], view, self.soundalikes)
+        return self.augmentation(text, self.ids[row], view, self.soundalikes)
 
 
 @dataclass(frozen=True)
 class TokenIds:
-    """A source that tokenises transcripts, for encoders that run inside the training graph.
+    """A source of token ids, for encoders that run in every step.
 
     Args:
         tokenize: Text -> token ids ``(token,)``.
-        words: Transcript of each row of the manifest, as each view hears it.
-        redraw: Whether a view is a new change each time, as in training.
+        transcripts: Transcript of each row, for each view.
+        redraw: Whether an augmented view is drawn anew each time, as in training.
     """
 
     tokenize: Callable[[str], Tensor]
-    words: Words
+    transcripts: Transcripts
     redraw: bool = False
 
     def __call__(self, row: int, view: int) -> Tensor:
         if view and self.redraw:
             view = int(torch.randint(1, 2**31 - 1, ()))
-        return self.tokenize(self.words(row, view))
+        return self.tokenize(self.transcripts(row, view))
 
 
 class Clip(NamedTuple):
@@ -224,6 +132,33 @@ class Clip(NamedTuple):
     content: str = ""
 
 
+class FeatureJob(NamedTuple):
+    """Where and by which processes features are computed.
+
+    Args:
+        trainer: Lightning trainer: device, precision and processes.
+        redraw: Whether an augmented view that is not cached is drawn anew each time, as in training.
+    """
+
+    trainer: Trainer
+    redraw: bool
+
+    @property
+    def share(self) -> slice:
+        """Which of the missing features this process computes."""
+        return slice(self.trainer.global_rank, None, self.trainer.world_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of this process."""
+        return self.trainer.strategy.root_device
+
+    def cache(self, encoder: Encoder) -> FeatureCache:
+        """Returns the cache of an encoder at the trainer's precision."""
+        is_exact = str(self.trainer.precision) in ("32-true", "32")
+        return FeatureCache(encoder.fingerprint() + ("" if is_exact else f":{self.trainer.precision}"))
+
+
 def attach_sources(
     datamodule: EmotionDataModule,
     model: EmotionModel,
@@ -233,109 +168,105 @@ def attach_sources(
 ) -> None:
     """Gives the data module what the model's encoders start from: cached features, or raw input.
 
-    Under several processes each computes its share of the missing features; the processes of several machines
-    need one ``MMEMO_CACHE`` that all of them see.
+    Under several processes, each computes its share of the missing features. Processes on several machines need one
+    ``MMEMO_CACHE`` that all of them see.
 
     Args:
         datamodule: After its ``setup``.
-        model: Whose encoders are meant.
-        trainer: Knows device and processes.
-        cached: Modalities for which the frozen half of the encoder is read from the cache; for the others it runs in
-            every step.
-        redraw: Whether views that are not cached are new ones each time; in training when not given.
+        model: Model that the data is for.
+        trainer: Lightning trainer: device, precision and processes.
+        cached: Modalities whose frozen blocks are read from the cache; for the others they run in every step.
+        redraw: Whether augmented views that are not cached are drawn anew each time. Defaults to True in training.
     """
-    redraw = trainer.state.fn == "fit" if redraw is None else redraw
-    with isolate_rng():  # a run must not depend on whether its features were cached already
-        _attach_sources(datamodule, model, trainer, cached, redraw)
-
-
-def _attach_sources(
-    datamodule: EmotionDataModule, model: EmotionModel, trainer: Trainer, cached: Collection[str], redraw: bool
-) -> None:
-    def precompute_cache(encoder: Any) -> FeatureCache:
-        exact = str(trainer.precision) in ("32-true", "32")
-        return FeatureCache(encoder.fingerprint() + ("" if exact else f":{trainer.precision}"))
-
-    listeners = {name: model.encoder(name) for name in ("audio", "descriptors") if model.encoder(name) is not None}
+    job = FeatureJob(trainer, trainer.state.fn == "fit" if redraw is None else redraw)
     sources: dict[str, Source] = {}
-    share = slice(trainer.global_rank, None, trainer.world_size)
-    if listeners:
-        utterances = list(datamodule.manifest)
-        if trainer.world_size > 1:  # each looks at its share of the recordings; then all is remembered
-            audio_facts(utterances[share], progress=trainer.is_global_zero)
-            trainer.strategy.barrier("all audio has been looked at")
-        contents = datamodule.inspect_audio(progress=trainer.is_global_zero)
-        changed = {
-            RunningStage.TRAINING: (datamodule.num_views, datamodule.split.train),
-            RunningStage.SANITY_CHECKING: (datamodule.num_views, datamodule.split.train),
-            RunningStage.TESTING: (datamodule.test_views, datamodule.split.test),
-            RunningStage.PREDICTING: (datamodule.test_views, datamodule.predicted_rows),
-        }
-        num_views, rows = changed.get(cast(RunningStage, trainer.state.stage), (1, datamodule.split.val))
-        views = _views(contents, datamodule.augmentation, num_views, set(rows.tolist()))
-        for name, encoder in listeners.items():
-            if name not in cached or not encoder.caches:
-                sources[name] = Waveforms(utterances, contents, datamodule.augmentation, redraw)
-                continue
-            cache = precompute_cache(encoder)
-            jobs = {
-                key: Clip(utterance, view, content)
-                for view, keys in enumerate(views)
-                for key, utterance, content in zip(keys, utterances, contents, strict=True)
-                if key
-            }
-            mine = dict(list(jobs.items())[share])
-            device = trainer.strategy.root_device
-            with trainer.precision_plugin.forward_context():  # what a step without a cache would compute
-                cache_audio(encoder, mine, cache, device, trainer.is_global_zero, datamodule.augmentation)
-            sources[name] = CachedFeatures(cache, views, empty_features(encoder, cache, jobs))
-    reader = model.encoder("text")
-    if reader is not None:
-        fitting = trainer.state.stage in (RunningStage.TRAINING, RunningStage.SANITY_CHECKING)
-        words = words_of(datamodule, changed=fitting)
-        if "text" not in cached or not reader.caches:
-            sources["text"] = TokenIds(reader.tokenize, words, redraw)
-        else:
-            cache = precompute_cache(reader)
-            texts = [[words(row, 0) for row in range(len(datamodule.manifest))]]
-            if words.augmentation is not None:
-                train = set(datamodule.split.train.tolist())
-                texts += [
-                    [words(row, view) if row in train else "" for row in range(len(datamodule.manifest))]
-                    for view in range(1, datamodule.num_views)
-                ]
-            keys = [[text_content(text) for text in heard] for heard in texts]
-            unique = {text_content(text): text for heard in texts for text in heard if text}
-            device = trainer.strategy.root_device
-            with trainer.precision_plugin.forward_context():
-                cache_text(reader, dict(list(unique.items())[share]), cache, device, trainer.is_global_zero)
-            trainer.strategy.barrier("texts are cached")
-            sources["text"] = CachedFeatures(cache, keys, empty_features(reader, cache, unique))
-    trainer.strategy.barrier("all features are cached")
+    with isolate_rng():  # a run must not depend on whether its features were cached before
+        for name in ("audio", "descriptors"):
+            encoder = model.encoder(name)
+            if encoder is not None:
+                sources[name] = _audio_source(datamodule, encoder, job, name in cached and encoder.caches)
+        encoder = model.encoder("text")
+        if encoder is not None:
+            sources["text"] = _text_source(datamodule, encoder, job, "text" in cached and encoder.caches)
+        trainer.strategy.barrier("all features are cached")
     datamodule.attach(Sources(**sources))
 
 
-def words_of(datamodule: EmotionDataModule, changed: bool) -> Words:
-    """The transcripts of a table.
+def _audio_source(datamodule: EmotionDataModule, encoder: Encoder, job: FeatureJob, from_cache: bool) -> Source:
+    table = datamodule.table
+    utterances, contents = list(table.manifest), table.contents
+    if not from_cache:
+        return Waveforms(utterances, contents, datamodule.augmentation, job.redraw)
+    num_views, rows = _views_needed(datamodule, job.trainer)
+    views = _view_keys(contents, datamodule.augmentation, num_views, set(rows.tolist()))
+    clips = {
+        key: Clip(utterance, view, content)
+        for view, keys in enumerate(views)
+        for key, utterance, content in zip(keys, utterances, contents, strict=True)
+        if key
+    }
+    cache = job.cache(encoder)
+    share = dict(list(clips.items())[job.share])
+    with job.trainer.precision_plugin.forward_context():  # the same precision as a step without a cache
+        cache_audio(encoder, share, cache, job.device, job.trainer.is_global_zero, datamodule.augmentation)
+    return CachedFeatures(cache, views, empty_features(encoder, cache, clips))
+
+
+def _views_needed(datamodule: EmotionDataModule, trainer: Trainer) -> tuple[int, np.ndarray]:
+    """Returns how many views are needed, and of which rows; other rows need only themselves."""
+    split = datamodule.table.split
+    stage = trainer.state.stage
+    if stage in (RunningStage.TRAINING, RunningStage.SANITY_CHECKING):
+        return datamodule.num_views, split.train
+    if stage == RunningStage.TESTING:
+        return datamodule.test_views, split.test
+    if stage == RunningStage.PREDICTING:
+        return datamodule.test_views, datamodule.predicted_rows
+    return 1, split.val
+
+
+def _text_source(datamodule: EmotionDataModule, encoder: TextEncoder, job: FeatureJob, from_cache: bool) -> Source:
+    fitting = job.trainer.state.stage in (RunningStage.TRAINING, RunningStage.SANITY_CHECKING)
+    transcripts = transcripts_of(datamodule, augmented=fitting)
+    if not from_cache:
+        return TokenIds(encoder.tokenize, transcripts, job.redraw)
+    rows = range(len(datamodule.table.manifest))
+    views = [[transcripts(row, 0) for row in rows]]
+    if transcripts.augmentation is not None:
+        train = set(datamodule.table.split.train.tolist())
+        for view in range(1, datamodule.num_views):
+            views.append([transcripts(row, view) if row in train else "" for row in rows])
+    keys = [[text_content(text) for text in texts] for texts in views]
+    unique = {text_content(text): text for texts in views for text in texts if text}
+    cache = job.cache(encoder)
+    share = dict(list(unique.items())[job.share])
+    with job.trainer.precision_plugin.forward_context():
+        cache_text(encoder, share, cache, job.device, job.trainer.is_global_zero)
+    job.trainer.strategy.barrier("texts are cached")  # before one is read for its shape
+    return CachedFeatures(cache, keys, empty_features(encoder, cache, unique))
+
+
+def transcripts_of(datamodule: EmotionDataModule, augmented: bool) -> Transcripts:
+    """Returns the transcripts of a table.
 
     Args:
         datamodule: After its ``setup``.
-        changed: Whether views but the first are changed by its ``word_augmentation``.
+        augmented: Whether views other than the first are changed by its ``word_augmentation``.
     """
-    texts = datamodule.manifest.frame["text"].fillna("").str.strip().tolist()
-    names = datamodule.manifest.frame["id"].tolist()
-    if not changed or datamodule.word_augmentation is None:
-        return Words(texts, names)
-    return Words(texts, names, datamodule.word_augmentation, datamodule.soundalikes(fitting=True))
+    table = datamodule.table
+    ids = table.manifest.frame["id"].tolist()
+    if not augmented or datamodule.word_augmentation is None:
+        return Transcripts(table.texts(), ids)
+    return Transcripts(table.texts(), ids, datamodule.word_augmentation, table.soundalikes(training_only=True))
 
 
-def empty_features(encoder: Any, cache: FeatureCache, keys: Iterable[str]) -> Tensor:
-    """Features of a missing modality ``(layer, 0, dim)``, shaped as those that are there.
+def empty_features(encoder: Encoder, cache: FeatureCache, keys: Iterable[str]) -> Tensor:
+    """Returns the features of a missing modality ``(layer, 0, dim)``.
 
     Args:
-        encoder: Whose features are meant.
-        cache: Where they are.
-        keys: Contents; the first that is cached says the shape.
+        encoder: Encoder of the modality.
+        cache: Its cache.
+        keys: Contents; the first one in the cache gives the shape.
     """
     for key in keys:
         if key in cache:
@@ -344,10 +275,10 @@ def empty_features(encoder: Any, cache: FeatureCache, keys: Iterable[str]) -> Te
     return torch.zeros(encoder.num_layers, 0, encoder.dim)
 
 
-def _views(
+def _view_keys(
     contents: Sequence[str], augmentation: WaveformAugmentation | None, num_views: int, rows: set[int]
 ) -> list[list[str]]:
-    """For each view, the cache key of each row; views but the first are made of some rows alone."""
+    """Returns the cache key of each row for each view; only some rows have augmented views."""
     views = [list(contents)]
     if augmentation is not None and num_views > 1:
         changed = augmentation.fingerprint()
@@ -361,30 +292,30 @@ def _views(
 
 
 def text_content(text: str) -> str:
-    """Key of a transcript; empty for an empty one."""
+    """Returns the cache key of a transcript; empty for an empty one."""
     return sha256(text.encode()).hexdigest()[:40] if text else ""
 
 
 def cache_audio(
-    encoder: Any,
+    encoder: Encoder,
     clips: Mapping[str, Clip],
     cache: FeatureCache,
     device: torch.device | str = "cpu",
     progress: bool = True,
     augmentation: WaveformAugmentation | None = None,
 ) -> int:
-    """Computes the audio features that the cache lacks.
+    """Computes the audio features that are missing from the cache.
 
     Args:
-        encoder: An audio encoder; its ``precompute`` is what gets cached.
-        clips: Cache key -> what it is the key of.
-        cache: Where features go.
-        device: Where the encoder runs.
-        progress: Whether to draw a progress bar.
-        augmentation: Makes the views.
+        encoder: Audio encoder whose ``precompute`` is cached.
+        clips: Cache key -> clip.
+        cache: Cache to fill.
+        device: Device of the encoder.
+        progress: Whether to show a progress bar.
+        augmentation: Makes the augmented views.
 
     Returns:
-        How many were computed.
+        Number of computed features.
     """
     missing = [content for content in clips if content not in cache]
     with ThreadPoolExecutor(2) as threads:
@@ -392,7 +323,7 @@ def cache_audio(
         ahead = iter(missing)
 
         def waveforms() -> Iterator[tuple[str, Tensor, float]]:
-            """Reads a few files ahead of the encoder."""
+            """Reads a few files ahead of the encoder, in other threads."""
             for content in ahead:
                 reading.append((content, threads.submit(_waveform, clips[content], augmentation)))
                 if len(reading) > 8:
@@ -400,32 +331,43 @@ def cache_audio(
             while reading:
                 yield _finished(reading.pop(0))
 
-        _precompute(encoder, waveforms(), BATCH_SECONDS, cache, device, len(missing), "Audio features", progress)
+        _precompute(
+            cast(nn.Module, encoder),
+            waveforms(),
+            BATCH_SECONDS,
+            cache,
+            device,
+            len(missing),
+            "Audio features",
+            progress,
+        )
     return len(missing)
 
 
 def cache_text(
-    encoder: Any,
+    encoder: TextEncoder,
     texts: dict[str, str],
     cache: FeatureCache,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> int:
-    """Computes the text features that the cache lacks.
+    """Computes the text features that are missing from the cache.
 
     Args:
-        encoder: A text encoder.
-        texts: Content key -> transcript.
-        cache: Where features go.
-        device: Where the encoder runs.
-        progress: Whether to draw a progress bar.
+        encoder: Text encoder whose ``precompute`` is cached.
+        texts: Cache key -> transcript.
+        cache: Cache to fill.
+        device: Device of the encoder.
+        progress: Whether to show a progress bar.
 
     Returns:
-        How many were computed.
+        Number of computed features.
     """
     missing = sorted((content for content in texts if content not in cache), key=lambda name: len(texts[name]))
     inputs = ((name, encoder.tokenize(texts[name]), float(len(texts[name]))) for name in missing)
-    _precompute(encoder, inputs, BATCH_CHARACTERS, cache, device, len(missing), "Text features", progress)
+    _precompute(
+        cast(nn.Module, encoder), inputs, BATCH_CHARACTERS, cache, device, len(missing), "Text features", progress
+    )
     return len(missing)
 
 
@@ -436,7 +378,7 @@ def _finished(job: tuple[str, Future[Tensor]]) -> tuple[str, Tensor, float]:
 
 
 def _precompute(
-    encoder: Any,
+    encoder: nn.Module,
     inputs: Iterable[tuple[str, Tensor, float]],
     max_cost: float,
     cache: FeatureCache,
@@ -445,32 +387,32 @@ def _precompute(
     name: str,
     progress: bool,
 ) -> None:
-    """Encodes inputs (content, tensor, cost) in batches whose padded cost stays under ``max_cost``."""
+    """Encodes inputs (key, tensor, cost) in batches whose padded cost stays below ``max_cost``."""
     was_training = encoder.training
     encoder.eval().to(device)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress or total == 0) as bar, torch.inference_mode():
-        task = bar.add_task(name, total=total)
+    with show_progress(name, total, progress) as advance, torch.inference_mode():
         batch: list[tuple[str, Tensor]] = []
         longest = 0.0
         for content, tensor, cost in inputs:
             longest = max(longest, cost)
             if batch and longest * (len(batch) + 1) > max_cost:
                 _encode(encoder, batch, cache, device)
-                bar.advance(task, len(batch))
+                advance(len(batch))
                 batch, longest = [], cost
             batch.append((content, tensor))
         if batch:
             _encode(encoder, batch, cache, device)
-            bar.advance(task, len(batch))
+            advance(len(batch))
     encoder.train(was_training)
 
 
-def _encode(encoder: Any, batch: Sequence[tuple[str, Tensor]], cache: FeatureCache, device: torch.device | str) -> None:
+def _encode(
+    encoder: nn.Module, batch: Sequence[tuple[str, Tensor]], cache: FeatureCache, device: torch.device | str
+) -> None:
     lengths = torch.tensor([len(tensor) for _, tensor in batch])
     padded = nn.utils.rnn.pad_sequence([tensor for _, tensor in batch], batch_first=True)
     mask = torch.arange(padded.shape[1]) < lengths[:, None]
-    features, feature_mask = encoder.precompute(padded.to(device), mask.to(device))
+    features, feature_mask = cast(Encoder, encoder).precompute(padded.to(device), mask.to(device))
     for (content, _), states, length in zip(
         batch, features.float().cpu().numpy(), feature_mask.sum(1).tolist(), strict=True
     ):

@@ -1,8 +1,8 @@
-"""How far a pretrained encoder is trained: where the line is drawn, when each block starts, how fast it learns.
+"""Fine-tuning strategies: which blocks of a pretrained encoder are trained, when each starts, how fast it learns.
 
-A strategy belongs to one encoder: ``audio_finetuning`` and ``text_finetuning`` of an experiment. Without one the
-encoder stays frozen and its features are cached. With one, all below the lowest trained block is still cached, the
-blocks above are trained, and a checkpoint holds just those.
+A strategy belongs to one encoder: ``audio_finetuning`` and ``text_finetuning`` of an experiment. Without a strategy the
+encoder stays frozen and its features are cached. With one, everything below the lowest trained block is still cached,
+the blocks above are trained, and a checkpoint holds only those.
 """
 
 from __future__ import annotations
@@ -14,33 +14,136 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from pytorch_lightning import Trainer
+from torch import nn
+
+from mmemo import pretrained
+from mmemo.models.emotion_model import EmotionModel
+from mmemo.models.pretrained_encoder import PretrainedEncoder
+from mmemo.training.low_rank import LowRankLinear
 
 LORA_TARGETS = ("q_proj", "v_proj", "query", "value", "q", "v", "q_lin", "v_lin")
 """Query and value projections as the families of encoders name them."""
 
 
 class Finetuning(Protocol):
-    """A strategy for one encoder."""
+    """A fine-tuning strategy for one encoder. Blocks are numbered from 1; 0 is what lies below the first."""
 
-    def prepare(self, encoder: Any) -> None:
-        """Draws the line; once, when the system is built."""
+    def prepare(self, encoder: PretrainedEncoder) -> None:
+        """Unfreezes the encoder's upper blocks, once, when the system is built."""
 
     def learning_rate_ratio(self, block: int, top: int) -> float:
-        """A block's learning rate as a share of the optimizer's; ``top`` is the highest block."""
+        """Returns a block's learning rate as a share of the optimizer's; ``top`` is the highest block."""
 
     def first_epoch(self, block: int, top: int) -> int:
-        """Epoch, from 0, in which a block starts to learn."""
+        """Returns the epoch, counted from 0, in which a block starts to learn."""
+
+
+class EncoderTuning:
+    """A fine-tuned encoder of a model, with the schedule of its blocks.
+
+    Args:
+        modality: ``audio`` or ``text``.
+        model: Model that holds the encoder.
+        strategy: Which blocks are trained, when, and how fast.
+
+    Raises:
+        ValueError: The model has no such encoder, or the strategy does not fit it.
+    """
+
+    def __init__(self, modality: str, model: EmotionModel, strategy: Finetuning) -> None:
+        encoder = model.encoder(modality)
+        if encoder is None:
+            raise ValueError(f"{modality}_finetuning is set, but the model has no {modality}_encoder")
+        self.name = f"{modality}_finetuning {type(strategy).__name__}"
+        self.encoder = check_pretrained(type(strategy).__name__, encoder)
+        self.strategy = strategy
+        self.prefix = f"model.modalities.{modality}.encoder.trained."
+        strategy.prepare(self.encoder)
+        self.encoder.trained_blocks.train()  # pretrained models are loaded in eval mode, with dropout off
+        # Noted before the schedule freezes some of them for the first epochs.
+        self._learning = self._learning_parameters()
+
+    def _learning_parameters(self) -> dict[int, list[nn.Parameter]]:
+        blocks = self.encoder.block_parameters()
+        learning = {
+            block: [parameter for parameter in parameters if parameter.requires_grad]
+            for block, parameters in blocks.items()
+        }
+        return {block: parameters for block, parameters in learning.items() if parameters}
+
+    def start_epoch(self, epoch: int) -> None:
+        """Unfreezes the blocks that learn in an epoch, and freezes the others."""
+        for block, parameters in self._learning.items():
+            learns = epoch >= self.strategy.first_epoch(block, max(self._learning))
+            for parameter in parameters:
+                parameter.requires_grad_(learns)
+
+    def train_all(self) -> None:
+        """Unfreezes every block that the strategy trains."""
+        for parameters in self._learning.values():
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+    def check_schedule(self, trainer: Trainer) -> None:
+        """Checks that training is long enough to reach every block.
+
+        Raises:
+            ValueError: It ends before the last block starts, or DDP cannot leave out the blocks that wait.
+        """
+        top = max(self._learning)
+        last = max(self.strategy.first_epoch(block, top) for block in self._learning)
+        epochs = trainer.max_epochs
+        if last and epochs is not None and 0 <= epochs <= last:
+            raise ValueError(
+                f"{self.name} unfreezes its last block in epoch {last + 1}, but trainer.max_epochs is {epochs}; train "
+                "longer, or unfreeze sooner"
+            )
+        finds_unused = bool(getattr(trainer.strategy, "_ddp_kwargs", {}).get("find_unused_parameters"))
+        if last and trainer.world_size > 1 and not finds_unused:
+            raise ValueError(
+                f"{self.name} leaves out blocks in the first epochs, which --trainer.strategy ddp does not support; "
+                "use ddp_find_unused_parameters_true"
+            )
+
+    def frozen_names(self) -> list[str]:
+        """Returns the names, in the system's state, of weights that never change: the pretrained model has them."""
+        learning = {id(parameter) for parameters in self._learning.values() for parameter in parameters}
+        return [
+            self.prefix + name
+            for name, parameter in self.encoder.trained_blocks.named_parameters()
+            if not (parameter.requires_grad and id(parameter) in learning)
+        ]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Returns one optimizer group per block, with ``lr_ratio`` and the number of the ``block``."""
+        blocks = self.encoder.block_parameters()
+        groups = [
+            {
+                "params": [parameter for parameter in parameters if parameter.requires_grad],
+                "lr_ratio": self.strategy.learning_rate_ratio(block, max(blocks)),
+                "block": block,
+            }
+            for block, parameters in blocks.items()
+        ]
+        return [group for group in groups if group["params"]]
 
 
 class LastBlocks:
-    """Trains the last blocks; all below them stays frozen and cached.
+    """Trains the last blocks; everything below stays frozen and cached.
 
     Args:
-        num_blocks: How many, counted down from the highest chosen layer.
+        num_blocks: Number of trained blocks, counted down from the highest chosen layer.
         lr_ratio: Learning rate of the highest block as a share of the optimizer's, above 0.
-        layer_decay: Learning rate of each block as a share of the block's above it, in (0, 1] (Clark et al. 2020,
+        layer_decay: Learning rate of each block as a share of the next higher block's, in (0, 1] (Clark et al. 2020,
             <https://arxiv.org/abs/2003.10555>).
+
+    Raises:
+        ValueError: A value is out of range, or the encoder runs fewer blocks.
+
+    Example:
+        >>> LastBlocks(num_blocks=2, lr_ratio=0.1, layer_decay=0.5).learning_rate_ratio(block=3, top=4)
+        0.05
     """
 
     def __init__(self, num_blocks: int = 2, lr_ratio: float = 0.1, layer_decay: float = 1.0) -> None:
@@ -49,8 +152,7 @@ class LastBlocks:
         self.lr_ratio = lr_ratio
         self.layer_decay = layer_decay
 
-    def prepare(self, encoder: Any) -> None:
-        _check_pretrained(type(self).__name__, encoder)
+    def prepare(self, encoder: PretrainedEncoder) -> None:
         encoder.unfreeze(_lowest(type(self).__name__, encoder, self.num_blocks))
 
     def learning_rate_ratio(self, block: int, top: int) -> float:
@@ -61,30 +163,30 @@ class LastBlocks:
 
 
 class Full(LastBlocks):
-    """Trains the whole encoder, embeddings or convolutions included; nothing is cached.
+    """Trains the whole encoder, including its embeddings or convolutions; nothing is cached.
 
     Args:
         lr_ratio: Learning rate of the highest block as a share of the optimizer's, above 0.
-        layer_decay: Learning rate of each block as a share of the block's above it, in (0, 1].
+        layer_decay: Learning rate of each block as a share of the next higher block's, in (0, 1].
     """
 
     def __init__(self, lr_ratio: float = 0.1, layer_decay: float = 0.9) -> None:
         super().__init__(1, lr_ratio, layer_decay)
 
-    def prepare(self, encoder: Any) -> None:
-        _check_pretrained(type(self).__name__, encoder)
+    def prepare(self, encoder: PretrainedEncoder) -> None:
         encoder.unfreeze(0)
 
 
 class ProgressiveUnfreezing(LastBlocks):
-    """Trains what follows the encoder first, then one more block at a time from the top (Howard and Ruder 2018,
-    section 3.3, <https://arxiv.org/abs/1801.06146>).
+    """Trains the parts after the encoder first, then one more block at a time from the top.
+
+    Follows Howard and Ruder 2018, section 3.3, <https://arxiv.org/abs/1801.06146>.
 
     Args:
-        num_blocks: How many blocks are trained in the end.
-        epochs_per_block: Epochs before the next block joins, at least 1; the highest joins after as many.
+        num_blocks: Number of blocks that are trained in the end.
+        epochs_per_block: Epochs before each further block joins, 1 or more; the highest joins after the same number.
         lr_ratio: Learning rate of the highest block as a share of the optimizer's, above 0.
-        layer_decay: Learning rate of each block as a share of the block's above it, in (0, 1].
+        layer_decay: Learning rate of each block as a share of the next higher block's, in (0, 1].
     """
 
     def __init__(
@@ -100,14 +202,16 @@ class ProgressiveUnfreezing(LastBlocks):
 
 
 class LinearProbeFirst(LastBlocks):
-    """Trains what follows the encoder alone, then all together: a head that has learned does not tear the features
-    apart (LP-FT, Kumar et al. 2022, <https://arxiv.org/abs/2202.10054>).
+    """Trains the parts after the encoder alone, then everything together (LP-FT).
+
+    A trained head distorts the pretrained features less than a random one (Kumar et al. 2022,
+    <https://arxiv.org/abs/2202.10054>).
 
     Args:
-        probe_epochs: Epochs before the encoder joins, at least 1.
-        num_blocks: How many blocks are trained then.
+        probe_epochs: Epochs before the encoder joins, 1 or more.
+        num_blocks: Number of blocks that are trained then.
         lr_ratio: Learning rate of the highest block as a share of the optimizer's, above 0.
-        layer_decay: Learning rate of each block as a share of the block's above it, in (0, 1].
+        layer_decay: Learning rate of each block as a share of the next higher block's, in (0, 1].
     """
 
     def __init__(
@@ -123,20 +227,21 @@ class LinearProbeFirst(LastBlocks):
 
 
 class LoRA(LastBlocks):
-    """Trains small low-rank updates of chosen matrices instead of the matrices (Hu et al. 2021,
-    <https://arxiv.org/abs/2106.09685>), by the peft library. A checkpoint holds the updates alone.
+    """Trains low-rank updates of some matrices instead of the matrices themselves, with the peft library.
+
+    Follows Hu et al. 2021, <https://arxiv.org/abs/2106.09685>. A checkpoint holds only the updates.
 
     Args:
-        rank: Rank of the updates, at least 1.
+        rank: Rank of the updates, 1 or more.
         alpha: Scale of the updates; they are multiplied by ``alpha / rank``.
-        targets: Names of the linear modules that get an update; when not given, the attention's query and value
-            projections, or in WavLM the feed-forward layers.
+        targets: Names of the linear modules that get an update. Defaults to the attention's query and value
+            projections, or to the feed-forward layers of WavLM.
         dropout: Share of the updates' inputs dropped in training, in [0, 1).
-        num_blocks: In how many blocks, counted down from the highest chosen layer.
+        num_blocks: Number of blocks with updates, counted down from the highest chosen layer.
         lr_ratio: Learning rate of the updates as a share of the optimizer's, above 0.
 
     Raises:
-        ValueError: A target that no module is called.
+        ValueError: No module has the name of a target.
     """
 
     def __init__(
@@ -156,41 +261,42 @@ class LoRA(LastBlocks):
         self.targets = targets
         self.dropout = dropout
 
-    def prepare(self, encoder: Any) -> None:
+    def prepare(self, encoder: PretrainedEncoder) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
         super().prepare(encoder)
-        linear = {name for name, part in encoder.trained.named_modules() if isinstance(part, nn.Linear)}
+        blocks = encoder.trained_blocks
+        linear = {name for name, part in blocks.named_modules() if isinstance(part, nn.Linear)}
         names = {name.rsplit(".", 1)[-1] for name in linear}
-        allowed = getattr(encoder, "replaceable", None)
-        names = names & set(allowed) if allowed else names
-        default = allowed or LORA_TARGETS
+        names = names & set(encoder.replaceable) if encoder.replaceable else names
+        default = encoder.replaceable or LORA_TARGETS
         unknown = sorted(set(self.targets or ()) - names)
-        found = sorted(names & set(self.targets or default))
-        if unknown or not found:
+        targets = sorted(names & set(self.targets or default))
+        if unknown or not targets:
             raise ValueError(
-                f"LoRA(targets={unknown or list(default)}): {encoder.model_id} has no linear module of that name "
-                f"that can be updated in the trained blocks, expected some of {sorted(names)}"
+                f"LoRA(targets={unknown or list(default)}): {encoder.model_id} has no such linear module in the "
+                f"trained blocks, expected some of {sorted(names)}"
             )
-        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=found, lora_dropout=self.dropout)
-        matrices = list(encoder.trained.parameters())
-        inject_adapter_in_model(config, encoder.trained)
+        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=targets, lora_dropout=self.dropout)
+        matrices = list(blocks.parameters())
+        inject_adapter_in_model(config, blocks)
         for parameter in matrices:
             parameter.requires_grad_(False)
 
 
 class LowRank(LastBlocks):
-    """Trains blocks whose matrices are products of two narrow ones: a pretrained encoder small enough for a student.
+    """Trains blocks whose matrices are factored into two narrow ones, so that an encoder fits a student.
 
-    The narrow matrices begin as what serves the first training batch best, which loses far less than the best fit of
-    the matrix itself: the inputs of a pretrained encoder are anything but white (Chen et al. 2021, "DRONE: Data-aware
-    Low-rank Compression for Large NLP Models", NeurIPS, section 3). Training mends what is lost.
+    The factors are fitted to the first training batch (Chen et al. 2021, "DRONE: Data-aware Low-rank Compression for
+    Large NLP Models", NeurIPS, section 3). The inputs of a pretrained encoder are far from white, so this loses much
+    less than the best approximation of the matrix itself. Training recovers the rest.
 
     Args:
-        rank: Rank of each matrix, at least 1; one that would not become smaller stays as it is.
-        num_blocks: How many blocks, counted down from the highest chosen layer; all below them stays frozen and cached.
+        rank: Rank of each matrix, 1 or more; a matrix that would not become smaller is left unchanged.
+        num_blocks: Number of blocks, counted down from the highest chosen layer; everything below stays frozen and
+            cached.
         lr_ratio: Learning rate of the highest block as a share of the optimizer's, above 0.
-        layer_decay: Learning rate of each block as a share of the block's above it, in (0, 1].
+        layer_decay: Learning rate of each block as a share of the next higher block's, in (0, 1].
     """
 
     def __init__(self, rank: int = 64, num_blocks: int = 2, lr_ratio: float = 0.3, layer_decay: float = 1.0) -> None:
@@ -199,149 +305,45 @@ class LowRank(LastBlocks):
             raise ValueError(f"LowRank(rank={rank}), expected 1 or more")
         self.rank = rank
 
-    def prepare(self, encoder: Any) -> None:
+    def prepare(self, encoder: PretrainedEncoder) -> None:
         super().prepare(encoder)
-        allowed = getattr(encoder, "replaceable", None)
-        _replace(encoder.trained, nn.Linear, lambda linear: LowRankLinear.instead_of(linear, self.rank), allowed)
-
-
-class LowRankLinear(nn.Module):
-    """A linear layer as two narrow ones, fitted to the first batch that it hears in training.
-
-    Args:
-        linear: What it stands for.
-        rank: How narrow.
-
-    Shape:
-        ``(..., in_features)`` -> ``(..., out_features)``
-    """
-
-    def __init__(self, linear: nn.Linear, rank: int) -> None:
-        super().__init__()
-        self.narrow = nn.Linear(linear.in_features, rank, bias=False)
-        self.widen = nn.Linear(rank, linear.out_features, bias=linear.bias is not None)
-        if linear.bias is not None:
-            self.widen.bias.data.copy_(linear.bias.data)
-        self.whole: Tensor
-        self.fitted: Tensor
-        self.register_buffer("whole", linear.weight.data.clone(), persistent=False)
-        self.register_buffer("fitted", torch.tensor(False))
-
-    @classmethod
-    def instead_of(cls, linear: nn.Linear, rank: int) -> nn.Module:
-        """The layer itself, where it would not become smaller."""
-        smaller = rank * (linear.in_features + linear.out_features) < linear.weight.numel()
-        return cls(linear, rank) if smaller else linear
-
-    @property
-    def product(self) -> nn.Linear:
-        """One linear layer that does the same."""
-        linear = nn.Linear(self.narrow.in_features, self.widen.out_features, bias=self.widen.bias is not None)
-        linear.weight.data = self.widen.weight.data @ self.narrow.weight.data
-        if self.widen.bias is not None:
-            linear.bias.data = self.widen.bias.data
-        return linear
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        if self.training and not self.fitted:
-            self.fit(inputs.detach())
-        return self.widen(self.narrow(inputs))
-
-    @torch.no_grad()
-    def fit(self, inputs: Tensor) -> None:
-        """Takes on the narrow matrices whose product's outputs for these inputs are nearest to the whole matrix's.
-
-        Args:
-            inputs: ``(..., in_features)``.
-        """
-        rows = inputs.flatten(0, -2).double()
-        second_moment = rows.T @ rows
-        scale = second_moment.diagonal().mean().clamp(min=1e-12)
-        second_moment = second_moment / scale + 1e-4 * torch.eye(len(second_moment), device=rows.device)
-        values, vectors = torch.linalg.eigh(second_moment)  # fewer rows than features leave values of 1e-4
-        root, inverse = ((vectors * values**power) @ vectors.T for power in (0.5, -0.5))
-        left, singular, right = torch.linalg.svd(self.whole.double() @ root, full_matrices=False)
-        rank = self.narrow.out_features
-        share = singular[:rank].sqrt()
-        self.widen.weight.copy_(left[:, :rank] * share)
-        self.narrow.weight.copy_(share[:, None] * right[:rank] @ inverse)
-        self.fitted.fill_(True)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():  # each process heard another batch
-            for tensor in (self.widen.weight, self.narrow.weight):
-                torch.distributed.broadcast(tensor, 0)
+        names = encoder.replaceable
+        _replace(encoder.trained_blocks, nn.Linear, lambda linear: LowRankLinear.factored(linear, self.rank), names)
 
 
 def _replace(
     module: nn.Module, kind: type[nn.Module], other: Callable[[Any], nn.Module], names: Sequence[str] | None = None
 ) -> None:
-    """Puts another module in the place of each one of a kind, at any depth; of some names alone, where given."""
+    """Replaces every module of a kind, at any depth; with ``names``, only modules of these names."""
     for name, child in module.named_children():
         if not isinstance(child, kind):
             _replace(child, kind, other, names)
-        elif names is None or name in names:
+        elif not names or name in names:
             setattr(module, name, other(child))
 
 
-def parameter_groups(encoder: Any, strategy: Finetuning) -> list[dict[str, Any]]:
-    """What the optimizer trains of an encoder.
+def save_backbone(encoder: nn.Module, folder: Path) -> Path:
+    """Writes an encoder with its trained blocks as a model folder, which another experiment uses as ``model_id``.
+
+    LoRA's updates are added to their matrices, and LowRank's factors are multiplied.
 
     Args:
-        encoder: After ``strategy.prepare``.
-        strategy: Says how fast each block learns.
-
-    Returns:
-        One group per block, with the ratio of its learning rate to the optimizer's as ``lr_ratio`` and its number as
-        ``block``.
-    """
-    blocks = encoder.block_parameters()
-    top = max(blocks)
-    groups = [
-        {
-            "params": [parameter for parameter in parameters if parameter.requires_grad],
-            "lr_ratio": strategy.learning_rate_ratio(block, top),
-            "block": block,
-        }
-        for block, parameters in blocks.items()
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def last_first_epoch(encoder: Any, strategy: Finetuning) -> int:
-    """Epoch in which the last block of an encoder starts to learn.
-
-    Args:
-        encoder: After ``strategy.prepare``.
-        strategy: Its schedule.
-    """
-    blocks = encoder.block_parameters()
-    return max(strategy.first_epoch(block, max(blocks)) for block in blocks)
-
-
-def save_backbone(encoder: Any, folder: Path) -> Path:
-    """Writes an encoder with its trained blocks as a model folder that ``model_id`` takes: emotion-enhanced
-    pretraining hands its backbone on to the next experiment.
-
-    LoRA's updates are added to the matrices they belong to, and LowRank's are multiplied to whole ones.
-
-    Args:
-        encoder: An encoder of a trained model.
-        folder: Where ``config.json``, ``model.safetensors`` and the rest of the model's files go.
+        encoder: Encoder of a trained model.
+        folder: Folder for ``config.json``, ``model.safetensors`` and the model's other files.
 
     Raises:
-        ValueError: Nothing of this encoder has been trained, or it is not a pretrained one.
+        ValueError: The encoder is not a pretrained one, or none of its blocks was trained.
     """
-    from mmemo import pretrained
-
-    _check_pretrained("save_backbone", encoder)
+    encoder = check_pretrained("save_backbone", encoder)
     if encoder.trained is None:
         raise ValueError(
             f"{encoder.model_id} was frozen in this run, so there is nothing new to save; train it with "
             "audio_finetuning or text_finetuning"
         )
-    merged = copy.deepcopy(encoder.trained)
+    merged = copy.deepcopy(encoder.trained_blocks)
     for part in merged.modules():
         if hasattr(part, "lora_A") and hasattr(part, "merge"):
-            part.merge()
+            part.merge()  # type: ignore[operator]
     _replace(merged, LowRankLinear, lambda part: part.product)
     model = encoder.whole_model(_merged_names(merged.state_dict()))
     source = pretrained.resolve(encoder.model_id)
@@ -360,20 +362,30 @@ def _merged_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _check(name: str, num_blocks: int, lr_ratio: float, layer_decay: float) -> None:
     if num_blocks < 1 or lr_ratio <= 0 or not 0 < layer_decay <= 1:
         raise ValueError(
-            f"{name}(num_blocks={num_blocks}, lr_ratio={lr_ratio}, layer_decay={layer_decay}): expected a block or "
+            f"{name}(num_blocks={num_blocks}, lr_ratio={lr_ratio}, layer_decay={layer_decay}): expected 1 block or "
             "more, a ratio above 0 and a decay in (0, 1]"
         )
 
 
-def _check_pretrained(name: str, encoder: Any) -> None:
-    if not hasattr(encoder, "unfreeze"):
+def check_pretrained(name: str, encoder: nn.Module) -> PretrainedEncoder:
+    """Returns an encoder that has pretrained blocks.
+
+    Args:
+        name: Part that asks, for the error message.
+        encoder: Any encoder.
+
+    Raises:
+        ValueError: The encoder is trained from scratch.
+    """
+    if not isinstance(encoder, PretrainedEncoder):
         raise ValueError(
-            f"{name}: {type(encoder).__name__} is trained from scratch, there is no pretrained part to tune; leave the "
-            "fine-tuning out"
+            f"{name}: {type(encoder).__name__} is trained from scratch and has no pretrained blocks; remove the "
+            "fine-tuning"
         )
+    return encoder
 
 
-def _lowest(name: str, encoder: Any, num_blocks: int) -> int:
+def _lowest(name: str, encoder: PretrainedEncoder, num_blocks: int) -> int:
     top = encoder.layers[-1]
     if num_blocks > top:
         raise ValueError(

@@ -32,7 +32,7 @@ def test_padding_is_masked_and_zero() -> None:
     assert batch.text_mask.tolist() == [[True, True], [False, False]]
 
 
-def test_a_batch_of_nothing_but_missing_audio_has_one_masked_frame() -> None:
+def test_a_batch_without_any_audio_has_one_masked_frame() -> None:
     batch = collate([example(0, torch.zeros(2, 0, 3), None, 0)])
     assert batch.audio is not None
     assert batch.audio.shape == (1, 2, 1, 3)
@@ -40,7 +40,7 @@ def test_a_batch_of_nothing_but_missing_audio_has_one_masked_frame() -> None:
     assert batch.text is None
 
 
-def test_views_hide_the_other_modality() -> None:
+def test_single_modality_batches_mask_the_other_modality() -> None:
     batch = collate([example(0, torch.ones(4), torch.ones(2, dtype=torch.long), 0)])
     assert not batch.audio_only().text_mask.any()  # type: ignore[union-attr]
     assert batch.audio_only().audio_mask.all()  # type: ignore[union-attr]
@@ -49,7 +49,7 @@ def test_views_hide_the_other_modality() -> None:
 
 @pytest.mark.parametrize(("num", "size", "processes"), [(100, 8, 1), (100, 8, 2), (17, 4, 3), (3, 2, 2), (5, 5, 5)])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_every_utterance_is_seen_once_in_equally_many_batches(
+def test_every_utterance_is_sampled_once_and_processes_have_equally_many_batches(
     num: int, size: int, processes: int, shuffle: bool
 ) -> None:
     durations = np.random.default_rng(0).uniform(1, 10, num)
@@ -66,7 +66,7 @@ def test_every_utterance_is_seen_once_in_equally_many_batches(
     assert len(counts) == 1
 
 
-def test_batches_hold_like_durations_and_waste_little_padding() -> None:
+def test_batches_have_similar_durations_and_little_padding() -> None:
     durations = np.random.default_rng(0).uniform(1, 10, 2000)
     for shuffle in (True, False):
         batches = list(BucketSampler(durations, 32, shuffle))
@@ -76,7 +76,7 @@ def test_batches_hold_like_durations_and_waste_little_padding() -> None:
     assert sum(len(batch) * durations[batch].max() for batch in random) / durations.sum() > 1.5
 
 
-def test_epochs_differ_and_repeat() -> None:
+def test_epochs_differ_and_are_reproducible() -> None:
     sampler = BucketSampler(np.arange(100.0), 8, shuffle=True)
     first = list(sampler)
     assert list(sampler) == first
@@ -85,7 +85,7 @@ def test_epochs_differ_and_repeat() -> None:
     assert list(BucketSampler(np.arange(100.0), 8, shuffle=True, seed=1)) != first
 
 
-def test_too_few_utterances_for_the_processes_say_so() -> None:
+def test_too_few_utterances_for_the_processes_are_rejected() -> None:
     with pytest.raises(ValueError, match="2 utterances cannot be divided among 3 processes"):
         BucketSampler([1.0, 2.0], 4, num_processes=3)
     with pytest.raises(ValueError, match="batch_size=1 is below the number of processes"):

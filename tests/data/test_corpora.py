@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from mmemo.cli.main import main
+from mmemo.cli.app import main
 from mmemo.data.corpora.cremad import cremad
 from mmemo.data.corpora.emodb import emodb
 from mmemo.data.corpora.goemotions import goemotions
@@ -18,7 +18,7 @@ from mmemo.data.manifest import Manifest, ManifestError, read_manifest
 from tests.conftest import CORPORA
 
 
-def test_a_users_table_needs_no_code(tmp_path: Path) -> None:
+def test_a_custom_table_needs_no_code(tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text("file;label;who;mood\na.wav;joy;7;good\nb.wav;rage;8;bad\n")
     frame = table(
@@ -35,29 +35,29 @@ def test_a_users_table_needs_no_code(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("columns", "complaint"),
-    [({"path": "gone"}, r"no column \['gone'\], found"), ({"feeling": "file"}, r"columns fills \['feeling'\]")],
+    [({"path": "gone"}, r"no column \['gone'\], found"), ({"feeling": "file"}, r"columns maps \['feeling'\]")],
 )
-def test_a_column_map_that_does_not_fit_says_so(tmp_path: Path, columns: dict[str, str], complaint: str) -> None:
+def test_an_invalid_column_map_is_rejected(tmp_path: Path, columns: dict[str, str], complaint: str) -> None:
     path = tmp_path / "mine.csv"
     path.write_text("file,label\na.wav,joy\n")
     with pytest.raises(ManifestError, match=complaint):
         table(path, columns)
 
 
-def test_the_table_that_is_read_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_input_table_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine, out = tmp_path / "mine.csv", tmp_path / "out.csv"
     mine.write_text("name,mood,said\na,angry,leave\n")
-    options = ["--columns", "{id: name, emotion: mood, text: said}", "--values", "{emotion: {angry: anger}}"]
+    options = ["--columns", "id=name", "emotion=mood", "text=said", "--values", "emotion.angry=anger"]
     assert main(["corpus", "table", str(mine), *options, "--out", str(mine)]) == 1
     assert "is the table that is read" in capsys.readouterr().err
     assert mine.read_text() == "name,mood,said\na,angry,leave\n"
     assert main(["corpus", "table", str(mine), *options, "--out", str(out)]) == 0
-    assert "replaced" not in capsys.readouterr().err
+    assert "was replaced" not in capsys.readouterr().err
     assert main(["corpus", "table", str(mine), *options, "--out", str(out)]) == 0
-    assert "was there already and has been replaced" in capsys.readouterr().err
+    assert "out.csv was replaced" in capsys.readouterr().err
 
 
-def test_the_demo_corpus_is_whole() -> None:
+def test_the_demo_corpus_is_complete() -> None:
     demo = Path(__file__).parent.parent.parent / "demo"
     frame = table(demo / "clips.csv", {"path": "file", "emotion": "label", "speaker": "voice", "split": "set"})
     manifest = Manifest(frame, demo / "m.csv")
@@ -76,7 +76,7 @@ def test_ravdess() -> None:
         "anger": 192, "fear": 192, "disgust": 192, "surprise": 192,
     }  # fmt: skip
     assert manifest.frame.groupby("speaker")["gender"].nunique().max() == 1
-    assert manifest.frame["text"].isna().all(), "the words are Whisper's to write"
+    assert manifest.frame["text"].isna().all(), "Whisper writes the transcripts"
 
 
 @pytest.mark.corpora
@@ -108,8 +108,8 @@ def test_cremad_votes() -> None:
     assert len(votes) == 6
     assert sum(votes.values()) > 4
     assert first.text == "Don't forget a jacket."
-    seen = Manifest(cremad(CORPORA / "cremad", "face"))
-    assert (seen.frame["votes_anger"] != manifest.frame["votes_anger"]).any()
+    face = Manifest(cremad(CORPORA / "cremad", "face"))
+    assert (face.frame["votes_anger"] != manifest.frame["votes_anger"]).any()
 
 
 def test_cremad_audio_layout(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_cremad_audio_layout(tmp_path: Path) -> None:
 
 
 @pytest.mark.corpora
-def test_spoken_words_through_the_table(tmp_path: Path) -> None:
+def test_spoken_words_as_a_custom_table(tmp_path: Path) -> None:
     frame = table(
         CORPORA / "spoken_words" / "spoken_words.csv",
         {"path": "file", "emotion": "emotion", "text": "text", "split": "split", "speaker": "file"},
@@ -134,7 +134,7 @@ def test_spoken_words_through_the_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.corpora
-def test_goemotions_has_votes_and_one_emotion_where_there_is_one() -> None:
+def test_goemotions_has_votes_and_an_emotion_for_single_labels() -> None:
     frame = Manifest(goemotions(CORPORA / "goemotions"), "goemotions.csv").frame
     assert frame["split"].value_counts().to_dict() == {"train": 43410, "val": 5426, "test": 5427}
     votes = frame.filter(like="votes_").sum(axis="columns")
@@ -144,12 +144,12 @@ def test_goemotions_has_votes_and_one_emotion_where_there_is_one() -> None:
     assert (first["emotion"], first["split"]) == ("anger", "train")
 
 
-def test_trimming_cuts_silence_and_nothing_else(tmp_path: Path) -> None:
+def test_trimming_removes_only_silence(tmp_path: Path) -> None:
     voice = 0.3 * np.sin(2 * np.pi * 220 * np.arange(16_000) / 16_000)
     clip = np.concatenate([np.zeros(8000), voice, np.zeros(16_000)])
     soundfile.write(tmp_path / "03-01-05-01-01-01-01.wav", clip, 16_000)
-    assert main(["corpus", "ravdess", str(tmp_path), "--out", str(tmp_path / "m.csv"), "--trim_db", "35"]) == 0
+    assert main(["corpus", "ravdess", str(tmp_path), "--out", str(tmp_path / "m.csv"), "--trim-db", "35"]) == 0
     row = read_manifest(tmp_path / "m.csv")[0]
     assert row.start == pytest.approx(0.4, abs=0.05)
     assert row.end == pytest.approx(1.6, abs=0.05)
-    assert main(["corpus", "ravdess", str(tmp_path), "--trim_db", "-3"]) == 1
+    assert main(["corpus", "ravdess", str(tmp_path), "--trim-db", "-3"]) == 1

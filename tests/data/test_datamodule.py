@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from mmemo.data import Corpus, EmotionDataModule, ManifestError, WaveformAugmentation
-from mmemo.data.datamodule import Sources
+from mmemo.data.dataset import Sources
 from mmemo.data.splits import SplitError
+from mmemo.data.table import Requirements
 from mmemo.labels import UNLABELLED
 from tests.audio.test_reader import BAD, make_bad
 from tests.conftest import CLASSES
@@ -18,8 +19,7 @@ from tests.conftest import CLASSES
 
 def ready(manifest: Path, **settings: object) -> EmotionDataModule:
     datamodule = EmotionDataModule(CLASSES, str(manifest), **settings)  # type: ignore[arg-type]
-    datamodule.setup("fit")
-    datamodule.use_labels(("emotion",), fitting=True)
+    datamodule.setup("fit", Requirements(audio=True, text=True))
     datamodule.attach(Sources(audio=Zeros(10), text=Zeros(3)))
     return datamodule
 
@@ -36,9 +36,9 @@ def edited(manifest: Path, tmp_path: Path, **columns: object) -> Path:
 def test_every_row_of_a_side_is_served_once(tiny_corpus: Path) -> None:
     datamodule = ready(tiny_corpus, batch_size=5)
     for loader, rows in (
-        (datamodule.train_dataloader(), datamodule.split.train),
-        (datamodule.val_dataloader(), datamodule.split.val),
-        (datamodule.test_dataloader(), datamodule.split.test),
+        (datamodule.train_dataloader(), datamodule.table.split.train),
+        (datamodule.val_dataloader(), datamodule.table.split.val),
+        (datamodule.test_dataloader(), datamodule.table.split.test),
     ):
         seen = torch.cat([batch.row for batch in loader])
         assert sorted(seen.tolist()) == sorted(rows.tolist())
@@ -61,7 +61,7 @@ class Zeros:
 
 def test_targets_follow_the_order_of_classes(tiny_corpus: Path) -> None:
     datamodule = ready(tiny_corpus)
-    for row, target in zip(datamodule.manifest, datamodule.targets, strict=True):
+    for row, target in zip(datamodule.table.manifest, datamodule.table.targets.emotion, strict=True):
         assert CLASSES[target] == row.emotion
 
 
@@ -70,9 +70,9 @@ def test_a_label_outside_the_classes_is_an_error_until_it_is_mapped(tiny_corpus:
     manifest = edited(tiny_corpus, tmp_path, emotion=frame["emotion"].replace("anger", "disgust"))
     with pytest.raises(ManifestError, match=r"has emotion 'disgust', expected one of data\.classes"):
         ready(manifest)
-    with pytest.raises(ManifestError, match=r"did you mean 'neutral' by 'neutrel'\? Otherwise add"):
+    with pytest.raises(ManifestError, match=r"did you mean 'neutrel'\? Otherwise add"):
         EmotionDataModule(classes=["neutrel", "disgust"], manifest=str(manifest)).setup("fit")
-    assert (ready(manifest, label_map={"disgust": "anger"}).targets == 0).sum() == 12
+    assert (ready(manifest, label_map={"disgust": "anger"}).table.targets.emotion == 0).sum() == 12
     with pytest.raises(ManifestError, match="label_map names"):
         ready(manifest, label_map={"boredom": None})
     with pytest.raises(ManifestError, match="no training row has emotion anger"):
@@ -83,7 +83,7 @@ def test_unlabelled_rows_are_predicted_but_not_trained_on(tiny_corpus: Path, tmp
     emotion = pd.read_csv(tiny_corpus)["emotion"]
     emotion[0] = None
     datamodule = ready(edited(tiny_corpus, tmp_path, emotion=emotion))
-    assert datamodule.targets[0] == UNLABELLED
+    assert datamodule.table.targets.emotion[0] == UNLABELLED
     assert 0 not in torch.cat([batch.row for batch in datamodule.train_dataloader()])
     datamodule.setup("predict")
     assert 0 in torch.cat([batch.row for batch in datamodule.predict_dataloader()])
@@ -94,7 +94,7 @@ def test_a_speaker_on_two_sides_is_refused(tiny_corpus: Path, tmp_path: Path) ->
     with pytest.raises(SplitError, match="allow_speaker_overlap"):
         ready(manifest)
     datamodule = ready(manifest, allow_speaker_overlap=True)
-    assert any("speakers not separated" in warning for warning in datamodule.warnings)
+    assert any("speakers not separated" in warning for warning in datamodule.table.warnings)
 
 
 def test_broken_audio_is_refused_or_left_out_as_the_config_says(
@@ -104,25 +104,25 @@ def test_broken_audio_is_refused_or_left_out_as_the_config_says(
     for row, kind in enumerate(BAD):
         paths[row] = str(make_bad(tmp_path, kind))
     manifest = edited(tiny_corpus, tmp_path, path=paths)
-    with pytest.raises(ManifestError, match=f"{len(BAD)} utterances have audio that cannot be used") as error:
-        ready(manifest).inspect_audio(progress=False)
+    with pytest.raises(ManifestError, match=f"{len(BAD)} utterances have unusable audio") as error:
+        ready(manifest)
     for reason in BAD.values():
         assert reason in str(error.value)
     assert paths[0] not in str(error.value), "offline, as a study is, files have no names"
     with monkeypatch.context() as online:
         online.setenv("MMEMO_OFFLINE", "0")
         with pytest.raises(ManifestError) as error:
-            ready(manifest).inspect_audio(progress=False)
+            ready(manifest)
     assert paths[0] in str(error.value)
 
-    datamodule = ready(manifest, broken_audio="skip")
     with caplog.at_level(logging.WARNING):
-        contents = datamodule.inspect_audio(progress=False)
+        datamodule = ready(manifest, broken_audio="skip")
+    contents = datamodule.table.contents
     assert all(contents[row] == "" for row in range(len(BAD)))
-    assert f"{len(BAD)} utterances with broken audio left out" in datamodule.warnings
+    assert f"{len(BAD)} utterances with broken audio left out" in datamodule.table.warnings
     served = torch.cat([batch.row for batch in datamodule.train_dataloader()]).tolist()
     assert min(served) >= len(BAD)
-    datamodule.setup("predict")
+    datamodule.setup("predict", Requirements(audio=True, text=True))
     assert sorted(np.concatenate([datamodule.predicted_rows, range(len(BAD))])) == list(range(36))
 
 
@@ -133,10 +133,9 @@ def test_a_recording_on_two_sides_is_refused_as_a_speaker_is(tiny_corpus: Path, 
     with pytest.raises(
         ManifestError, match=r"1 recordings are on two sides of the split: s5_sadness_1 \(train and test\)"
     ):
-        ready(manifest).inspect_audio(progress=False)
+        ready(manifest)
     datamodule = ready(manifest, allow_speaker_overlap=True)
-    datamodule.inspect_audio(progress=False)
-    assert any("recordings are on two sides" in warning for warning in datamodule.warnings)
+    assert any("recordings are on two sides" in warning for warning in datamodule.table.warnings)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -146,7 +145,7 @@ def test_a_file_that_goes_bad_during_training_does_not_end_it(
     from mmemo.training.features import Waveforms
 
     datamodule = ready(tiny_corpus, num_workers=num_workers, batch_size=4)
-    utterances = list(datamodule.manifest)
+    utterances = list(datamodule.table.manifest)
     utterances[0] = type(utterances[0])("gone", tmp_path / "gone.wav")
     datamodule.attach(Sources(audio=Waveforms(utterances, ["content"] * 36)))
     targets = {
@@ -170,29 +169,28 @@ def test_several_corpora_keep_their_speakers_apart_and_have_label_maps_of_their_
     other = Corpus(str(other_corpus(tiny_corpus, tmp_path)), {"frustration": "anger", "boredom": None}, "other")
     datamodule = EmotionDataModule(CLASSES, corpora=[Corpus(str(tiny_corpus)), other])
     datamodule.setup("fit")
-    frame = datamodule.manifest.frame
+    frame = datamodule.table.manifest.frame
     assert frame["corpus"].value_counts().to_dict() == {"manifest": 36, "other": 24}
     assert set(frame["emotion"]) == set(CLASSES)
     assert frame["speaker"].nunique() == 12, "speaker s0 of one corpus is not that of the other"
     assert frame["id"].is_unique
-    assert len(datamodule.split.train) == 18 + 12
-    assert all(row.path.is_file() for row in datamodule.manifest if row.path)
+    assert len(datamodule.table.split.train) == 18 + 12
+    assert all(row.path.is_file() for row in datamodule.table.manifest if row.path)
     with pytest.raises(ManifestError, match=r"label_map of corpus 'other' names \['calm'\]"):
         EmotionDataModule(CLASSES, corpora=[Corpus(other.manifest, {"calm": None}, "other")]).setup("fit")
     with pytest.raises(ManifestError, match="has emotion 'frustration'"):
         EmotionDataModule(CLASSES, corpora=[Corpus(other.manifest, {"boredom": None})]).setup("fit")
     with pytest.raises(ManifestError, match="two corpora called 'manifest'"):
         EmotionDataModule(CLASSES, corpora=[Corpus(str(tiny_corpus)), Corpus(str(tiny_corpus))]).setup("fit")
-    with pytest.raises(ValueError, match="one of the two"):
+    with pytest.raises(ValueError, match="needs either a manifest or corpora"):
         EmotionDataModule(CLASSES)
 
 
 def test_a_label_map_that_loses_a_class_is_told(tiny_corpus: Path, tmp_path: Path) -> None:
     lossy = Corpus(str(other_corpus(tiny_corpus, tmp_path)), {"frustration": "sadness", "boredom": "sadness"})
     datamodule = EmotionDataModule(CLASSES, corpora=[lossy])
-    datamodule.setup("fit")
     with pytest.raises(ManifestError, match="no training row has emotion anger"):
-        datamodule.use_labels(("emotion",), fitting=True)
+        datamodule.setup("fit", Requirements(text=True))
 
 
 def test_a_balanced_sampler_draws_rare_classes_as_often(tiny_corpus: Path, tmp_path: Path) -> None:
@@ -218,14 +216,13 @@ def test_rows_with_dimensions_and_no_emotion_are_not_left_out_silently(tiny_corp
     with pytest.raises(ManifestError, match=r"'s0_neutral_1' \(and 0 more\) has valence.*no emotion.*WeightedSum"):
         ready(manifest)
     datamodule = EmotionDataModule(CLASSES, str(manifest))
-    datamodule.setup("fit")
-    datamodule.use_labels(("emotion", "dimensions"), fitting=True)
+    datamodule.setup("fit", Requirements(("emotion", "dimensions"), audio=True))
     datamodule.attach(Sources(audio=Zeros(10)))
     batches = list(datamodule.train_dataloader())
     assert sum(len(batch.row) for batch in batches) == 18
     assert all(batch.dimensions[:, 0].isfinite().all() for batch in batches)
-    with pytest.raises(ManifestError, match="the loss reads votes, but no column is called"):
-        datamodule.use_labels(("votes",), fitting=True)
+    with pytest.raises(ManifestError, match="the loss needs votes, expected columns votes_EMOTION"):
+        datamodule.setup("fit", Requirements(("votes",), audio=True))
 
 
 def test_only_training_rows_are_seen_in_several_views(tiny_corpus: Path) -> None:

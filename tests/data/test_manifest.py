@@ -15,7 +15,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_reads_rows_as_utterances(tmp_path: Path) -> None:
+def test_rows_are_read_as_utterances(tmp_path: Path) -> None:
     path = write(
         tmp_path / "m.csv",
         "id,path,start,end,text,emotion,valence,speaker,mood\n"
@@ -25,7 +25,7 @@ def test_reads_rows_as_utterances(tmp_path: Path) -> None:
     first, second = read_manifest(path)
     assert first.path == tmp_path / "clips/a.wav"
     assert (first.start, first.end, first.text, first.emotion) == (0.5, 1.5, "Hello, you", "anger")
-    assert first.speaker == "01", "a speaker's name stays text"
+    assert first.speaker == "01", "speakers stay text"
     assert first.valence == -0.5
     assert first.extra == {"mood": "bad"}, "unknown columns are kept"
     assert second.path is None
@@ -47,14 +47,14 @@ def test_reads_rows_as_utterances(tmp_path: Path) -> None:
         ("x,a.wav,,,,anger,,1,dev", "row 2, column split: found 'dev', expected one of ('train', 'val', 'test')"),
     ],
 )
-def test_says_what_is_wrong_and_where(tmp_path: Path, row: str, complaint: str) -> None:
+def test_an_invalid_value_is_reported_with_its_row_and_column(tmp_path: Path, row: str, complaint: str) -> None:
     path = write(tmp_path / "m.csv", f"id,path,start,end,text,emotion,valence,speaker,split\n{row}\n")
     with pytest.raises(ManifestError) as error:
         read_manifest(path)
     assert f"{path} {complaint}" in str(error.value)
 
 
-def test_lists_every_problem_but_not_endlessly(tmp_path: Path) -> None:
+def test_the_list_of_problems_is_limited(tmp_path: Path) -> None:
     rows = "".join(f"{number},a.wav,-1\n" for number in range(100))
     path = write(tmp_path / "m.csv", f"id,path,start\n{rows}")
     with pytest.raises(ManifestError) as error:
@@ -64,7 +64,7 @@ def test_lists_every_problem_but_not_endlessly(tmp_path: Path) -> None:
     assert "80 more" in lines[-1]
 
 
-def test_an_unknown_label_is_said_once_with_its_count(tmp_path: Path) -> None:
+def test_an_unknown_label_is_reported_once_with_its_count(tmp_path: Path) -> None:
     rows = "".join(f"{number},a.wav,rage\n" for number in range(100))
     path = write(tmp_path / "m.csv", f"id,path,emotion\n{rows}")
     with pytest.raises(ManifestError, match="'rage' 100 times; `mmemo corpus table --values` renames them") as error:
@@ -82,10 +82,10 @@ def test_an_unknown_label_is_said_once_with_its_count(tmp_path: Path) -> None:
         ("ragged.csv", b"id,path\na,b,c\n", "not a readable table"),
         ("latin.csv", "id,text\na,caf\xe9\n".encode("latin-1"), "not a readable table"),
         ("fake.parquet", b"not parquet", "not a readable table"),
-        ("sheet.xlsx", b"PK", "a .csv or .parquet file"),
+        ("sheet.xlsx", b"PK", "expected a .csv or .parquet file"),
     ],
 )
-def test_refuses_what_is_no_table(tmp_path: Path, name: str, content: bytes | None, complaint: str) -> None:
+def test_unreadable_tables_are_rejected(tmp_path: Path, name: str, content: bytes | None, complaint: str) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
@@ -95,7 +95,7 @@ def test_refuses_what_is_no_table(tmp_path: Path, name: str, content: bytes | No
 
 
 @pytest.mark.parametrize("name", ["copy.csv", "copy.parquet", "below/copy.csv"])
-def test_survives_writing_and_reading(tiny_corpus: Path, tmp_path: Path, name: str) -> None:
+def test_a_written_manifest_reads_back_unchanged(tiny_corpus: Path, tmp_path: Path, name: str) -> None:
     manifest = read_manifest(tiny_corpus)
     copy = read_manifest(manifest.write(tmp_path / name))
     assert [utterance.id for utterance in copy] == [utterance.id for utterance in manifest]
@@ -107,7 +107,7 @@ def test_survives_writing_and_reading(tiny_corpus: Path, tmp_path: Path, name: s
     assert [path.name for path in (tmp_path / name).parent.iterdir() if "partial" in path.name] == []
 
 
-def test_subset_keeps_the_order_asked_for(tiny_corpus: Path) -> None:
+def test_subset_keeps_the_given_order(tiny_corpus: Path) -> None:
     manifest = read_manifest(tiny_corpus)
     assert [row.id for row in manifest.subset([5, 1])] == [manifest[5].id, manifest[1].id]
 
@@ -122,18 +122,24 @@ def test_votes_are_numbers() -> None:
 MILLION = """
 import re, sys, time
 from pathlib import Path
+import pandas as pd
 from mmemo.data.manifest import read_manifest
 started = time.perf_counter()
 manifest = read_manifest(sys.argv[1])
 seconds = time.perf_counter() - started
-peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())  # ru_maxrss begins at the parent's peak
-print(len(manifest), seconds, int(peak[1]) / 1e6)
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())  # ru_maxrss starts at the parent's peak
+started = time.perf_counter()
+pd.read_csv(sys.argv[2], dtype=str)
+print(len(manifest), seconds / (time.perf_counter() - started), int(peak[1]) / 1e6)
 """
+"""Reads a manifest, and its rows as a CSV file with pandas: prints rows, the ratio of both times, and gigabytes."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_a_million_rows_load_in_ten_seconds_and_two_gigabytes(tmp_path: Path, suffix: str) -> None:
+def test_reading_a_million_rows_takes_a_few_times_what_pandas_takes_and_two_gigabytes(
+    tmp_path: Path, suffix: str
+) -> None:
     numbers = pd.Series(range(1_000_000)).astype(str)
     frame = pd.DataFrame(
         {
@@ -148,21 +154,24 @@ def test_a_million_rows_load_in_ten_seconds_and_two_gigabytes(tmp_path: Path, su
             "split": "train",
         }
     )
-    path = tmp_path / f"million{suffix}"
-    frame.to_csv(path, index=False) if suffix == ".csv" else frame.to_parquet(path)
+    path, csv = tmp_path / f"million{suffix}", tmp_path / "million.csv"
+    frame.to_csv(csv, index=False)
+    if suffix == ".parquet":
+        frame.to_parquet(path)
     del frame
-    output = subprocess.run([sys.executable, "-c", MILLION, path], capture_output=True, text=True, check=True).stdout
-    rows, seconds, gigabytes = map(float, output.split())
+    command = [sys.executable, "-c", MILLION, path, csv]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows, ratio, gigabytes = map(float, output.split())
     assert rows == 1_000_000
-    assert seconds < 10
+    assert ratio < 6  # about 2 for .csv and 1 for .parquet
     assert gigabytes < 2
 
 
 CHINESE = "\u6211\u771f\u7684\u4e0d\u77e5\u9053\u8be5\u600e\u4e48\u529e\u624d\u597d\u554a" * 2
-"""A sentence is one word without a space."""
+"""A sentence without spaces counts as one word."""
 
 
-def test_columns_that_look_like_words_or_files_are_private_and_codes_and_dates_are_not() -> None:
+def test_columns_of_sentences_or_file_names_are_private_and_codes_and_dates_are_not() -> None:
     size = 20
     frame = pd.DataFrame(
         {

@@ -8,34 +8,34 @@ import pytest
 import torch
 
 from mmemo.data.corpora.cremad import cremad
-from mmemo.data.ratings import majority, mapped_votes, vote_shares
+from mmemo.data.ratings import majority, map_votes, vote_shares
 from mmemo.losses import SoftLabels
 from tests.conftest import CORPORA
 
 VOTES = pd.DataFrame({"votes_anger": [3, 2, 0, 1], "votes_sadness": [1, 2, 0, 0], "votes_neutral": [0, 0, 0, 9]})
 
 
-def test_shares_sum_to_one_or_nobody_voted() -> None:
-    shares = vote_shares(mapped_votes(VOTES, {"neutral": None}), ["anger", "sadness"])
+def test_shares_sum_to_one_or_are_zero_without_votes() -> None:
+    shares = vote_shares(map_votes(VOTES, {"neutral": None}), ["anger", "sadness"])
     np.testing.assert_allclose(shares, [[0.75, 0.25], [0.5, 0.5], [0, 0], [1, 0]])
-    joined = vote_shares(mapped_votes(VOTES, {"neutral": "sadness"}), ["anger", "sadness"])
+    joined = vote_shares(map_votes(VOTES, {"neutral": "sadness"}), ["anger", "sadness"])
     np.testing.assert_allclose(joined[3], [0.1, 0.9])
-    with pytest.raises(ValueError, match=r"votes_neutral votes for 'neutral'.*neutral: null"):
+    with pytest.raises(ValueError, match=r"votes_neutral has votes for 'neutral'.*neutral: null"):
         vote_shares(VOTES, ["anger", "sadness"])
-    with pytest.raises(ValueError, match="no column is called votes_EMOTION"):
+    with pytest.raises(ValueError, match="expected columns votes_EMOTION"):
         vote_shares(pd.DataFrame({"id": ["a"]}), ["anger"])
 
 
-def test_the_majority_is_silent_on_a_tie() -> None:
+def test_a_tie_has_no_majority() -> None:
     names = VOTES.rename(columns=lambda name: name.removeprefix("votes_"))
-    found = majority(names)
-    assert found.iloc[[0, 3]].tolist() == ["anger", "neutral"]
-    assert found.iloc[[1, 2]].isna().all()
+    emotions = majority(names)
+    assert emotions.iloc[[0, 3]].tolist() == ["anger", "neutral"]
+    assert emotions.iloc[[1, 2]].isna().all()
 
 
 @pytest.mark.parametrize("divergence", ["cross_entropy", "kl"])
-def test_soft_labels_pick_no_side_on_a_tie(divergence: str) -> None:
-    """Trained on a tie alone, a model that leans to one side comes to rest in the middle, and stays there."""
+def test_soft_labels_stay_balanced_on_a_tie(divergence: str) -> None:
+    """A model that starts with a preference converges to equal probabilities when it is trained on a tie."""
     votes = torch.tensor([[0.5, 0.5, 0.0]])
     logits = torch.tensor([[3.0, -1.0, 0.0]], requires_grad=True)
     loss = SoftLabels(divergence)  # type: ignore[arg-type]
@@ -53,7 +53,7 @@ def test_soft_labels_pick_no_side_on_a_tie(divergence: str) -> None:
 
 
 @pytest.mark.corpora
-def test_cremads_votes_and_majority_come_from_one_file() -> None:
+def test_cremad_votes_and_majority_are_consistent() -> None:
     soft = cremad(CORPORA / "cremad")
     hard = cremad(CORPORA / "cremad", labels="majority")
     assert len(soft) == len(hard) == 7442
@@ -73,4 +73,4 @@ def test_cremads_votes_and_majority_come_from_one_file() -> None:
     logits = torch.zeros(1, len(classes), requires_grad=True)
     loss(SimpleNamespace(logits=logits), SimpleNamespace(votes=torch.from_numpy(shares[row : row + 1]))).backward()
     assert logits.grad is not None
-    assert logits.grad[0, first] == logits.grad[0, second] < 0, "the real tie pulls both sides alike"
+    assert logits.grad[0, first] == logits.grad[0, second] < 0, "a tie pulls both classes equally"

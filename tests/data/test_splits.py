@@ -21,7 +21,7 @@ def sides(manifest: Manifest, split: Split) -> list[set[str]]:
 
 
 @pytest.mark.parametrize("num_folds", [2, 3, 5, 10])
-def test_grouped_folds_share_no_speaker_and_cover_every_row_once(num_folds: int) -> None:
+def test_grouped_folds_share_no_speaker_and_test_every_row_once(num_folds: int) -> None:
     manifest = corpus()
     tested: list[int] = []
     for fold in range(1, num_folds + 1):
@@ -40,9 +40,9 @@ def test_published_folds_test_the_speakers_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "folds.csv"
     path.write_text("fold,test_actors\n1,00 01\n2,02 03\n")
     manifest = corpus()
-    path.write_text("fold,test_actors\n1,00\n1,01\n2,02 03\n")  # one row a fold, or several
+    path.write_text("fold,test_actors\n1,00\n1,01\n2,02 03\n")  # a fold may have several rows
     splitter = FoldFile(str(path), fold=2, num_val_speakers=3)
-    assert splitter.count(manifest) == 2
+    assert splitter.count_folds(manifest) == 2
     train, val, test = sides(manifest, splitter(manifest))
     assert test == {"02", "03"}
     assert len(val) == 3
@@ -62,7 +62,7 @@ def test_published_folds_test_the_speakers_of_the_file(tmp_path: Path) -> None:
         ("fold,test\n0,00\n1,01\n", 1, "expected folds 1 to 2"),
     ],
 )
-def test_a_fold_file_that_does_not_fit_says_so(tmp_path: Path, content: str | None, fold: int, complaint: str) -> None:
+def test_an_invalid_fold_file_is_rejected(tmp_path: Path, content: str | None, fold: int, complaint: str) -> None:
     path = tmp_path / "folds.csv"
     if content is not None:
         path.write_text(content)
@@ -70,7 +70,7 @@ def test_a_fold_file_that_does_not_fit_says_so(tmp_path: Path, content: str | No
         FoldFile(str(path), fold)(corpus())
 
 
-def test_official_splits_are_taken_as_they_are(tiny_corpus: Path) -> None:
+def test_official_splits_are_used_unchanged(tiny_corpus: Path) -> None:
     manifest = read_manifest(tiny_corpus)
     train, val, test = OfficialSplit()(manifest)
     assert (len(train), len(val), len(test)) == (18, 6, 12)
@@ -83,7 +83,7 @@ def test_validation_speakers_come_from_the_training_side() -> None:
     assert not (val & test) | (train & val)
 
 
-def test_a_speaker_on_two_sides_is_refused_unless_the_config_allows_it() -> None:
+def test_a_speaker_on_two_sides_is_rejected_unless_the_config_allows_it() -> None:
     manifest = corpus(split=(["train", "val", "test", "test"] * 10))
     split = OfficialSplit()(manifest)
     with pytest.raises(SplitError, match=r"10 speakers are both in train and in test.*allow_speaker_overlap"):
@@ -91,17 +91,17 @@ def test_a_speaker_on_two_sides_is_refused_unless_the_config_allows_it() -> None
     assert any("train and in test" in warning for warning in check_speakers_disjoint(manifest, split, True))
 
 
-def test_rows_without_a_speaker_are_refused_too() -> None:
+def test_rows_without_a_speaker_are_rejected() -> None:
     manifest = corpus(split=["train"] * 20 + ["val"] * 8 + ["test"] * 12)
     manifest.frame.loc[3, "speaker"] = None
-    with pytest.raises(SplitError, match="1 rows name no speaker"):
+    with pytest.raises(SplitError, match="1 rows have no speaker"):
         check_speakers_disjoint(manifest, OfficialSplit()(manifest))
 
 
 @pytest.mark.parametrize(
     ("splitter", "complaint"),
     [
-        (OfficialSplit(), "no row names its split"),
+        (OfficialSplit(), "column split is empty"),
         (GroupKFold(11), "num_folds=11, expected 2 to 10"),
         (GroupKFold(5, fold=6), "fold=6, expected 1 to 5"),
         (GroupKFold(5, group="city"), "no column 'city'"),
@@ -109,7 +109,7 @@ def test_rows_without_a_speaker_are_refused_too() -> None:
         (GroupKFold(2, num_val_speakers=5), "5 speakers, too few to hold out"),
     ],
 )
-def test_splits_that_cannot_be_made_say_why(splitter: GroupKFold, complaint: str) -> None:
+def test_impossible_splits_are_rejected_with_a_reason(splitter: GroupKFold, complaint: str) -> None:
     with pytest.raises(SplitError, match=complaint):
         splitter(corpus())
 

@@ -28,7 +28,7 @@ from mmemo.settings import SAMPLE_RATE
 
 ROOT = Path(__file__).parent.parent.parent
 CLIPS = ROOT / "demo" / "clips"
-SPOKEN = {  # clip -> the words that espeak-ng spoke
+SPOKEN = {  # clip -> text that espeak-ng spoke
     "ada_happiness_1": "i am so happy to see you again",
     "ben_neutral_2": "i will send the report on monday",
     "dan_neutral_1": "you can park the car behind the house",
@@ -39,28 +39,28 @@ def plain(text: str) -> str:
     return "".join(letter for letter in text.lower() if letter.isalpha() or letter == " ").strip()
 
 
-class Counting:
-    """A transcriber that hears how long a clip is, and counts."""
+class CountingTranscriber:
+    """Transcribes a clip as its number of samples, and records its calls."""
 
     def __init__(self) -> None:
-        self.heard: list[int] = []
+        self.lengths: list[int] = []
 
     def fingerprint(self) -> str:
         return "counting"
 
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[Transcript]:
-        self.heard += [len(waveform) for waveform in waveforms]
+        self.lengths += [len(waveform) for waveform in waveforms]
         return [Transcript(f"{len(waveform)} samples", "en", -0.1, 0.0) for waveform in waveforms]
 
 
-def test_each_clip_is_transcribed_once_and_silence_not_at_all(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_each_clip_is_transcribed_once_and_silence_is_skipped(tiny_corpus: Path, tmp_path: Path) -> None:
     utterances = list(read_manifest(tiny_corpus))
     soundfile.write(tmp_path / "silence.wav", np.zeros(SAMPLE_RATE), SAMPLE_RATE)
     (tmp_path / "bad.wav").write_text("no sound")
     extra = [Utterance("s", tmp_path / "silence.wav"), Utterance("b", tmp_path / "bad.wav"), Utterance("t", text="x")]
-    counting = Counting()
+    counting = CountingTranscriber()
     transcripts, _ = transcribe([*utterances, *extra], counting, cache=tmp_path, progress=False)
-    assert len(counting.heard) == 36
+    assert len(counting.lengths) == 36
     for utterance, transcript in zip(utterances, transcripts[:36], strict=True):
         assert transcript is not None
         assert transcript.text == f"{len(read_audio(utterance.path))} samples"  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ def test_each_clip_is_transcribed_once_and_silence_not_at_all(tiny_corpus: Path,
     assert wordless is None
 
     transcribe(utterances, counting, cache=tmp_path, progress=False)
-    assert len(counting.heard) == 36
+    assert len(counting.lengths) == 36
 
 
 CLAIMER = """
@@ -84,7 +84,7 @@ time.sleep(60)
 """
 
 
-def test_a_claimed_clip_is_left_to_its_process_until_that_is_killed(tmp_path: Path) -> None:
+def test_a_claim_lasts_until_its_process_is_killed(tmp_path: Path) -> None:
     other = subprocess.Popen([sys.executable, "-c", CLAIMER, tmp_path], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout is not None
@@ -102,12 +102,12 @@ def test_a_claimed_clip_is_left_to_its_process_until_that_is_killed(tmp_path: Pa
     assert list((tmp_path / "claims").iterdir()) == []
 
 
-def test_another_model_or_option_has_its_own_transcripts(tmp_path: Path) -> None:
+def test_transcripts_are_cached_per_model_and_options(tmp_path: Path) -> None:
     TranscriptCache("english", tmp_path).put({"a": Transcript("hello", "en", -0.1, 0.0)})
     assert TranscriptCache("german", tmp_path).get(["a"]) == {}
 
 
-def test_an_unknown_language_says_so() -> None:
+def test_an_unknown_language_is_rejected() -> None:
     check_language("de")
     with pytest.raises(ValueError, match="did you mean 'de'"):
         check_language("German")
@@ -129,7 +129,7 @@ def test_whisper_transcribes_the_spoken_words(language: str | None) -> None:
 
 @pytest.mark.weights
 def test_faster_whisper_transcribes_the_spoken_words() -> None:
-    """A word error rate, not exact words: int8 decoding differs in single words between processors."""
+    """Bounds the word error rate, because int8 decoding differs in single words between processors."""
     pytest.importorskip("faster_whisper", reason="pip install mmemo[faster]")
     waveforms = [read_audio(CLIPS / f"{name}.flac") for name in SPOKEN]
     transcripts = [plain(transcript.text) for transcript in FasterWhisper(language="en")(waveforms)]
@@ -165,7 +165,7 @@ def noises() -> dict[str, np.ndarray]:
 @pytest.mark.weights
 @pytest.mark.slow
 @pytest.mark.parametrize("language", ["en", None])
-def test_silence_and_noise_have_no_words(language: str | None) -> None:
+def test_silence_and_noise_have_empty_transcripts(language: str | None) -> None:
     clips = noises()
     transcripts = OpenAIWhisper(language=language)([clip.astype(np.float32) for clip in clips.values()])
     assert {name: item.text for name, item in zip(clips, transcripts, strict=True)} == dict.fromkeys(clips, "")
@@ -173,7 +173,7 @@ def test_silence_and_noise_have_no_words(language: str | None) -> None:
 
 @pytest.mark.weights
 @pytest.mark.slow
-def test_long_recordings_go_through_whispers_own_windows() -> None:
+def test_long_recordings_use_whispers_own_windows() -> None:
     clips = [read_audio(CLIPS / f"{name}.flac") for name in SPOKEN]
     pause = np.zeros(SAMPLE_RATE // 2, np.float32)
     once = np.concatenate([part for clip in clips for part in (clip, pause)])
@@ -182,12 +182,12 @@ def test_long_recordings_go_through_whispers_own_windows() -> None:
     (transcript,) = OpenAIWhisper(language="en")([long])
     repeats = len(long) // len(once)
     for words in SPOKEN.values():
-        assert plain(transcript.text).count(words) >= repeats - 1, "both windows are heard"
+        assert plain(transcript.text).count(words) >= repeats - 1, "both windows are transcribed"
 
 
 @pytest.mark.weights
 @pytest.mark.corpora
-def test_translates_german_into_english() -> None:
+def test_german_is_translated_into_english() -> None:
     from tests.conftest import CORPORA
 
     waveform = read_audio(CORPORA / "emodb" / "wav" / "03a01Nc.flac")  # "Der Lappen liegt auf dem Eisschrank."
@@ -198,7 +198,7 @@ def test_translates_german_into_english() -> None:
 
 
 def start(manifest: Path, cache: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "mmemo.cli.main", "transcribe", manifest, "--out", out, "--language", "en"]
+    command = [sys.executable, "-m", "mmemo", "transcribe", manifest, "--out", out, "--language", "en"]
     environment = {**os.environ, "MMEMO_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([*map(str, command), "--batch_size", "4"], env=environment, cwd=ROOT)
 
@@ -213,7 +213,7 @@ def stored(cache: Path) -> int:
 
 @pytest.mark.weights
 @pytest.mark.slow
-def test_killed_it_resumes_and_two_processes_share_the_work(cache: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_and_two_processes_share_the_work(cache: Path, tmp_path: Path) -> None:
     rows = "".join(f"{path.stem},{path}\n" for path in sorted(CLIPS.glob("*_1.flac")))
     manifest = tmp_path / "m.csv"
     manifest.write_text(f"id,path\n{rows}")
@@ -230,7 +230,7 @@ def test_killed_it_resumes_and_two_processes_share_the_work(cache: Path, tmp_pat
     kept = stored(own)
     assert 0 < kept < 24, "killed in the middle"
     assert not (tmp_path / "out.csv").exists()
-    with sqlite3.connect(own / "transcripts.sqlite") as connection:  # a mark that doing it again would remove
+    with sqlite3.connect(own / "transcripts.sqlite") as connection:  # repeated work would overwrite this mark
         connection.execute("UPDATE transcripts SET transcript = json_set(transcript, '$.text', 'kept from before')")
     connection.close()
 
@@ -239,5 +239,5 @@ def test_killed_it_resumes_and_two_processes_share_the_work(cache: Path, tmp_pat
     first, second = (read_manifest(tmp_path / f"out{number}.csv") for number in range(2))
     texts = [utterance.text for utterance in first]
     assert texts == [utterance.text for utterance in second]
-    assert texts.count("kept from before") == kept, "nothing was done twice"
-    assert all(texts), "nothing was lost"
+    assert texts.count("kept from before") == kept, "no clip was transcribed twice"
+    assert all(texts), "no clip is missing"

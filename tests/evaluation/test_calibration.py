@@ -3,16 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import brier_score_loss
+from sklearn import metrics
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from mmemo.evaluation.calibration import (
     CALIBRATIONS,
-    brier,
+    brier_score,
     conformal,
-    coverage_over_splits,
+    cross_calibrate,
     log_loss,
-    out_of_speaker,
+    measure_coverage,
     reliability,
     risk_coverage,
     temperature_scaling,
@@ -20,29 +20,30 @@ from mmemo.evaluation.calibration import (
 
 
 def overconfident(seed: int = 0, factor: float = 3.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Probabilities three times too sure in the logits, true classes, speakers."""
+    """Probabilities from logits that are three times too large, true classes, and speakers."""
     random = np.random.default_rng(seed)
     logits = 1.2 * random.standard_normal((3000, 5))
-    honest = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    target = np.array([random.choice(5, p=row) for row in honest])
+    calibrated = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    target = np.array([random.choice(5, p=row) for row in calibrated])
     probs = np.exp(factor * logits)
     return probs / probs.sum(1, keepdims=True), target, random.integers(0, 30, 3000).astype(str)
 
 
-def test_calibration_error_is_torchmetrics() -> None:
+def test_calibration_error_equals_torchmetrics() -> None:
     probs, target, _ = overconfident()
-    theirs = multiclass_calibration_error(torch.tensor(probs), torch.tensor(target), num_classes=5, n_bins=15)
-    assert reliability(probs, target).ece == pytest.approx(float(theirs), abs=1e-3)
+    expected = multiclass_calibration_error(torch.tensor(probs), torch.tensor(target), num_classes=5, n_bins=15)
+    assert reliability(probs, target).ece == pytest.approx(float(expected), abs=1e-3)
 
 
-def test_brier_is_scikit_learns() -> None:
-    probs, target, _ = overconfident()
-    theirs = np.mean([brier_score_loss(target == name, probs[:, name]) for name in range(5)]) * 5
-    assert brier(probs, target) == pytest.approx(theirs)
+def test_brier_score_and_log_loss_equal_scikit_learn() -> None:
+    probs, target, _ = overconfident(factor=1.0)  # no probability is small enough to be clipped
+    brier = sum(metrics.brier_score_loss(target == index, probs[:, index]) for index in range(5))
+    assert brier_score(probs, target) == pytest.approx(brier, abs=1e-9)
+    assert log_loss(probs, target) == pytest.approx(metrics.log_loss(target, probs), abs=1e-9)
 
 
 @pytest.mark.parametrize("method", CALIBRATIONS)
-def test_scaling_undoes_too_much_confidence(method: str) -> None:
+def test_scaling_corrects_overconfidence(method: str) -> None:
     probs, target, _ = overconfident()
     scaling = CALIBRATIONS[method](probs[:1500], target[:1500])
     calibrated = scaling(probs[1500:])
@@ -52,26 +53,26 @@ def test_scaling_undoes_too_much_confidence(method: str) -> None:
     assert log_loss(calibrated, target[1500:]) < log_loss(probs[1500:], target[1500:])
 
 
-def test_temperature_is_found_and_keeps_the_answer() -> None:
+def test_temperature_scaling_finds_the_temperature_and_keeps_predictions() -> None:
     probs, target, _ = overconfident(factor=2.0)
     scaling = temperature_scaling(probs, target)
     assert 1 / scaling.weight[0] == pytest.approx(2.0, abs=0.2)
     assert (scaling(probs).argmax(1) == probs.argmax(1)).all()
 
 
-def test_nobody_is_calibrated_on_themselves() -> None:
-    """One speaker whose labels are all wrong changes the probabilities of all others, and not of its own."""
+def test_no_speaker_is_calibrated_on_their_own_labels() -> None:
+    """Wrong labels of one speaker change the probabilities of all other speakers, but not that speaker's."""
     probs, target, speakers = overconfident()
-    before = out_of_speaker(probs, target, speakers, num_folds=30)
+    before = cross_calibrate(probs, target, speakers, num_folds=30)
     changed = target.copy()
     changed[speakers == "3"] = (target[speakers == "3"] + 1) % 5
-    after = out_of_speaker(probs, changed, speakers, num_folds=30)
-    same = np.isclose(before, after).all(1)
-    assert same[speakers == "3"].all()
-    assert not same[speakers != "3"].any()
+    after = cross_calibrate(probs, changed, speakers, num_folds=30)
+    unchanged = np.isclose(before, after).all(1)
+    assert unchanged[speakers == "3"].all()
+    assert not unchanged[speakers != "3"].any()
 
 
-def test_the_surest_answers_are_wrong_least() -> None:
+def test_the_most_confident_predictions_have_the_lowest_risk() -> None:
     probs, target, _ = overconfident()
     curve = risk_coverage(probs, target)
     assert curve.coverage[-1] == 1.0
@@ -84,8 +85,8 @@ def test_the_surest_answers_are_wrong_least() -> None:
 
 
 @pytest.mark.parametrize("coverage", [0.8, 0.9])
-def test_sets_cover_what_they_say_on_unheard_speakers(coverage: float) -> None:
-    """Over 200 divisions of speakers, some of whom are harder than others: within 2 points."""
+def test_conformal_sets_reach_their_nominal_coverage_on_new_speakers(coverage: float) -> None:
+    """Within 2 points over 200 splits of speakers, some of whom are harder to recognise."""
     random = np.random.default_rng(1)
     speakers = np.repeat(np.arange(24), 60)
     skill = random.uniform(0.5, 2.5, 24)[speakers]
@@ -93,31 +94,31 @@ def test_sets_cover_what_they_say_on_unheard_speakers(coverage: float) -> None:
     logits = random.standard_normal((len(speakers), 6))
     logits[np.arange(len(target)), target] += skill
     probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    found = coverage_over_splits(probs, target, speakers, coverage, num_splits=200)
-    assert abs(found["coverage"] - coverage) < 0.02
-    assert 1 <= found["size"] < 6
+    measured = measure_coverage(probs, target, speakers, coverage, num_splits=200)
+    assert abs(measured.coverage - coverage) < 0.02
+    assert 1 <= measured.size < 6
 
 
-def test_a_talkative_speaker_counts_as_one() -> None:
+def test_conformal_sets_weight_speakers_equally_whatever_their_number_of_utterances() -> None:
     probs, target, speakers = overconfident(factor=1.0)
     hard = speakers == "7"
-    probs[hard] = probs[hard][:, ::-1]  # whom the model mistakes for somebody else
+    probs[hard] = probs[hard][:, ::-1]  # the model fails on this speaker
     fitted = conformal(probs, target, speakers).threshold
-    often = np.concatenate([np.arange(3000), *[np.flatnonzero(hard)] * 20])
-    again = conformal(probs[often], target[often], speakers[often]).threshold
-    as_many = np.array([str(number) for number in range(len(often))])  # each utterance a speaker of its own
-    pooled = conformal(probs[often], target[often], as_many).threshold
-    assert again == pytest.approx(fitted, abs=0.005)
+    rows = np.concatenate([np.arange(3000), *[np.flatnonzero(hard)] * 20])
+    repeated = conformal(probs[rows], target[rows], speakers[rows]).threshold
+    one_speaker_each = np.array([str(number) for number in range(len(rows))])
+    pooled = conformal(probs[rows], target[rows], one_speaker_each).threshold
+    assert repeated == pytest.approx(fitted, abs=0.005)
     assert abs(pooled - fitted) > 0.02
 
 
-def test_what_cannot_be_calibrated_says_so() -> None:
+def test_calibration_rejects_invalid_input() -> None:
     probs, target, speakers = overconfident()
-    with pytest.raises(ValueError, match="expected a chance"):
+    with pytest.raises(ValueError, match="expected a probability"):
         conformal(probs, target, speakers, coverage=90)
-    with pytest.raises(ValueError, match="one speaker alone"):
-        out_of_speaker(probs, target, np.zeros(3000))
+    with pytest.raises(ValueError, match="only one speaker"):
+        cross_calibrate(probs, target, np.zeros(3000))
     with pytest.raises(ValueError, match="2 speakers"):
-        coverage_over_splits(probs, target, np.arange(3000) % 2)
-    with pytest.raises(ValueError, match="there is none"):
+        measure_coverage(probs, target, np.arange(3000) % 2)
+    with pytest.raises(ValueError, match="there are none"):
         temperature_scaling(probs[:0], target[:0])

@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 
 from mmemo.evaluation.gates import draw_gates, gate_table, read_gates
-from mmemo.training.experiment import Experiment
+from mmemo.training.experiment_cli import ExperimentCLI
 
 
-def test_predict_writes_gates_that_become_a_table_and_a_picture(tiny_config: Path, tmp_path: Path) -> None:
-    Experiment(["fit", "--config", str(tiny_config)])
+def test_gates_from_predict_become_a_table_and_a_heat_map(tiny_config: Path, tmp_path: Path) -> None:
+    ExperimentCLI(["fit", "--config", str(tiny_config)])
     path = tmp_path / "gates.parquet"
-    Experiment(["predict", "--config", str(tiny_config), "--gates", str(path)])
+    ExperimentCLI(["predict", "--config", str(tiny_config), "--gates", str(path)])
     gates = read_gates(path)
     assert len(gates) == 36
     table = gate_table(gates)
@@ -23,8 +23,8 @@ def test_predict_writes_gates_that_become_a_table_and_a_picture(tiny_config: Pat
     assert shares.to_dict() == pytest.approx({"audio": 1.0, "text": 1.0})
     assert ((table["mean"] > 0) & (table["mean"] < 1)).all()
     assert {"anger", "neutral", "sadness"} <= set(table)
-    picture = draw_gates(table, tmp_path / "gates.png")
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    image = draw_gates(table, tmp_path / "gates.png")
+    assert image.read_bytes().startswith(b"\x89PNG")
 
 
 def test_gate_table_is_the_mean_by_group_and_emotion() -> None:
@@ -44,7 +44,7 @@ def test_gate_table_is_the_mean_by_group_and_emotion() -> None:
     assert table.loc["mfcc", "mean"] == pytest.approx(0.3)
 
 
-def test_other_files_are_refused(tmp_path: Path) -> None:
+def test_files_without_gate_values_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
         read_gates(tmp_path / "nothing.csv")
     pd.DataFrame({"id": ["a"], "emotion": ["anger"], "prob_anger": [1.0]}).to_csv(tmp_path / "p.csv", index=False)

@@ -1,9 +1,9 @@
-"""A small padded batch that the tests of parts share: a whole sequence, a shorter one, and a missing one."""
+"""A small padded batch for the tests in this folder: a full sequence, a shorter one, and a missing one."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 MASK = torch.tensor([[True] * 7, [True] * 4 + [False] * 3, [False] * 7])
 
@@ -11,3 +11,8 @@ MASK = torch.tensor([[True] * 7, [True] * 4 + [False] * 3, [False] * 7])
 def features(dim: int = 6, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(3, 7, dim, generator=generator) * MASK[..., None]
+
+
+def encode(encoder: nn.Module, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes the features of an audio encoder from waveforms."""
+    return encoder(*encoder.precompute(waveform, mask))

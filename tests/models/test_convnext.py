@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmemo.export.onnx import frozen_parts
+from mmemo.export.graph import frozen_backbones
 from mmemo.models import ConvNeXtEncoder
-from mmemo.training.experiment import Experiment
+from mmemo.training.experiment_cli import ExperimentCLI
 from tests.conftest import ROOT
 
 
@@ -15,43 +15,43 @@ def clips() -> tuple[torch.Tensor, torch.Tensor]:
     return waveform * mask, mask
 
 
-def test_neither_padding_nor_the_rest_of_the_batch_changes_a_feature() -> None:
+def test_neither_padding_nor_batch_mates_change_a_feature() -> None:
     encoder = ConvNeXtEncoder(num_mels=16, hidden_dim=8, num_blocks=2).eval()
     waveform, mask = clips()
-    together, frames = encoder(*encoder.precompute(waveform, mask))
-    alone, alone_frames = encoder(*encoder.precompute(waveform[1:2, :4321], mask[1:2, :4321]))
-    assert frames[1].sum() == alone_frames.sum() == 7  # 28 frames of 10 ms, four to one
-    torch.testing.assert_close(together[1, :, :7], alone[0, :, :7], atol=1e-6, rtol=1e-5)
-    assert (together[2] == 0).all()
-    assert not frames[2].any()
-    assert (together[1, :, 7:] == 0).all()
+    features, frame_mask = encoder(*encoder.precompute(waveform, mask))
+    alone, alone_mask = encoder(*encoder.precompute(waveform[1:2, :4321], mask[1:2, :4321]))
+    assert frame_mask[1].sum() == alone_mask.sum() == 7  # 28 frames of 10 ms, 4 per output frame
+    torch.testing.assert_close(features[1, :, :7], alone[0, :, :7], atol=1e-6, rtol=1e-5)
+    assert (features[2] == 0).all()
+    assert not frame_mask[2].any()
+    assert (features[1, :, 7:] == 0).all()
 
 
-def test_stripes_are_blanked_in_training_alone() -> None:
+def test_stripes_are_masked_only_in_training() -> None:
     encoder = ConvNeXtEncoder(num_mels=16, hidden_dim=8, num_blocks=1, dropout=0.0)
     features, mask = encoder.precompute(*clips())
     torch.manual_seed(0)
-    one, two = encoder(features, mask)[0], encoder(features, mask)[0]
-    assert not torch.equal(one[0], two[0])
-    striped = encoder._striped(features, mask)
-    changed = (striped != features)[0, 0].float().mean()
+    first, second = encoder(features, mask)[0], encoder(features, mask)[0]
+    assert not torch.equal(first[0], second[0])
+    masked = encoder._mask_stripes(features, mask)
+    changed = (masked != features)[0, 0].float().mean()
     assert 0 < changed < 0.7
-    assert (striped[1, :, int(mask[1].sum()) :] == 0).all()
+    assert (masked[1, :, int(mask[1].sum()) :] == 0).all()
     encoder.eval()
     torch.testing.assert_close(encoder(features, mask)[0], encoder(features, mask)[0])
 
 
-def test_settings_that_make_no_network_are_told() -> None:
-    with pytest.raises(ValueError, match="expected two channels, a multiple of 4, an odd number"):
+def test_invalid_settings_raise() -> None:
+    with pytest.raises(ValueError, match="expected two stem_channels, num_mels a multiple of 4, and an odd kernel"):
         ConvNeXtEncoder(kernel=8)
 
 
 SIZES = [("nano", 37_500, 75_000), ("small", 75_000, 300_000), ("base", 300_000, 2_000_000)]
 
 
-@pytest.mark.parametrize(("name", "least", "most"), SIZES)
-def test_a_student_keeps_to_its_size(name: str, least: int, most: int) -> None:
+@pytest.mark.parametrize(("name", "minimum", "maximum"), SIZES)
+def test_students_have_the_size_that_their_name_promises(name: str, minimum: int, maximum: int) -> None:
     config = ROOT / "configs" / f"ravdess_student_{name}.yaml"
-    model = Experiment(["--config", str(config)], run=False).model.model
-    parts = [model, *frozen_parts(model)]  # what is frozen has its size too
-    assert least < sum(parameter.numel() for part in parts for parameter in part.parameters()) <= most
+    model = ExperimentCLI(["--config", str(config)], run=False).model.model
+    parts = [model, *frozen_backbones(model)]  # frozen weights count too
+    assert minimum < sum(parameter.numel() for part in parts for parameter in part.parameters()) <= maximum

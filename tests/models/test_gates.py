@@ -8,7 +8,7 @@ from mmemo.models.gates import FeatureGate, HardConcreteGate, NoGate, VariableSe
 from tests.models.sequences import MASK, features
 
 
-def test_a_gate_is_in_zero_to_one_starts_open_and_sees_no_padding() -> None:
+def test_feature_gates_are_in_zero_to_one_start_open_and_ignore_padding() -> None:
     gate = FeatureGate([6])
     gated, values, penalty = gate(features(), MASK)
     assert penalty is None
@@ -27,7 +27,7 @@ def test_an_all_ones_gate_equals_no_gate() -> None:
     assert NoGate([6])(features(), MASK)[1].tolist() == [[1.0] * 6] * 3
 
 
-def test_hard_concrete_gates_are_exactly_zero_once_closed_and_cost_nothing_then() -> None:
+def test_closed_hard_concrete_gates_are_exactly_zero_and_the_penalty_warms_up() -> None:
     gate = HardConcreteGate([6], penalty=0.5, warmup_steps=2)
     gate.position.data[:3] = -0.4
     gated, values, penalty = gate.eval()(features(), MASK)
@@ -36,21 +36,23 @@ def test_hard_concrete_gates_are_exactly_zero_once_closed_and_cost_nothing_then(
     assert (values[:, 3:] > 0.9).all()
     assert gated[..., :3].abs().sum() == 0
     gate.train()
-    prices = [gate(features(), MASK).penalty for _ in range(4)]
-    torch.testing.assert_close(torch.stack(prices), 0.5 * gate.open_chance.mean() * torch.tensor([0.5, 1.0, 1.0, 1.0]))
+    penalties = [gate(features(), MASK).penalty for _ in range(4)]
+    torch.testing.assert_close(
+        torch.stack(penalties), 0.5 * gate.open_probability.mean() * torch.tensor([0.5, 1.0, 1.0, 1.0])
+    )
 
 
-def test_hard_concrete_open_chance_is_that_of_its_draws() -> None:
+def test_hard_concrete_open_probability_matches_its_samples() -> None:
     torch.manual_seed(0)
     gate = HardConcreteGate([3])
-    gate.position.data = (torch.tensor([-1.0, 0.0, 1.5]) - 2.5) / gate.STEP
-    many = torch.zeros(20_000, 1, 3)
-    drawn = gate(many, torch.ones(20_000, 1, dtype=torch.bool)).gate
-    torch.testing.assert_close((drawn > 0).float().mean(0), gate.open_chance.detach(), atol=0.02, rtol=0)
+    gate.position.data = (torch.tensor([-1.0, 0.0, 1.5]) - 2.5) / gate.LOG_ALPHA_SCALE
+    values = torch.zeros(20_000, 1, 3)
+    sampled = gate(values, torch.ones(20_000, 1, dtype=torch.bool)).gate
+    torch.testing.assert_close((sampled > 0).float().mean(0), gate.open_probability.detach(), atol=0.02, rtol=0)
 
 
-def test_hard_concrete_gates_drop_noise_and_keep_what_counts() -> None:
-    """Trained on one informative feature among nine noisy ones, it keeps that one alone."""
+def test_hard_concrete_gates_drop_noise_and_keep_the_informative_feature() -> None:
+    """Trained on one informative feature among nine noisy ones, the gate keeps only that one."""
     torch.manual_seed(0)
     gate, head = HardConcreteGate([10], penalty=1.0, warmup_steps=50), nn.Linear(10, 2)
     optimizer = torch.optim.Adam([*gate.parameters(), *head.parameters()], lr=0.01)
@@ -66,7 +68,7 @@ def test_hard_concrete_gates_drop_noise_and_keep_what_counts() -> None:
     assert kept.nonzero().flatten().tolist() == [3]
 
 
-def test_variable_selection_weights_groups_and_sees_no_padding() -> None:
+def test_variable_selection_weights_groups_and_ignores_padding() -> None:
     torch.manual_seed(0)
     gate = VariableSelection([1, 2, 3]).eval()
     gated, values, _ = gate(features(), MASK)
@@ -80,7 +82,7 @@ def test_variable_selection_weights_groups_and_sees_no_padding() -> None:
 
 
 @pytest.mark.parametrize("feature", range(6))
-def test_variable_selection_lets_the_smallest_group_through(feature: int) -> None:
+def test_variable_selection_passes_features_of_every_group_through(feature: int) -> None:
     torch.manual_seed(0)
     gate = VariableSelection([1, 2, 3]).eval()
     changed = features()
@@ -89,8 +91,8 @@ def test_variable_selection_lets_the_smallest_group_through(feature: int) -> Non
     assert difference.abs() > 0.1
 
 
-def test_variable_selection_follows_the_utterance() -> None:
-    """Three groups each claim a class and carry a flag; only the flagged one is right, another one each time."""
+def test_variable_selection_adapts_to_the_utterance() -> None:
+    """Each of three groups predicts a class and carries a flag; only the flagged group is right, and it varies."""
     torch.manual_seed(0)
     gate, head = VariableSelection([2, 2, 2], dropout=0.0), nn.Linear(6, 2)
     optimizer = torch.optim.AdamW([*gate.parameters(), *head.parameters()], lr=0.01, weight_decay=0.1)
@@ -107,5 +109,5 @@ def test_variable_selection_follows_the_utterance() -> None:
         loss.backward()
         optimizer.step()
     assert loss < 0.01
-    believed = gate.eval()(values, mask).gate[:, [0, 2, 4]].argmax(1)
-    assert (believed == trusted).float().mean() > 0.5, "chance is a third"
+    selected = gate.eval()(values, mask).gate[:, [0, 2, 4]].argmax(1)
+    assert (selected == trusted).float().mean() > 0.5, "chance is a third"

@@ -6,7 +6,7 @@ import torch
 from mmemo.models.heads import ClassHead, DimensionHead, NoHead
 
 
-def test_heads() -> None:
+def test_heads_predict_the_right_shapes_and_ranges() -> None:
     vector = torch.randn(3, 6)
     assert ClassHead(6, 4)(vector).shape == (3, 4)
     assert ClassHead(6, 4, hidden_dim=5)(vector).shape == (3, 4)

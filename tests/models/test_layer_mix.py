@@ -18,6 +18,6 @@ def test_layer_mix_weights_sum_to_one_and_start_equal() -> None:
 
 def test_layer_concat_keeps_every_layer() -> None:
     states = torch.randn(2, 3, 7, 6)
-    joined = LayerConcat(3, 6)(states)
-    assert joined.shape == (2, 7, 18)
-    torch.testing.assert_close(joined[..., 6:12], states[:, 1])
+    concatenated = LayerConcat(3, 6)(states)
+    assert concatenated.shape == (2, 7, 18)
+    torch.testing.assert_close(concatenated[..., 6:12], states[:, 1])

@@ -20,7 +20,7 @@ def test_pooling_starts_as_mean_and_deviation_of_the_real_frames(kind: type[nn.M
 
 
 @pytest.mark.parametrize("kind", [StatisticsPooling, AttentiveStatisticsPooling])
-def test_pooling_of_one_frame_and_of_none_has_finite_gradients(kind: type[nn.Module]) -> None:
+def test_pooling_of_one_frame_or_none_has_finite_gradients(kind: type[nn.Module]) -> None:
     values = features().requires_grad_()
     mask = MASK.clone()
     mask[1] = torch.tensor([True] + [False] * 6)
@@ -41,26 +41,26 @@ def test_batch_norm_ignores_absent_rows() -> None:
     norm = MaskedBatchNorm(4)
     rows = torch.randn(5, 4) * 3 + 2
     present = torch.tensor([True, True, False, True, True])
-    out = norm(rows, present)
-    torch.testing.assert_close(out[present].mean(0), torch.zeros(4), atol=1e-5, rtol=0)
-    assert out[2].abs().sum() == 0
+    normalised = norm(rows, present)
+    torch.testing.assert_close(normalised[present].mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+    assert normalised[2].abs().sum() == 0
     before = norm.running_mean.clone()
-    assert norm(rows[:1], present[:1]).isfinite().all(), "one row alone is normalised by the running statistics"
+    assert norm(rows[:1], present[:1]).isfinite().all(), "a single row is normalised by the running statistics"
     torch.testing.assert_close(norm.running_mean, before)
     assert norm(rows, torch.zeros(5, dtype=torch.bool)).abs().sum() == 0
 
 
 def test_batch_norm_equals_pytorchs_when_all_are_present() -> None:
     ours, theirs = MaskedBatchNorm(4), nn.BatchNorm1d(4, affine=False)
-    everyone = torch.ones(6, dtype=torch.bool)
+    present = torch.ones(6, dtype=torch.bool)
     for seed in range(3):
         rows = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed)) * 3 + 2
-        torch.testing.assert_close(ours(rows, everyone), theirs(rows), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(ours.eval()(rows, everyone), theirs.eval()(rows), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours(rows, present), theirs(rows), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours.eval()(rows, present), theirs.eval()(rows), atol=1e-5, rtol=1e-4)
 
 
-def test_batch_norm_of_images_equals_pytorchs_on_what_is_present() -> None:
-    """An image whose last frames are padding, and the same image without them."""
+def test_batch_norm_of_images_equals_pytorchs_on_the_real_frames() -> None:
+    """Compares an image whose last frames are padding with the same image without them."""
     ours, theirs = MaskedBatchNorm(4, affine=True), nn.BatchNorm2d(4)
     with torch.no_grad():
         for norm in (ours, theirs):
@@ -71,8 +71,8 @@ def test_batch_norm_of_images_equals_pytorchs_on_what_is_present() -> None:
     present = torch.arange(7)[None, :, None].expand(3, 7, 1) < 5
     for _ in range(2):
         image = torch.randn(3, 4, 7, 6) * 3 + 2
-        normal = ours(image, present)
-        torch.testing.assert_close(normal[:, :, :5], theirs(image[:, :, :5]), atol=1e-5, rtol=1e-4)
-        assert normal[:, :, 5:].abs().sum() == 0, "padding is zero, although the shift is not"
+        normalised = ours(image, present)
+        torch.testing.assert_close(normalised[:, :, :5], theirs(image[:, :, :5]), atol=1e-5, rtol=1e-4)
+        assert normalised[:, :, 5:].abs().sum() == 0, "padding stays zero, although the shift is not"
     torch.testing.assert_close(ours.running_var, theirs.running_var)
     torch.testing.assert_close(ours.eval()(image, present)[:, :, :5], theirs.eval()(image[:, :, :5]))

@@ -9,12 +9,12 @@ import pytest
 import soundfile
 import yaml
 
-from mmemo.cli.main import main
+from mmemo.cli.app import main
 from mmemo.settings import SAMPLE_RATE
 from tests.conftest import tone
 
 
-def test_each_augmentation_can_be_seen_and_heard(tmp_path: Path, tiny_config: Path) -> None:
+def test_the_page_shows_and_plays_each_augmentation(tmp_path: Path, tiny_config: Path) -> None:
     clip = tmp_path / "clip.wav"
     soundfile.write(clip, tone(1.0).numpy(), SAMPLE_RATE)
     config = yaml.safe_load(tiny_config.read_text())
@@ -28,14 +28,14 @@ def test_each_augmentation_can_be_seen_and_heard(tmp_path: Path, tiny_config: Pa
     for name in ("As recorded", "View 2 of the config", "Telephone", "Background", "VocalTract", "FrequencyMask"):
         assert f"<b>{name}</b>" in page
     assert "a &lt;b&gt; c" in page
-    assert not re.findall(r"(?:src|href)='(?!data:)", page), "needs nothing else"
+    assert not re.findall(r"(?:src|href)='(?!data:)", page), "loads nothing from elsewhere"
     sounds = re.findall(r"data:audio/flac;base64,([^']+)'", page)
     assert len(sounds) == page.count("<figure>") == page.count("data:image/png") == 21
     waveform, rate = soundfile.read(io.BytesIO(base64.b64decode(sounds[0])))
     assert (len(waveform), rate) == (SAMPLE_RATE, SAMPLE_RATE)
 
 
-def test_mistakes_are_told(tmp_path: Path, tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options_are_reported(tmp_path: Path, tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = tmp_path / "clip.wav"
     assert main(["augment", str(clip)]) == 1
     assert "clip.wav" in capsys.readouterr().err

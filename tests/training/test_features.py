@@ -11,15 +11,16 @@ import torch
 from mmemo.audio.reader import inspect_audio
 from mmemo.data.manifest import read_manifest
 from mmemo.models import HuggingFaceTextEncoder, WhisperAudioEncoder
-from mmemo.training.features import Clip, FeatureCache, cache_audio, cache_sizes, cache_text, clear_cache, text_content
+from mmemo.training.feature_cache import FeatureCache, cache_sizes, clear_cache
+from mmemo.training.features import Clip, cache_audio, cache_text, text_content
 
 
-def test_features_from_the_cache_equal_the_encoders(tiny_corpus: Path, tiny_whisper: Path, tmp_path: Path) -> None:
+def test_cached_features_equal_the_output_of_the_encoder(tiny_corpus: Path, tiny_whisper: Path, tmp_path: Path) -> None:
     encoder = WhisperAudioEncoder(str(tiny_whisper), [0, 2])
     clips = {inspect_audio(row.path).content: Clip(row) for row in read_manifest(tiny_corpus)}  # type: ignore[arg-type]
     cache = FeatureCache(encoder.fingerprint(), tmp_path)
     assert cache_audio(encoder, clips, cache, progress=False) == 36
-    assert cache_audio(encoder, clips, cache, progress=False) == 0, "nothing is computed twice"
+    assert cache_audio(encoder, clips, cache, progress=False) == 0, "no clip may be computed twice"
     from mmemo.audio.reader import read_audio
 
     for content, (utterance, _, _) in clips.items():
@@ -32,7 +33,7 @@ def test_features_from_the_cache_equal_the_encoders(tiny_corpus: Path, tiny_whis
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_text_features_from_the_cache(tiny_bert: Path, tmp_path: Path) -> None:
+def test_text_features_are_cached(tiny_bert: Path, tmp_path: Path) -> None:
     encoder = HuggingFaceTextEncoder(str(tiny_bert))
     texts = {text_content(text): text for text in ("go away now", "i miss you so", "the shop")}
     cache = FeatureCache(encoder.fingerprint(), tmp_path)
@@ -41,20 +42,20 @@ def test_text_features_from_the_cache(tiny_bert: Path, tmp_path: Path) -> None:
     assert text_content("") == ""
 
 
-def test_another_choice_of_layers_has_another_cache(tiny_whisper: Path, tiny_bert: Path, tmp_path: Path) -> None:
+def test_each_choice_of_layers_has_its_own_cache(tiny_whisper: Path, tiny_bert: Path, tmp_path: Path) -> None:
     encoders = [WhisperAudioEncoder(str(tiny_whisper), layers) for layers in ([0], [1], [0, 1])]
     encoders.append(WhisperAudioEncoder(str(tiny_whisper), [0], frame_average=2))
     assert len({FeatureCache(encoder.fingerprint(), tmp_path).folder for encoder in encoders}) == 4
 
 
-def test_features_that_half_precision_cannot_hold_are_kept_in_single(tmp_path: Path) -> None:
+def test_features_beyond_half_precision_are_stored_in_single_precision(tmp_path: Path) -> None:
     cache = FeatureCache("large", tmp_path)
     large = np.full((1, 2, 3), 1e6, dtype=np.float32)
     cache.write("aa", large)
     np.testing.assert_array_equal(cache.read("aa"), large)
 
 
-def test_features_are_mapped_not_loaded_and_disk_is_safe_from_writing(tmp_path: Path) -> None:
+def test_features_are_memory_mapped_and_writing_to_them_does_not_change_the_file(tmp_path: Path) -> None:
     cache = FeatureCache("f", tmp_path)
     cache.write("aa", np.ones((1, 2, 3), np.float32))
     mapped = cache.read("aa")
@@ -67,14 +68,14 @@ WRITER = """
 import sys
 import numpy as np
 from pathlib import Path
-from mmemo.training.features import FeatureCache
+from mmemo.training.feature_cache import FeatureCache
 cache = FeatureCache("shared", Path(sys.argv[1]))
 for number in range(300):
     cache.write(f"{number:02d}", np.full((2, 50, 8), number, np.float32))
 """
 
 
-def test_processes_that_share_a_cache_never_read_half_a_file(tmp_path: Path) -> None:
+def test_processes_that_share_a_cache_never_read_a_partial_file(tmp_path: Path) -> None:
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, tmp_path]) for _ in range(2)]
     cache = FeatureCache("shared", tmp_path)
     while any(writer.poll() is None for writer in writers):
@@ -86,7 +87,7 @@ def test_processes_that_share_a_cache_never_read_half_a_file(tmp_path: Path) -> 
     assert (size.num_files, size.fingerprint) == (300, "shared")
 
 
-def test_the_size_report_and_clearing(tmp_path: Path) -> None:
+def test_cache_sizes_are_reported_and_caches_are_cleared(tmp_path: Path) -> None:
     for name in ("small", "large"):
         FeatureCache(name, tmp_path).write("aa", np.zeros((1, 10 if name == "small" else 1000, 4)))
     large, small = cache_sizes(tmp_path)

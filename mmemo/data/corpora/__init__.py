@@ -1,1 +1,1 @@
-"""Corpora on disk -> manifest: one file each, every one a function from a folder to a table."""
+"""Corpora on disk -> manifest table: one file and one function per corpus."""

@@ -1,4 +1,4 @@
-"""CREMA-D: 91 actors, twelve sentences, six emotions, rated by the crowd (Cao et al. 2014, ODbL 1.0)."""
+"""CREMA-D: 91 actors, twelve sentences, six emotions, crowd-sourced ratings (Cao et al. 2014, ODbL 1.0)."""
 
 from __future__ import annotations
 
@@ -29,15 +29,17 @@ def cremad(
     channel: Literal["voice", "face", "both"] = "voice",
     labels: Literal["intended", "majority"] = "intended",
 ) -> pd.DataFrame:
-    """Reads CREMA-D: audio where it is there, and the raters' votes as ``votes_*`` columns.
+    """Reads CREMA-D, with the raters' votes as ``votes_*`` columns.
 
-    The emotion is the one the actor was asked for, or the one most raters heard; the votes say what each heard. A clip
-    without audio gets the words of its sentence as text.
+    A clip whose audio is missing gets its sentence as text.
 
     Args:
-        root: Folder that holds ``AudioWAV`` and ``tabulatedVotes.csv``, or one of them.
-        channel: What the raters were given.
-        labels: Whether ``emotion`` is the actor's or the majority's; where the raters are tied there is none.
+        root: Folder that contains ``AudioWAV`` and ``tabulatedVotes.csv``, or one of them.
+        channel: Which ratings to use: of the voice, of the face, or of both.
+        labels: Whether ``emotion`` is the one that the actor intended, or the one with most votes (missing for a tie).
+
+    Raises:
+        ManifestError: The majority is requested and ``tabulatedVotes.csv`` is missing.
     """
     files = {path.stem: path for path in audio_files(root) if len(path.stem.split("_")) == 4}
     votes_file = next(root.rglob("tabulatedVotes.csv"), None)
@@ -53,7 +55,7 @@ def cremad(
     for name in names:
         actor, sentence, emotion, level = name.split("_")
         if emotion not in EMOTIONS:
-            continue  # a file that is not of the corpus
+            continue  # not a file of the corpus
         rows.append(
             {
                 "id": name,
@@ -63,14 +65,14 @@ def cremad(
                 "language": "en",
                 "sentence": sentence,
                 "level": level,
-                "text": None if name in files else SENTENCES.get(sentence),  # else Whisper's to write
+                "text": None if name in files else SENTENCES.get(sentence),  # with audio, Whisper transcribes it
             }
         )
     if not rows:
         return pd.DataFrame()
     table = pd.DataFrame(rows)
     if labels == "majority" and votes_file is None:
-        raise ManifestError(f"{root}: no tabulatedVotes.csv there, which the majority is counted from")
+        raise ManifestError(f"{root}: no tabulatedVotes.csv, which the majority labels need")
     if labels == "majority":
         table["emotion"] = table["id"].map(majority(votes.rename(columns=lambda name: name.removeprefix(VOTES_PREFIX))))
     return table.join(votes, on="id")

@@ -17,10 +17,10 @@ MALE_SPEAKERS = {"03", "10", "11", "12", "15"}
 def emodb(root: Path) -> pd.DataFrame:
     """Reads EMO-DB.
 
-    File names are speaker (2), sentence (3), emotion (1), take: ``03a01Fa``.
+    A file name, such as ``03a01Fa``, is speaker (2 characters), sentence (3), emotion (1) and take (1).
 
     Args:
-        root: Folder that holds the audio files, at any depth.
+        root: Folder that contains the audio files, at any depth.
     """
     rows = []
     for path in audio_files(root):

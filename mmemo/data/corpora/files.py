@@ -8,9 +8,9 @@ AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
 
 
 def audio_files(root: Path) -> list[Path]:
-    """All audio files below a folder, sorted by path.
+    """Lists all audio files below a folder, sorted by path.
 
     Args:
-        root: The folder.
+        root: The folder, searched recursively.
     """
     return sorted(path for path in root.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)

@@ -1,4 +1,4 @@
-"""GoEmotions: 54 000 comments in English, labelled at Ekman level (Demszky et al. 2020, Apache-2.0)."""
+"""GoEmotions: 54 000 English comments with Ekman-level labels (Demszky et al. 2020, Apache-2.0)."""
 
 from __future__ import annotations
 
@@ -8,18 +8,26 @@ import pandas as pd
 
 from mmemo.data.manifest import VOTES_PREFIX
 
-EMOTIONS = ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")  # in the order of its numbers
+EMOTIONS = (
+    "anger",
+    "disgust",
+    "fear",
+    "happiness",
+    "neutral",
+    "sadness",
+    "surprise",
+)  # in the order of their numbers
 SPLIT_FILES = {"train": "train.tsv", "val": "dev.tsv", "test": "test.tsv"}
 
 
 def goemotions(root: Path) -> pd.DataFrame:
-    """Reads GoEmotions with its official split; words only.
+    """Reads GoEmotions with its official split; text only.
 
-    A comment may have several labels: each is a vote, and such a comment has no single emotion. Nobody is named, so
-    each comment stands for a speaker of its own.
+    Each label is a vote; a comment with several labels has no single emotion. The authors are anonymous, so each
+    comment counts as a speaker of its own.
 
     Args:
-        root: Folder that holds ``train.tsv``, ``dev.tsv`` and ``test.tsv``, or some of them.
+        root: Folder that contains ``train.tsv``, ``dev.tsv`` and ``test.tsv``, or some of them.
     """
     tables = []
     for split, name in SPLIT_FILES.items():
@@ -33,7 +41,7 @@ def goemotions(root: Path) -> pd.DataFrame:
     table = pd.concat(tables, ignore_index=True).drop_duplicates("id")
     labels = table["labels"].str.split(",")
     votes = {
-        f"{VOTES_PREFIX}{name}": labels.map(lambda given, number=str(number): int(number in given))
+        f"{VOTES_PREFIX}{name}": labels.map(lambda numbers, number=str(number): int(number in numbers))
         for number, name in enumerate(EMOTIONS)
     }
     single = labels.str.len() == 1

@@ -1,4 +1,4 @@
-"""MELD: utterances of dialogue from a television series, seven emotions (Poria et al. 2019, GPL-3.0)."""
+"""MELD: dialogue utterances from a television series, seven emotions (Poria et al. 2019, GPL-3.0)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SPLIT_FILES = {"train": "train_sent_emo.csv", "val": "dev_sent_emo.csv", "test":
 
 
 def meld(root: Path) -> pd.DataFrame:
-    """Reads MELD's transcripts with their official split; words only.
+    """Reads MELD with its official split; text only.
 
-    The main characters speak in every split, so a config that uses it needs ``allow_speaker_overlap: true``.
+    The main characters are in every split, so its configs need ``allow_speaker_overlap: true``.
 
     Args:
-        root: Folder that holds the three ``*_sent_emo.csv`` files.
+        root: Folder that contains the ``*_sent_emo.csv`` files, or some of them.
     """
     tables = []
     for split, name in SPLIT_FILES.items():
@@ -34,7 +34,7 @@ def meld(root: Path) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "id": table["split"] + "_" + table["Dialogue_ID"] + "_" + table["Utterance_ID"],
-            "text": table["Utterance"].map(_mended).str.strip(),
+            "text": table["Utterance"].map(_repair_punctuation).str.strip(),
             "emotion": table["Emotion"].map(EMOTIONS),
             "speaker": table["Speaker"],
             "session": table["split"] + "_" + table["Dialogue_ID"],
@@ -53,7 +53,7 @@ def _encoding(path: Path) -> str:
     return "utf-8"
 
 
-def _mended(text: str) -> str:
-    """Apostrophes that came through cp1252 as control characters, as the words they belong to."""
+def _repair_punctuation(text: str) -> str:
+    """Replaces cp1252 punctuation that was decoded as control characters."""
     marks = {0x91: "'", 0x92: "'", 0x93: '"', 0x94: '"', 0x96: "-", 0x97: "-", 0x85: "...", 0x2019: "'", 0xA0: " "}
     return text.translate(marks)

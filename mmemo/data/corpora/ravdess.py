@@ -18,17 +18,17 @@ STATEMENTS = {"01": "Kids are talking by the door.", "02": "Dogs are sitting by 
 def ravdess(root: Path) -> pd.DataFrame:
     """Reads the speech part of RAVDESS.
 
-    File names are seven numbers: modality-channel-emotion-intensity-statement-repetition-actor; odd actors are
-    male, even ones female. The speaker column is the actor as in the names, ``01`` to ``24``.
+    A file name is seven numbers: modality-channel-emotion-intensity-statement-repetition-actor. Odd actors are male,
+    even ones female. The speaker is the actor's number, ``01`` to ``24``.
 
     Args:
-        root: Folder that holds ``Actor_01`` to ``Actor_24``.
+        root: Folder that contains ``Actor_01`` to ``Actor_24``.
     """
     rows = []
     for path in audio_files(root):
         fields = path.stem.split("-")
         if len(fields) != 7 or fields[1] != "01" or fields[2] not in EMOTIONS:
-            continue  # a song, a video, or a file that is not of the corpus
+            continue  # a song, a video, or not a file of the corpus
         _, _, emotion, intensity, statement, _, actor = fields
         rows.append(
             {

@@ -19,29 +19,17 @@ def table(
 
     Args:
         root: The CSV file; paths in it are relative to its folder.
-        columns: Manifest column -> the table's column, such as ``path: file``. ``id`` is made from the file
-            name, or the row number, when not given. Further columns are kept under their own names.
+        columns: Manifest column -> column of the CSV, such as ``path: file``. ``id`` defaults to the file name, or the
+            row number if file names repeat. Other columns keep their names.
         constants: Manifest column -> one value for all rows, such as ``language: en``.
-        values: Manifest column -> the table's value -> ours, such as ``emotion: {joy: happiness}``.
+        values: Manifest column -> value in the CSV -> value in the manifest, such as ``emotion: {joy: happiness}``.
 
     Raises:
-        ManifestError: The table lacks a column that the map names, or the map fills one that a manifest has not.
+        ManifestError: The file is not a readable table, the CSV lacks a mapped column, or a mapped name is not a
+            manifest column.
     """
-    if not root.is_file():
-        raise ManifestError(f"{root}: no such file, expected a CSV table")
-    try:
-        header = root.read_text(encoding="utf-8-sig").partition("\n")[0]
-        separator = max(",;\t|", key=header.count)
-        frame = pd.read_csv(root, dtype=str, keep_default_na=False, na_values=[""], sep=separator)
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ManifestError(f"{root}: not a readable UTF-8 table ({error})") from None
-    for kind, names in (("columns", columns), ("constants", constants or {})):
-        unknown = sorted(name for name in set(names) - set(COLUMNS) if not name.startswith(VOTES_PREFIX))
-        if unknown:
-            raise ManifestError(f"{kind} fills {unknown}, expected some of {', '.join(COLUMNS)}, {VOTES_PREFIX}EMOTION")
-    missing = sorted(set(columns.values()) - set(frame.columns))
-    if missing:
-        raise ManifestError(f"{root}: no column {missing}, found {list(frame.columns)}")
+    frame = _read_csv(root)
+    _check_maps(root, frame, columns, constants or {})
     result = pd.DataFrame({ours: frame[theirs] for ours, theirs in columns.items()})
     for name in frame.columns.difference(list(columns.values()), sort=False):
         if name not in result:
@@ -52,9 +40,32 @@ def table(
         result["path"] = [None if pd.isna(path) else str(root.parent / path) for path in result["path"]]
     for name, renamed in (values or {}).items():
         if name not in result:
-            raise ManifestError(f"values renames in column {name!r}, which columns does not fill")
+            raise ManifestError(f"values renames in column {name!r}, which columns does not map")
         result[name] = result[name].replace(renamed)
     if "id" not in result:
         stems = pd.Series([Path(path).stem for path in result["path"]]) if "path" in result else pd.Series(["", ""])
         result.insert(0, "id", stems if stems.is_unique else [f"row{number:07d}" for number in range(len(result))])
     return result
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise ManifestError(f"{path}: no such file, expected a CSV table")
+    try:
+        header = path.read_text(encoding="utf-8-sig").partition("\n")[0]
+        separator = max(",;\t|", key=header.count)
+        return pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], sep=separator)
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ManifestError(f"{path}: not a readable UTF-8 table ({error})") from None
+
+
+def _check_maps(root: Path, frame: pd.DataFrame, columns: dict[str, str], constants: dict[str, str]) -> None:
+    for option, names in (("columns", columns), ("constants", constants)):
+        unknown = sorted(name for name in set(names) - set(COLUMNS) if not name.startswith(VOTES_PREFIX))
+        if unknown:
+            raise ManifestError(
+                f"{option} maps {unknown}, expected some of {', '.join(COLUMNS)}, {VOTES_PREFIX}EMOTION"
+            )
+    missing = sorted(set(columns.values()) - set(frame.columns))
+    if missing:
+        raise ManifestError(f"{root}: no column {missing}, found {list(frame.columns)}")

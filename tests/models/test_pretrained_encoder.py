@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmemo.models.audio_encoder import ASTAudioEncoder, HuggingFaceAudioEncoder, WhisperAudioEncoder
+from mmemo.models.huggingface import ASTAudioEncoder, HuggingFaceAudioEncoder
+from mmemo.models.whisper import WhisperAudioEncoder
 from tests.conftest import padded, tone
 
 LENGTHS = (1.0, 0.73, 0.31)  # seconds

@@ -1,0 +1,100 @@
+"""``mmemo VERB ...``: the list of verbs. Each is imported when it is called, so that help and mistakes are fast."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentError
+
+from cyclopts import App
+
+import mmemo
+from mmemo.settings import is_debugging
+
+INTERRUPTED = 130  # exit code after Ctrl-C, by convention of the shell
+BROKEN_PIPE = 141  # exit code when nobody reads the output
+
+app = App(
+    name="mmemo",
+    help="Predicts emotion from recordings and their transcripts.",
+    help_epilogue="`mmemo VERB --help` explains a verb. `mmemo --install-completion` sets up your shell.",
+    version=mmemo.__version__,
+    result_action="return_value",
+)
+app.register_install_completion_command()
+
+VERBS = {
+    "analyze": "Predict the emotions of recordings, long or short.",
+    "corpus": "Turn a corpus on disk into a manifest.",
+    "check": "Validate a manifest; list broken audio and leaks; draw its distributions.",
+    "transcribe": "Add Whisper transcripts to a manifest; cached and resumable.",
+    "augment": "Write a page to see and hear what each augmentation does to a clip.",
+    "crossval": "Train, test and predict every fold of an experiment; resumable.",
+    "tune": "Search for better settings on folds of the training side.",
+    "compare": "Compare runs: paired over speakers, corrected for multiple comparisons.",
+    "report": "Write one HTML page of a run: metrics with intervals, calibration, subgroups.",
+    "explain": "Show which sounds and words a prediction depends on.",
+    "robustness": "Evaluate a model in noise, on the telephone, with wrong words, under attack.",
+    "probe": "Measure how much of the speaker, or of any column, the fused vectors contain.",
+    "export": "Export a checkpoint to ONNX, with model card and example.",
+    "backbone": "Save a fine-tuned encoder as a model folder for other experiments.",
+    "cache": "Show the size of the feature caches; clear them.",
+}
+TRAINER_VERBS = {
+    "fit": "Train a model.",
+    "validate": "Evaluate a model on the validation rows.",
+    "test": "Evaluate a model on the test rows.",
+    "predict": "Write the probabilities of every class, one row per utterance.",
+}
+for _verb, _help in VERBS.items():
+    app.command(f"mmemo.cli.{_verb}:{_verb}", name=_verb, help=_help)
+for _verb, _help in TRAINER_VERBS.items():
+    app.command(f"mmemo.cli.trainer:{_verb}", name=_verb, help=_help, help_flags=[])  # they have their own help
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a verb.
+
+    Args:
+        argv: Command line without the program's name. Defaults to that of the process.
+
+    Returns:
+        0 on success, 1 for bad input, 2 for a bad command line, 130 after Ctrl-C, 141 if the output is not read.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    verb = next((word for word in argv if not word.startswith("-")), "")
+    try:
+        status = app(argv, exit_on_error=True)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except BrokenPipeError:  # such as `mmemo ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        print("\nInterrupted. Finished work is kept; the same command resumes it.", file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as stop:
+        if verb == "fit" and stop.code == 1:  # Lightning exits so after Ctrl-C
+            print("\nInterrupted. `fit ... --ckpt_path last` resumes after the last epoch.", file=sys.stderr)
+            return INTERRUPTED
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Exception as raised:
+        error = _innermost(raised)
+        if not _is_expected(error) or not str(error) or is_debugging():
+            raise  # a bug, ours or in a user's own part: the traceback matters
+        print(f"mmemo {verb}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ArgumentError) else 1
+
+
+def _innermost(error: Exception) -> Exception:
+    if not isinstance(error, ValueError | ArgumentError | ImportError):
+        return error
+    from mmemo.training.recipe import innermost
+
+    return innermost(error)
+
+
+def _is_expected(error: Exception) -> bool:
+    """Returns whether an error describes bad input in a sentence."""
+    expected = isinstance(error, ValueError | OSError | ImportError | FloatingPointError | ArgumentError)
+    return expected or type(error).__module__.startswith("mmemo")

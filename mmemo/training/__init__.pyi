@@ -1,0 +1,26 @@
+from .adversarial import TRADES, AdversarialTraining, DomainAdversarial, FreeLB, VirtualAdversarial
+from .attacks import FGM, FGSM, PGD
+from .distillation import DistillationSystem
+from .experiment import Experiment
+from .experiment_cli import read_experiment
+from .finetuning import Full, LastBlocks, LinearProbeFirst, LoRA, LowRank, ProgressiveUnfreezing
+
+__all__ = [
+    "FGM",
+    "FGSM",
+    "PGD",
+    "TRADES",
+    "AdversarialTraining",
+    "DistillationSystem",
+    "DomainAdversarial",
+    "Experiment",
+    "FreeLB",
+    "Full",
+    "LastBlocks",
+    "LinearProbeFirst",
+    "LoRA",
+    "LowRank",
+    "ProgressiveUnfreezing",
+    "VirtualAdversarial",
+    "read_experiment",
+]

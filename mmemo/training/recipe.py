@@ -1,0 +1,161 @@
+"""Objects -> plain settings and back: what a YAML, a checkpoint and a run folder store.
+
+A recipe is what a YAML holds: ``{"class_path": "mmemo.models.FeatureGate", "init_args": {...}}``. It is read from the
+object itself. As in scikit-learn, every part keeps its constructor arguments as attributes of the same names, or in a
+dictionary called ``arguments``; there is nothing to register.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+Part = TypeVar("Part")
+Recipe = dict[str, Any]
+
+
+class RecipeError(ValueError):
+    """A part whose settings cannot be stored, or settings that no part can be built from."""
+
+
+def recipe_of(part: object) -> Any:
+    """Returns the settings that an object was built from, as numbers, texts, lists and dictionaries.
+
+    Args:
+        part: A part of a model, a callable that builds one (a class or ``functools.partial``), or a plain value.
+
+    Raises:
+        RecipeError: The object does not keep one of its constructor arguments.
+
+    Example:
+        >>> from mmemo.training import LastBlocks
+        >>> recipe_of(LastBlocks(num_blocks=1))["init_args"]["num_blocks"]
+        1
+    """
+    if part is None or isinstance(part, bool | int | float | str):
+        return part
+    if isinstance(part, np.generic | Tensor):
+        return part.tolist()
+    if isinstance(part, Path):
+        return str(part)
+    if isinstance(part, Mapping) and not isinstance(part, nn.ModuleDict):
+        return {str(name): recipe_of(value) for name, value in part.items()}
+    if isinstance(part, list | tuple | nn.ModuleList):
+        return [recipe_of(value) for value in part]
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        return {field.name: recipe_of(getattr(part, field.name)) for field in dataclasses.fields(part)}
+    if isinstance(part, type):
+        return _class_path(part)
+    if isinstance(part, functools.partial):
+        return _recipe_of_partial(part)
+    if inspect.isroutine(part):
+        raise RecipeError(f"{part!r}: a function cannot be stored; use a class, or functools.partial of a class")
+    return {"class_path": _class_path(type(part)), "init_args": _init_args(part)}
+
+
+def stored_recipe(part: object) -> Any:
+    """Returns the settings of an object for a checkpoint; None, with a warning, if they cannot be stored."""
+    try:
+        return recipe_of(part)
+    except RecipeError as error:
+        log.warning("the checkpoint will not store its settings (%s); pass the model to load_model to reload it", error)
+        return None
+
+
+def _recipe_of_partial(part: functools.partial[Any]) -> Recipe:
+    # jsonargparse builds partial(instantiator, cls, **options); people write partial(cls, **options).
+    classes = [value for value in (part.func, *part.args) if isinstance(value, type)]
+    if len(classes) != 1:
+        raise RecipeError(f"{part!r}: expected functools.partial of one class with keyword arguments")
+    return {"class_path": _class_path(classes[0]), "init_args": recipe_of(part.keywords)}
+
+
+def _init_args(part: object) -> Recipe:
+    arguments = getattr(part, "arguments", None)
+    parameters = [
+        name
+        for name, parameter in inspect.signature(type(part).__init__).parameters.items()
+        if name != "self" and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    settings: Recipe = {}
+    for name in parameters:
+        if isinstance(arguments, dict) and name in arguments:
+            settings[name] = recipe_of(arguments[name])
+        elif hasattr(part, name):
+            settings[name] = recipe_of(getattr(part, name))
+        else:
+            raise RecipeError(
+                f"{_class_path(type(part))} does not keep its argument {name!r}, so it cannot be stored; set "
+                f"self.{name} = {name} in its constructor"
+            )
+    return settings
+
+
+def _class_path(cls: type) -> str:
+    """Returns the shortest public path of a class, such as ``mmemo.models.FeatureGate``."""
+    module, name = cls.__module__, cls.__qualname__
+    if module.startswith("mmemo."):
+        package = module.rpartition(".")[0]
+        owner = sys.modules.get(package)
+        if owner is not None and package != "mmemo" and name in getattr(owner, "__all__", ()):
+            return f"{package}.{name}"
+        top = sys.modules.get("mmemo")
+        if name in getattr(top, "__all__", ()):
+            return f"mmemo.{name}"
+    if module == "__main__":
+        raise RecipeError(
+            f"class {name} is defined in a script or notebook, so a checkpoint cannot name it; move it into a file "
+            "beside it, such as my_parts.py, and import it from there"
+        )
+    return f"{module}.{name}"
+
+
+def build(kind: type[Part], recipe: Mapping[str, Any]) -> Part:
+    """Builds an object from its recipe; types and names are checked by jsonargparse.
+
+    Args:
+        kind: Class of the object, or a base class of it.
+        recipe: ``class_path`` and ``init_args``.
+
+    Raises:
+        RecipeError: The settings do not fit the class, or a class cannot be imported.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(kind, "part", required=True)
+    try:
+        parsed = parser.parse_object({"part": dict(recipe)})
+        return parser.instantiate(parsed).part
+    except (ArgumentError, ValueError) as error:
+        raise RecipeError(f"cannot build {recipe.get('class_path', kind.__name__)}: {innermost(error)}") from None
+
+
+def innermost(error: Exception) -> Exception:
+    """Returns the error that a part's constructor raised, if jsonargparse reports it among all types that it tried."""
+    missing = re.search(r"No module named '([\w.]+)'", str(error))  # jsonargparse keeps only the text of the cause
+    if missing:
+        name = missing[1]
+        return ImportError(
+            f"cannot import {name}; put {name}.py in the current folder, or install the package that provides it"
+        )
+    inner: BaseException | None = error
+    while isinstance(inner, Exception):
+        if isinstance(inner, ValueError) and not str(inner).startswith(
+            ("Does not validate", "Expected a", "Parser key")
+        ):
+            return inner
+        inner = inner.__cause__ or inner.__context__
+    return error
