@@ -298,7 +298,10 @@ def test_a_study_runs_from_its_yaml_to_its_report(
         assert str(tmp_path) not in file.read_text()
 
 
-def test_dimensions_have_subgroups_and_comparisons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dimensions_have_subgroups_and_comparisons(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     random = np.random.default_rng(0)
     true = random.uniform(-1, 1, 200)
     women = np.arange(200) % 20 < 10

@@ -230,7 +230,7 @@ def test_a_killed_run_resumes_with_the_same_result(tiny_config: Path) -> None:
     tiny_config.write_text(yaml.safe_dump(config))
     # Both runs use a process of their own with one thread, because two threads sum in another order.
     common = ["fit", "--config", tiny_config, "--trainer.max_epochs", "40"]
-    assert run_mmemo(*common).wait(240) == 0
+    assert run_mmemo(*common).wait(600) == 0
     run = tiny_config.parent / "killed"
     options = [*common, "--trainer.default_root_dir", run]
     process = run_mmemo(*options)
@@ -240,7 +240,7 @@ def test_a_killed_run_resumes_with_the_same_result(tiny_config: Path) -> None:
     process.wait()
     stopped = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["epoch"]
     assert stopped < 39, "the run must be killed before its end"
-    assert run_mmemo(*options, "--ckpt_path", "last").wait(240) == 0
+    assert run_mmemo(*options, "--ckpt_path", "last").wait(600) == 0
     resumed = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     assert resumed["epoch"] == 39
     assert resumed["global_step"] == 40 * 3
@@ -278,10 +278,10 @@ def test_two_processes_give_the_metrics_of_one_process(tiny_config: Path) -> Non
         run = tiny_config.parent / f"run{processes}"
         common = ["--config", tiny_config, "--trainer.default_root_dir", run, *parts]
         common += ["--trainer.devices", processes, "--trainer.strategy", "ddp" if processes > 1 else "auto"]
-        assert run_mmemo("fit", *common).wait(200) == 0
+        assert run_mmemo("fit", *common).wait(600) == 0
         tested = [*common, "--ckpt_path", tiny_config.parent / "run1" / "checkpoints" / "last.ckpt"]
-        assert run_mmemo("test", *tested).wait(200) == 0
-        assert run_mmemo("predict", *tested).wait(200) == 0
+        assert run_mmemo("test", *tested).wait(600) == 0
+        assert run_mmemo("predict", *tested).wait(600) == 0
         results[processes] = (
             pd.read_csv(run / "metrics.csv"),
             json.loads((run / "test_metrics.json").read_text()),
@@ -304,8 +304,8 @@ def test_two_processes_fine_tune_an_encoder(tiny_config: Path) -> None:
     config["trainer"]["max_epochs"] = 3
     tiny_config.write_text(yaml.safe_dump(config))
     common = ["--config", tiny_config, "--trainer.devices", 2, "--trainer.strategy"]
-    assert run_mmemo("fit", *common, "ddp").wait(200) == 1, "plain ddp does not accept unused blocks"
-    assert run_mmemo("fit", *common, "ddp_find_unused_parameters_true").wait(200) == 0
+    assert run_mmemo("fit", *common, "ddp").wait(600) == 1, "plain ddp does not accept unused blocks"
+    assert run_mmemo("fit", *common, "ddp_find_unused_parameters_true").wait(600) == 0
     saved = torch.load(tiny_config.parent / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     start = ExperimentCLI(["--config", str(tiny_config)], run=False).model.state_dict()
     tuned = [key for key in saved if ".trained.layers." in key]
