@@ -84,9 +84,9 @@ def measure_speaker_removal(manifest: Path) -> dict[str, Any]:
 def measure_transfer(ravdess_table: pd.DataFrame) -> dict[str, float]:
     """Returns the UAR on EMO-DB of models that are trained on the labels of RAVDESS only.
 
-    ``plain`` has no EMO-DB in training. ``heard`` also has unlabelled EMO-DB speakers in its training batches, which
-    changes the batch statistics, but its gradient reversal has almost no weight. ``reversed`` is the same with full
-    weight.
+    The stored results name three models. ``plain`` has no EMO-DB in training. ``heard`` also has unlabelled EMO-DB
+    speakers in its training batches, which changes the batch statistics, but its gradient reversal has almost no
+    weight. ``reversed`` is the same with full weight.
     """
     emodb_table = emodb(corpus("emodb"))
     speakers = sorted(emodb_table["speaker"].unique())

@@ -86,19 +86,19 @@ def imports(module: Module, names: set[str]) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
 
 
-def num_import_cycles(found: list[Module]) -> int:
+def num_import_cycles(all_modules: list[Module]) -> int:
     """Returns the number of groups of modules that import each other."""
-    names = {module.name for module in found}
+    names = {module.name for module in all_modules}
     graph = nx.DiGraph()
-    for module in found:
+    for module in all_modules:
         graph.add_edges_from((module.name, target) for target in imports(module, names) if target in names)
     return sum(len(group) > 1 for group in nx.strongly_connected_components(graph))
 
 
-def public_classes(found: list[Module]) -> tuple[int, int]:
+def public_classes(all_modules: list[Module]) -> tuple[int, int]:
     """Returns how many public classes and functions have a runnable example, and how many there are."""
     num_examples = total = 0
-    for module in found:
+    for module in all_modules:
         for node in module.tree.body:
             is_public = isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")
             if not is_public or not (docstring := ast.get_docstring(node)):  # type: ignore[arg-type]
@@ -120,11 +120,11 @@ def seconds(arguments: list[str]) -> float:
 
 def main() -> None:
     """Measures everything and writes ``results/structure.json``."""
-    found = modules()
-    texts = {module.path: module.path.read_text() for module in found}
+    all_modules = modules()
+    texts = {module.path: module.path.read_text() for module in all_modules}
     lines = {path: len(text.splitlines()) for path, text in texts.items()}
     length, longest = max(
-        (num_lines(node), f"{module.name}.{node.name}") for module in found for node in functions(module.tree)
+        (num_lines(node), f"{module.name}.{node.name}") for module in all_modules for node in functions(module.tree)
     )
     complexity, most_complex = max(
         (block.complexity, f"{path.relative_to(ROOT)}:{block.name}")
@@ -132,7 +132,7 @@ def main() -> None:
         for block in cc_visit(text)
         if type(block).__name__ == "Function"
     )
-    num_examples, num_public = public_classes(found)
+    num_examples, num_public = public_classes(all_modules)
     readme = (ROOT / "README.md").read_text()
     fit_help = subprocess.run(
         [sys.executable, "-m", "mmemo", "fit", "--help"], cwd=ROOT, capture_output=True, text=True
@@ -150,7 +150,7 @@ def main() -> None:
             "max_complexity": complexity,
             "max_complexity_name": most_complex,
             "lines_package": sum(lines.values()),
-            "import_cycles": num_import_cycles(found),
+            "import_cycles": num_import_cycles(all_modules),
             "public_with_example": num_examples,
             "public": num_public,
             "any_and_cast": [code.count("Any"), code.count("cast(")],

@@ -16,8 +16,6 @@ NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 NEEDED = ("checkpoints", "configs", "demo")  # folders that the notebooks read
 CELL_SECONDS = 300  # limit of one cell, on two cores with other work beside it
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client")
-
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Path:

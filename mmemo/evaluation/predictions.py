@@ -123,7 +123,7 @@ class Predictions(NamedTuple):
         return self._replace(table=self.table.assign(**dict(zip(columns, probs.T, strict=True))))
 
 
-def read_predictions(source: Path, side: str = "test") -> Predictions:
+def read_predictions(source: str | Path, side: str = "test") -> Predictions:
     """Reads the predictions of a run.
 
     Args:
@@ -133,7 +133,7 @@ def read_predictions(source: Path, side: str = "test") -> Predictions:
     Raises:
         ValueError: There are no predictions of that side, or the file is malformed.
     """
-    path = _predictions_file(source)
+    path = _predictions_file(Path(source))
     text_columns = dict.fromkeys(("id", "speaker", "emotion", "side"), str)
     try:
         table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=text_columns)

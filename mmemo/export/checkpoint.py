@@ -1,4 +1,4 @@
-"""Checkpoint -> exported folder, checked on the run's own clips and describe_effect by its test metrics."""
+"""Checkpoint -> exported folder, checked on the run's own clips and described by its test metrics."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mmemo.training.run_folder import METRICS_FILE
 
 
 def export_checkpoint(
-    checkpoint: Path,
-    folder: Path,
-    manifest: Path | None = None,
+    checkpoint: str | Path,
+    folder: str | Path,
+    manifest: str | Path | None = None,
     num_clips: int = 100,
     audio_only: bool = False,
     card: dict[str, Any] | None = None,
@@ -41,6 +41,7 @@ def export_checkpoint(
         ValueError: The model takes text despite ``audio_only``, no clip can be read, or a file differs too much from
             PyTorch.
     """
+    checkpoint, folder = Path(checkpoint), Path(folder)
     model = load_model(checkpoint)
     if audio_only and "text" in model.modalities:
         raise ValueError(
@@ -67,12 +68,14 @@ def export_checkpoint(
     return export_onnx(model, folder, waveforms, texts, {"metrics": _test_metrics(run, checkpoint), **(card or {})})
 
 
-def _utterances(run: Path, manifest: Path | None) -> list[Utterance]:
+def _utterances(run: Path, manifest: str | Path | None) -> list[Utterance]:
     """Returns the utterances of a manifest; by default the run's test side, or all if that is empty."""
     if manifest is not None:
         return list(read_manifest(manifest))
     if not (run / "config.yaml").is_file():
-        raise FileNotFoundError(f"{run}: has no config.yaml, so its clips are unknown; give --manifest")
+        raise FileNotFoundError(
+            f"{run}: has no config.yaml, so its clips are unknown; give --manifest (`manifest=` in Python)"
+        )
     table = read_experiment(run).data.prepare("test")
     rows = table.split.test if len(table.split.test) else np.arange(len(table.manifest))
     return list(table.manifest.subset(rows))

@@ -88,7 +88,7 @@ class ExportResult(NamedTuple):
 
 def export_onnx(
     model: EmotionModel,
-    folder: Path,
+    folder: str | Path,
     waveforms: Sequence[np.ndarray],
     texts: Sequence[str] = (),
     card: dict[str, Any] | None = None,
@@ -109,6 +109,7 @@ def export_onnx(
         ValueError: There are no clips or more texts than clips, the folder holds other files or cannot be written, the
             model cannot be represented in ONNX, or a file differs too much from PyTorch.
     """
+    folder = Path(folder)
     if not waveforms:
         raise ValueError("export_onnx checks its files on real clips; pass at least one waveform")
     if len(texts) > len(waveforms):

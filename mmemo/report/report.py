@@ -59,9 +59,9 @@ class Report(NamedTuple):
 
 
 def report(
-    run: Path,
-    out: Path | None = None,
-    manifest: Path | None = None,
+    run: str | Path,
+    out: str | Path | None = None,
+    manifest: str | Path | None = None,
     columns: Sequence[str] = (),
     study: ClinicalStudy | None = None,
 ) -> Report:
@@ -77,6 +77,7 @@ def report(
     Raises:
         ValueError: There are no predictions or no labels, or the manifest does not match.
     """
+    run, manifest = Path(run), None if manifest is None else Path(manifest)
     inputs = _read_inputs(run, manifest, columns, study)
     predictions, study, warnings = inputs.predictions, inputs.study, list(inputs.warnings)
     _check_speakers(predictions, warnings)
@@ -116,7 +117,7 @@ def report(
     svgs: dict[str, str] = {}
     for section in (data, classification, confidence, dimensions, subgroups, robustness, clinical):
         svgs |= section.svgs
-    folder = out or (run / FOLDER if run.is_dir() else run.with_name(f"{run.stem}_{FOLDER}"))
+    folder = Path(out) if out else (run / FOLDER if run.is_dir() else run.with_name(f"{run.stem}_{FOLDER}"))
     return _write(folder, content, svgs, result)
 
 

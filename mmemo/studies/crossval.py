@@ -64,7 +64,7 @@ class CrossValidation:
 
 
 def crossval(
-    experiment: Experiment, folder: Path | None = None, seeds: Sequence[int] = (), notify: Notify = ignore
+    experiment: Experiment, folder: str | Path | None = None, seeds: Sequence[int] = (), notify: Notify = ignore
 ) -> CrossValidation:
     """Trains, tests and predicts every fold; keeps finished folds and resumes an interrupted one.
 
@@ -81,7 +81,7 @@ def crossval(
         ValueError: The split has a single fold, the folder belongs to another experiment, or another command works on
             it and this one trains on several devices.
     """
-    folder = folder or experiment.folder
+    folder = Path(folder or experiment.folder)
     if len(seeds):
         return _repeated(experiment, folder, seeds, notify)
     check_folds(experiment)

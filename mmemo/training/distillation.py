@@ -90,7 +90,7 @@ class DistillationSystem(EmotionSystem):
             model, loss, optimizer, audio_finetuning, text_finetuning, one_cycle, cache_features, by_modality,
             modality_dropout, mixup, hooks,
         )  # fmt: skip
-        self.teacher = [str(path) for path in ([teacher] if isinstance(teacher, str) else teacher or [])]
+        self.teacher = [str(path) for path in ([teacher] if isinstance(teacher, str | Path) else teacher or [])]
         self.cross_fitted = cross_fitted
         self.audio_only = audio_only
         if not self.teacher:

@@ -453,7 +453,12 @@ def test_a_run_with_progressive_unfreezing_resumes(tiny_config: Path) -> None:
     path = tiny_config.parent / "stopped.ckpt"
     stopped = read_experiment(tiny_config)
     trainer = Trainer(
-        max_epochs=4, limit_val_batches=0, callbacks=[Stop()], logger=False, use_distributed_sampler=False
+        max_epochs=4,
+        limit_val_batches=0,
+        callbacks=[Stop()],
+        logger=False,
+        use_distributed_sampler=False,
+        default_root_dir=path.parent,
     )
     trainer.fit(stopped.system, stopped.data)
     assert not any(".trained." in key for key in torch.load(path, weights_only=True)["state_dict"])

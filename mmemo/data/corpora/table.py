@@ -10,7 +10,7 @@ from mmemo.data.manifest import COLUMNS, VOTES_PREFIX, ManifestError
 
 
 def table(
-    root: Path,
+    root: str | Path,
     columns: dict[str, str],
     constants: dict[str, str] | None = None,
     values: dict[str, dict[str, str]] | None = None,
@@ -28,6 +28,7 @@ def table(
         ManifestError: The file is not a readable table, the CSV lacks a mapped column, or a mapped name is not a
             manifest column.
     """
+    root = Path(root)
     frame = _read_csv(root)
     _check_maps(root, frame, columns, constants or {})
     result = pd.DataFrame({ours: frame[theirs] for ours, theirs in columns.items()})
