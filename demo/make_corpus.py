@@ -1,7 +1,8 @@
-"""Makes the demo corpus: 48 clips read by espeak-ng, six voices, four emotions in both prosody and words.
+"""Makes the demo corpus: 80 clips read by espeak-ng, ten voices, four emotions in both prosody and words.
 
-Needs the program espeak-ng (`apt-get install espeak-ng`). The clips are in the repository already; this
-script is how they came to be:  python demo/make_corpus.py
+Needs the program espeak-ng (`apt-get install espeak-ng`). The repository contains the clips that this script made:
+
+    python demo/make_corpus.py
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ SAMPLE_RATE = 16_000  # Hz
 
 
 class Prosody(NamedTuple):
-    """How espeak-ng reads: words per minute, pitch 0..99, pitch range in per cent, loudness 0..200."""
+    """Settings of espeak-ng: words per minute, pitch 0 to 99, pitch range in %, loudness 0 to 200."""
 
     speed: int
     pitch: int
@@ -41,6 +42,10 @@ VOICES = {  # speaker -> espeak-ng voice, gender, side of the split
     "dan": ("en-us+m1", "male", "train"),
     "eve": ("en-gb+f4", "female", "val"),
     "finn": ("en-us+m7", "male", "test"),
+    "gus": ("en-us+m3", "male", "train"),
+    "hana": ("en-us+f4", "female", "train"),
+    "iris": ("en-gb+f1", "female", "test"),
+    "jack": ("en-gb-scotland+m4", "male", "test"),
 }
 SENTENCES = {
     "anger": (
@@ -50,6 +55,10 @@ SENTENCES = {
         "You never listen, and I am furious.", "Who broke my window, you idiot?",
         "I am sick of your stupid excuses.", "Leave me alone, I am really mad.",
         "That was a disgusting thing to do to her.", "Shut up and give it back, now!",
+        "Do not touch my things ever again!", "I am furious, you broke your promise.",
+        "You cheated me, and I will not forget it.", "How could you be so careless?",
+        "Be quiet, I have had enough of you!", "I am fed up with this terrible service.",
+        "You had no right to read my letters!", "Give me my money back at once!",
     ),
     "happiness": (
         "I am so happy to see you again!", "What a wonderful surprise, thank you!",
@@ -58,6 +67,10 @@ SENTENCES = {
         "I got the job, I am so excited!", "It is a beautiful day, and I feel great.",
         "Your present made me laugh with joy.", "We are going to the beach tomorrow, hurray!",
         "I am delighted with my new home.", "Congratulations, you did a brilliant job!",
+        "I passed the exam, I am overjoyed!", "Thank you, these flowers are wonderful.",
+        "What a lovely party, I am so glad I came.", "My best friend is getting married, hooray!",
+        "I am thrilled that you called me today.", "The children laughed all afternoon, it was great fun.",
+        "This cake is delicious, I love it!", "We finally found our cat, I am so relieved and happy!",
     ),
     "neutral": (
         "The train leaves at ten past four.", "Please put the books on the table.",
@@ -66,6 +79,10 @@ SENTENCES = {
         "You can park the car behind the house.", "The meeting was moved to Thursday.",
         "We need paper, pens and an envelope.", "The road turns left after the bridge.",
         "My number is written on the first page.", "The kitchen has two windows and a door.",
+        "The library closes at six in the evening.", "The bus stops opposite the bank.",
+        "There is a ladder in the garage.", "The form has three pages and a map.",
+        "The water is in the blue bottle.", "The lesson starts after the break.",
+        "The parcel weighs about two kilograms.", "Turn on the lamp next to the door.",
     ),
     "sadness": (
         "I miss my grandmother so much.", "I feel so alone since you left.",
@@ -74,12 +91,16 @@ SENTENCES = {
         "It hurts to think of those days.", "I am too sad to get out of bed.",
         "Nobody came to the funeral.", "My heart is broken, and I am tired.",
         "I failed again, I am worthless.", "We had to leave our home behind.",
+        "I lost my father in the spring.", "I cannot bear this empty house.",
+        "They all forgot my birthday.", "I wept when I read her last letter.",
+        "There is no point in trying any more.", "I feel so lonely in this city.",
+        "We will never see him again.", "I regret everything, and I am in despair.",
     ),
 }  # fmt: skip
 
 
 def speak(text: str, voice: str, prosody: Prosody) -> tuple[list[float], int]:
-    """Lets espeak-ng read a sentence; returns samples and sample rate."""
+    """Returns the samples of a sentence read by espeak-ng, and their sample rate."""
     command = [
         "espeak-ng", "--stdout", "-v", voice, "-s", str(prosody.speed), "-p", str(prosody.pitch),
         "-a", str(prosody.loudness), "-m", f'<prosody range="{prosody.pitch_range}%">{text}</prosody>',
@@ -89,7 +110,7 @@ def speak(text: str, voice: str, prosody: Prosody) -> tuple[list[float], int]:
 
 
 def main() -> None:
-    """Writes the clips and the table that names them."""
+    """Writes the clips and their table."""
     (HERE / "clips").mkdir(exist_ok=True)
     rows = []
     for number, (speaker, (voice, gender, split)) in enumerate(VOICES.items()):

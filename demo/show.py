@@ -1,4 +1,4 @@
-"""Prints the demo's predictions for the test voice, its metrics, the timeline of one clip, and what to try next."""
+"""Prints the demo's predictions for the test voices, their metrics, the timeline of one clip, and what to try next."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mmemo.cli.app import main as mmemo
 
-CLIP = Path("demo/clips/finn_anger_2.flac")
+CLIP = Path("demo/clips/ada_anger_1.flac")
 CONDITIONS = {"test": "audio and text", "test_audio_only": "audio only", "test_text_only": "text only"}
 NEXT = (
     "mmemo report runs/demo/model",
@@ -32,7 +32,7 @@ def main(run: Path) -> None:
     manifest = pd.read_csv(run / "manifest_transcribed.csv").set_index("id")
     predictions = pd.read_csv(run / "model" / "predictions.csv").set_index("id")
     test = manifest[manifest["split"] == "test"].index
-    table = Table(title="Predictions for the test voice, which was not in the training data")
+    table = Table(title="Test voices, none of which was in the training data")
     table.add_column("transcript by Whisper", overflow="ellipsis", no_wrap=True, width=38)
     table.add_column("label", no_wrap=True)
     table.add_column("predicted", no_wrap=True)
@@ -51,11 +51,12 @@ def main(run: Path) -> None:
         f"{len(test)} synthetic clips show that everything runs, not how accurate it is.\n"
         "benchmarks/README.md has results on real corpora.\n"
     )
+    console.print(f"[bold]Timeline of {CLIP}[/bold], by the model that ships with mmemo:")
     sys.stdout.flush()
-    mmemo(["analyze", str(CLIP), "--out", str(run / "timeline"), "--format", "csv"])
-    console.print(f"\nTimeline of that clip, by the model that ships with mmemo: {run / 'timeline' / CLIP.name}.png")
-    console.print(f"Everything else: {run} (manifest, checkpoints, predictions, metrics, TensorBoard logs)\n")
-    console.print("Try next:")
+    mmemo(["analyze", str(CLIP), "--out", str(run / "timeline")])
+    console.print(f"Picture: {run / 'timeline' / CLIP.name}.png", highlight=False, soft_wrap=True)
+    console.print(f"Manifest, checkpoints, predictions, metrics: {run}\n", highlight=False, soft_wrap=True)
+    console.print("Try next, after `. .venv/bin/activate`:", highlight=False)
     for command in NEXT:
         console.print(f"  {command}", highlight=False, soft_wrap=True)
 

@@ -8,6 +8,8 @@ import re
 import subprocess
 from pathlib import Path
 
+import jiwer
+import pandas as pd
 import pytest
 
 from mmemo.training.experiment_cli import read_experiment
@@ -92,6 +94,11 @@ def test_the_code_of_the_readme_runs(tmp_path: Path) -> None:
             continue  # needs the RAVDESS recordings
         result = subprocess.run(["bash", "-euc", block], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, f"{block}\n{result.stderr}"
+    run = tmp_path / "runs" / "demo"
+    transcripts = pd.read_csv(run / "manifest_transcribed.csv").set_index("id")["text"]
+    assert jiwer.wer("i feel so alone since you left", transcripts["ada_sadness_2"].lower().strip(".")) <= 0.2
+    assert len(pd.read_csv(run / "model" / "predictions.csv")) == 80
+    assert (run / "model" / "checkpoints" / "best.ckpt").stat().st_size < 5e6, "a checkpoint must not hold a backbone"
     python_blocks = readme_blocks("python")
     assert python_blocks
     for block in python_blocks:

@@ -1,4 +1,4 @@
-"""Writes the report of a run: how good it is, how certain that is, for whom, and how to reproduce it."""
+"""Writes the report of a run: how good and how certain the predictions are, for which groups, and how to reproduce them."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jiwer
 import pandas as pd
 import pytest
 import yaml
@@ -157,7 +156,7 @@ def test_a_table_is_converted_to_a_manifest(tmp_path: Path) -> None:
     columns = ["path=file", "emotion=label", "speaker=voice", "split=set"]
     out = tmp_path / "m.csv"
     assert mmemo("corpus", "table", ROOT / "demo/clips.csv", "--columns", *columns, "--out", out).returncode == 0
-    assert len(pd.read_csv(out)) == 48
+    assert len(pd.read_csv(out)) == 80
     assert (tmp_path / pd.read_csv(out)["path"][0]).exists(), "paths must be relative to the manifest"
 
 
@@ -169,29 +168,3 @@ def test_cache_lists_and_clears_features(tiny_config: Path, fresh_cache: Path) -
     assert "huggingface-text-" in listing
     assert "Freed" in mmemo("cache", "--clear", "all", **environment).stdout
     assert "whisper-" not in mmemo("cache", **environment).stdout
-
-
-@pytest.mark.weights
-@pytest.mark.slow
-def test_the_demo_runs_with_pretrained_models(tmp_path: Path) -> None:
-    """Runs the steps of `make demo` with two epochs and checks their results."""
-    columns = ["path=file", "emotion=label", "speaker=voice", "gender=sex", "split=set"]
-    manifest, config = tmp_path / "manifest.csv", ROOT / "configs" / "demo.yaml"
-    run = tmp_path / "model"
-    options = ["--config", config, "--data.manifest", tmp_path / "manifest_transcribed.csv"]
-    options += ["--trainer.default_root_dir", run, "--trainer.max_epochs", 2]
-    test_options = [*options, "--ckpt_path", run / "checkpoints" / "last.ckpt"]
-    for arguments in (
-        ["corpus", "table", ROOT / "demo/clips.csv", "--columns", *columns, "--out", manifest],
-        ["check", manifest],
-        ["transcribe", manifest, "--language", "en"],
-        ["fit", *options],
-        ["test", *test_options],
-        ["predict", *test_options],
-    ):
-        result = mmemo(*arguments)
-        assert result.returncode == 0, result.stderr
-    texts = pd.read_csv(tmp_path / "manifest_transcribed.csv").set_index("id")["text"]
-    assert jiwer.wer("i feel so alone since you left", texts["ada_sadness_2"].lower().strip(".")) <= 0.2
-    assert len(pd.read_csv(run / "predictions.csv")) == 48
-    assert (run / "checkpoints" / "best.ckpt").stat().st_size < 5e6, "the checkpoint must not contain the backbone"
