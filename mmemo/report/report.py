@@ -1,4 +1,4 @@
-"""Writes the report of a run: how good and how certain the predictions are, for which groups, and how to reproduce them."""
+"""Writes the report of a run: how good and certain its predictions are, for which groups, how to reproduce them."""
 
 from __future__ import annotations
 
