@@ -21,7 +21,7 @@ from record import HERE, corpus, record
 from mmemo.cli.app import main as mmemo
 from mmemo.data.clinical_study import ClinicalStudy
 from mmemo.data.manifest import Manifest, read_manifest
-from mmemo.report.report import report
+from mmemo.report.report import write_report
 
 CONFIG = HERE.parent / "configs" / "study_example.yaml"
 RUN = HERE.parent / "runs" / "bench_study"
@@ -61,7 +61,7 @@ def main() -> None:
     run = RUN / "nested"
     changes = ["--set", f"data.manifest={make_manifest()}"]
     assert mmemo(["crossval", "--config", str(CONFIG), "--run", str(run), "--nested", "3", *changes]) == 0
-    content = report(
+    content = write_report(
         run, study=ClinicalStudy(OUTCOME, visit="session", covariates=["gender"], name="Fear and sadness in the voice")
     ).content
     assert content.study is not None

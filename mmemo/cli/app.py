@@ -9,6 +9,7 @@ from argparse import ArgumentError
 from cyclopts import App
 
 import mmemo
+from mmemo.lightning import lightning_runs
 from mmemo.settings import is_debugging
 
 INTERRUPTED = 130  # exit code after Ctrl-C, by convention of the shell
@@ -20,6 +21,7 @@ app = App(
     help_epilogue="`mmemo VERB --help` explains a verb. `mmemo --install-completion` sets up your shell.",
     version=mmemo.__version__,
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # main() prints a sentence
 )
 app.register_install_completion_command()
 
@@ -63,20 +65,21 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     verb = next((word for word in argv if not word.startswith("-")), "")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # class_path: my_fusion.MyFusion finds my_fusion.py in the current folder
     try:
-        status = app(argv, exit_on_error=True)
+        with lightning_runs():
+            status = app(argv, exit_on_error=True)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except BrokenPipeError:  # such as `mmemo ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except KeyboardInterrupt:
-        print("\nInterrupted. Finished work is kept; the same command resumes it.", file=sys.stderr)
+        remedy = "`fit ... --ckpt_path last` resumes it" if verb == "fit" else "the same command resumes it"
+        print(f"\nInterrupted. Finished work is kept; {remedy}.", file=sys.stderr)
         return INTERRUPTED
     except SystemExit as stop:
-        if verb == "fit" and stop.code == 1:  # Lightning exits so after Ctrl-C
-            print("\nInterrupted. `fit ... --ckpt_path last` resumes after the last epoch.", file=sys.stderr)
-            return INTERRUPTED
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as raised:
         error = _innermost(raised)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,7 +47,6 @@ def crossval(
         raise ValueError("--nested and --seeds together would take days; repeat --nested with --set seed_everything=N")
     if not 0 < answered <= 1:
         raise ValueError(f"--answered {answered}: expected a share above 0, at most 1")
-    sys.path.insert(0, "")
     from mmemo.files import write_text
     from mmemo.studies.crossval import COMMAND_FILE
     from mmemo.studies.crossval import crossval as run_crossval

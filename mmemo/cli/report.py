@@ -32,7 +32,7 @@ def report(
         study: YAML with a block `study` that replaces the run's own; another outcome needs no training.
     """
     from mmemo.data.clinical_study import read_clinical_study
-    from mmemo.report.report import report as write_report
+    from mmemo.report.report import write_report
 
     result = write_report(run, out, manifest, columns or [], None if study is None else read_clinical_study(study))
     for line in [*result.summary, *(f"Warning: {warning}" for warning in result.content.warnings)]:

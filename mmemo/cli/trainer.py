@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -69,6 +68,10 @@ GROUPS = {
     "trainer": ("pytorch_lightning", "trainer/trainer.py", "Trainer"),
     "data": ("mmemo", "data/datamodule.py", "EmotionDataModule"),
 }
+SYSTEMS = {
+    "EmotionSystem": ("training/system.py", "EmotionSystem"),
+    "DistillationSystem": ("training/distillation.py", "DistillationSystem"),
+}
 
 
 def fit(*options: Options) -> int:
@@ -99,7 +102,6 @@ def _run(verb: str, options: tuple[str, ...]) -> int:
     check_option_names(verb, words)
     if not any(word.split("=")[0] in ("--config", "-c", "--help", "--print_config") for word in words):
         raise ValueError(f"name the YAML of an experiment: `mmemo {verb} --config configs/demo.yaml`")
-    sys.path.insert(0, "")  # so that class_path: my_fusion.MyFusion finds my_fusion.py in the current folder
     from mmemo.training.experiment_cli import ExperimentCLI
 
     ExperimentCLI([verb, *words])
@@ -122,13 +124,33 @@ def check_option_names(verb: str, words: list[str]) -> None:
         name = word[2:].split("=")[0].rstrip("+")
         head, _, rest = name.partition(".")
         known = list(TOP_LEVEL)
-        if head in GROUPS and rest:
+        if name.startswith("model.init_args.") and (file := SYSTEMS.get(_system_class(words))):
+            head, rest = "model.init_args", rest.removeprefix("init_args.")
+            known = [f"{head}.{parameter}" for parameter in constructor_parameters("mmemo", *file)]
+            name = f"{head}.{rest.split('.')[0]}"
+        elif head in GROUPS and rest:
             known = [f"{head}.{parameter}" for parameter in constructor_parameters(*GROUPS[head])]
             name = f"{head}.{rest.split('.')[0]}"
         elif rest:
             name = head
         if name not in known:
             reject_option(verb, f"--{name}", [f"--{option}" for option in known])
+
+
+def _system_class(words: list[str]) -> str:
+    """Returns the name of the system's class in the YAML of the command line; empty if it is unknown."""
+    import yaml
+
+    files = [words[index + 1] for index, word in enumerate(words[:-1]) if word in ("--config", "-c")]
+    files += [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    if len(files) != 1 or any(word.startswith("--model") and "init_args" not in word for word in words):
+        return ""
+    try:
+        settings = yaml.safe_load(Path(files[0]).read_text())
+        class_path = settings["model"]["class_path"]
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
+        return ""  # LightningCLI reports what is wrong with the file
+    return str(class_path).rpartition(".")[2] if str(class_path).startswith("mmemo.") else ""
 
 
 def constructor_parameters(package: str, file: str, name: str) -> list[str]:

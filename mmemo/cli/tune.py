@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -51,7 +50,6 @@ def tune(
         changes: Settings that replace those of the YAML in every trial, such as --set trainer.max_epochs=5.
     """
     require_optuna("mmemo tune")
-    sys.path.insert(0, "")
     from rich.table import Table
 
     from mmemo.studies.search_space import read_space

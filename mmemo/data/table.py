@@ -308,7 +308,7 @@ def check_unlabelled(table: DataTable, corpora: Sequence[Corpus], requirements: 
         if not np.isin(rows, table.split.train).any():
             raise ManifestError(
                 f"{corpus.manifest}: unlabelled is true, but the split puts none of its {len(rows)} rows on the "
-                "training side; set split to train in the manifest (--constants '{split: train}')"
+                "training side; set split to train in the manifest (`mmemo corpus table --constants split=train`)"
             )
 
 

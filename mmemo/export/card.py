@@ -1,4 +1,4 @@
-"""What an exported folder says about its model: ``config.json``, the model card and the example script."""
+"""Contents of an exported folder: ``config.json``, the model card and the example script."""
 
 from __future__ import annotations
 

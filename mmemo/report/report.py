@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
@@ -58,7 +59,7 @@ class Report(NamedTuple):
     folder: Path
 
 
-def report(
+def write_report(
     run: str | Path,
     out: str | Path | None = None,
     manifest: str | Path | None = None,
@@ -175,7 +176,7 @@ def _provenance(run: Path, inputs: _Inputs, manifest: Path | None, columns: Sequ
         study = asdict(inputs.study)
         options += ["--study experiment.yaml"] if study != config.get("study") else []
         config = config | {"study": study} if config else {}
-    options += [f"--columns '{json.dumps(list(columns))}'"] if columns else []
+    options += [f"--columns {shlex.join(columns)}"] if columns else []
     options += ["--manifest MANIFEST"] if manifest is not None else []
     of_study = inputs.study is not None
     return provenance(run, inputs.config_folder, config, inputs.private, manifest, of_study, options)

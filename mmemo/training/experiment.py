@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import logging
 import sys
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from mmemo.data.datamodule import EmotionDataModule
 from mmemo.data.splits import Splitter
 from mmemo.data.table import DataTable
 from mmemo.files import write_text
+from mmemo.lightning import lightning_runs
 from mmemo.settings import go_offline
 from mmemo.training.progress_lines import ProgressLines
 from mmemo.training.recipe import Recipe, build, recipe_of
@@ -40,22 +39,6 @@ from mmemo.training.run_folder import (
     run_loggers,
 )
 from mmemo.training.system import EmotionSystem, default_monitor
-
-for _message in (  # Lightning's advice that does not apply here
-    "isinstance.treespec",
-    "Experiment logs directory",
-    "The number of training batches",
-    "LightningCLI's args parameter",
-    "Be aware that when using `ckpt_path`",
-    "does not have many workers",
-    "The dirpath has changed from",
-    "Total length of `list` across ranks is zero",  # num_val_speakers: 0
-    "is not supported by the model summary",  # bf16-mixed
-    "skip_none parameter",
-):
-    warnings.filterwarnings("ignore", f".*{_message}.*")
-for _name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "use_distributed_sampler": False,  # BucketSampler divides the utterances itself
@@ -107,8 +90,6 @@ class Experiment:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))
-        if self.offline or self.study is not None:
-            go_offline()
 
     @property
     def best_metric(self) -> str:
@@ -195,7 +176,8 @@ class Experiment:
             callbacks.append(previous)
         write_text(self.folder / CONFIG_FILE, yaml.safe_dump(self.settings(), sort_keys=False))
         trainer = self._trainer(callbacks, run_loggers(self.folder, resume))
-        trainer.fit(self.system, datamodule=self.data, ckpt_path=str(self.folder / LAST) if resume else None)
+        with lightning_runs():
+            trainer.fit(self.system, datamodule=self.data, ckpt_path=str(self.folder / LAST) if resume else None)
         return trainer
 
     def test(self) -> dict[str, float]:
@@ -209,7 +191,8 @@ class Experiment:
         """
         trainer = self._trainer([], False)
         path = checkpoint_path(self.folder, self.checkpoint)
-        trainer.test(self.system, datamodule=self.data, ckpt_path=str(path), verbose=False)
+        with lightning_runs():
+            trainer.test(self.system, datamodule=self.data, ckpt_path=str(path), verbose=False)
         return read_metrics(self.folder)
 
     def predict(
@@ -232,12 +215,15 @@ class Experiment:
         output = RunFiles(self.folder, files, self.study)
         trainer = self._trainer([], False, output)
         path = checkpoint_path(self.folder, self.checkpoint)
-        trainer.predict(self.system, datamodule=data, ckpt_path=str(path), return_predictions=False)
+        with lightning_runs():
+            trainer.predict(self.system, datamodule=data, ckpt_path=str(path), return_predictions=False)
         return output.predictions if output.predictions is not None else pd.DataFrame()
 
     def _trainer(
         self, callbacks: list[Callback], loggers: list[Logger] | Literal[False], files: RunFiles | None = None
     ) -> Trainer:
+        if self.offline or self.study is not None:
+            go_offline()
         arguments: dict[str, Any] = {**TRAINER_DEFAULTS, **self.trainer}
         for name, kind in (("callbacks", Callback), ("logger", Logger)):
             arguments[name] = _built(arguments.get(name), kind)

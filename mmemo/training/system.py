@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -28,8 +27,6 @@ from mmemo.training.mixing import CONDITIONS, Mixed, drop_modalities, mixup, res
 from mmemo.training.optimization import build_optimizer, one_cycle_schedule
 from mmemo.training.prediction import Prediction
 from mmemo.training.recipe import stored_recipe
-
-warnings.filterwarnings("ignore", ".*is an instance of `nn.Module` and is already saved.*")
 
 
 class EmotionSystem(LightningModule):

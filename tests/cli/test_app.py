@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -79,6 +81,7 @@ def test_invalid_input_gives_a_one_line_error(
         (["fit", "--config", "configs/demo.yaml", "--trainer.max_epoch", "2"], ["did you mean --trainer.max_epochs?"]),
         (["fit", "--config", "configs/demo.yaml", "--overwrit", "true"], ["did you mean --overwrite?"]),
         (["test", "--config", "configs/demo.yaml", "--data.manifst", "x.csv"], ["did you mean --data.manifest?"]),
+        (["fit", "--config", "configs/demo.yaml", "--model.init_args.mixupp", "3"], ["--model.init_args.mixup?"]),
     ],
 )
 def test_the_error_for_a_wrong_option_suggests_the_right_one(
@@ -105,6 +108,20 @@ def test_classes_are_imported_from_the_current_folder(tiny_config: Path, tmp_pat
     assert result.returncode in (1, 2)
     assert "my_fusion.py" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_ctrl_c_ends_with_a_sentence_and_exit_code_130(tiny_config: Path, tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "mmemo", "crossval", "--config", str(tiny_config), "--run", str(tmp_path / "cv")]
+    split = ["data.split=mmemo.data.LeaveOneGroupOut", "data.split.init_args.num_val_speakers=1"]
+    command = [*program, "--set", *split, "trainer.max_epochs=2000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "cv" / "fold1" / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 130, errors
+    assert "Interrupted. Finished work is kept; the same command resumes it." in errors
+    assert "Traceback" not in errors
 
 
 def test_check_lists_every_unreadable_file_and_fails(tmp_path: Path, tiny_corpus: Path) -> None:

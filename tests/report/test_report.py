@@ -17,7 +17,7 @@ from mmemo.cli.app import main
 from mmemo.data.clinical_study import ClinicalStudy
 from mmemo.evaluation.calibration import reliability, temperature_scaling
 from mmemo.report.classification import sample_areas
-from mmemo.report.report import report
+from mmemo.report.report import write_report
 from mmemo.report.reproduction import hide_paths
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -73,7 +73,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
                                     "kept": 0.6}]})
     )  # fmt: skip
     study = ClinicalStudy(["anger", "sadness"], visit="session", covariates=["gender", "age"], name="A made-up study")
-    return report(run, manifest=run / "manifest.csv", study=study).html
+    return write_report(run, manifest=run / "manifest.csv", study=study).html
 
 
 def test_the_page_has_all_sections_and_loads_nothing(page: Path) -> None:
@@ -185,7 +185,7 @@ def test_calibration_is_fitted_on_validation_rows_if_there_are_any(tmp_path: Pat
     table = pd.read_parquet(run / "predictions.parquet").drop(columns="fold")
     table["side"] = np.where(table["speaker"].isin(["s00", "s01", "s02"]), "val", "test")
     table.to_parquet(run / "predictions.parquet", index=False)
-    content = report(run, manifest=run / "manifest.csv").content
+    content = write_report(run, manifest=run / "manifest.csv").content
     assert content.data.num_utterances == (table["side"] == "test").sum()
     assert content.confidence is not None
     calibration = content.confidence.calibration
@@ -208,13 +208,15 @@ def test_latex_tables_escape_every_special_character(tmp_path: Path) -> None:
     name = "a_b & 50 % #1 ${x}~^\\"
     table = table.rename(columns={"prob_anger": f"prob_{name}"}).replace({"emotion": {"anger": name}})
     table.to_parquet(run / "predictions.parquet", index=False)
-    latex = (report(run).folder / "report.tex").read_text()
+    latex = (write_report(run).folder / "report.tex").read_text()
     assert r"a\_b \& 50 \% \#1 \$\{x\}\textasciitilde \textasciicircum \textbackslash " in latex
 
 
 def test_a_study_does_not_reveal_the_name_of_its_folder(tmp_path: Path) -> None:
     run = write_run(tmp_path / "jane_smith_1961")
-    result = report(run, study=ClinicalStudy(outcome=["anger"], name="ClinicalStudy 7"), manifest=run / "manifest.csv")
+    result = write_report(
+        run, study=ClinicalStudy(outcome=["anger"], name="ClinicalStudy 7"), manifest=run / "manifest.csv"
+    )
     written = [path.read_text() for path in result.folder.iterdir() if path.suffix in (".html", ".json", ".md", ".tex")]
     assert len(written) == 5
     assert not any("jane" in text or "1961" in text for text in written)
@@ -224,7 +226,7 @@ def test_a_study_does_not_reveal_the_name_of_its_folder(tmp_path: Path) -> None:
 def test_a_file_of_predictions_has_a_report(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     file = (run / "predictions.parquet").rename(tmp_path / "elsewhere.parquet")
-    result = report(file, manifest=run / "manifest.csv")
+    result = write_report(file, manifest=run / "manifest.csv")
     assert result.html == tmp_path / "elsewhere_report" / "report.html"
     (command,) = result.content.reproduce.commands
     assert command.endswith("elsewhere.parquet --manifest MANIFEST")
@@ -236,7 +238,7 @@ def test_one_speaker_a_missing_class_and_a_wrong_manifest_are_reported(tmp_path:
     table = pd.read_parquet(run / "predictions.parquet")
     alone = table[(table["speaker"] == "s00") & (table["emotion"] != "sadness")]
     alone.to_parquet(run / "predictions.parquet", index=False)
-    result = report(run, manifest=run / "manifest.csv")
+    result = write_report(run, manifest=run / "manifest.csv")
     warnings = " ".join(result.content.warnings)
     assert "only one speaker was tested" in warnings
     assert "no test utterance is sadness" in warnings
@@ -244,12 +246,12 @@ def test_one_speaker_a_missing_class_and_a_wrong_manifest_are_reported(tmp_path:
     other = pd.read_csv(run / "manifest.csv").iloc[100:]
     other.to_csv(run / "other.csv", index=False)
     with pytest.raises(ValueError, match="do not match this manifest"):
-        report(run, manifest=run / "other.csv")
-    without = report(run)
+        write_report(run, manifest=run / "other.csv")
+    without = write_report(run)
     assert any("give --manifest" in line for line in without.content.warnings)
     table.assign(emotion=None).to_parquet(run / "predictions.parquet", index=False)
     with pytest.raises(ValueError, match="no test utterance has a label"):
-        report(run)
+        write_report(run)
 
 
 def test_a_study_runs_from_its_yaml_to_its_report(
@@ -315,7 +317,7 @@ def test_dimensions_have_subgroups_and_comparisons(
         table.assign(**columns).to_csv(tmp_path / name / "predictions.csv", index=False)
     frame = table.drop(columns=["dominance"]).assign(text="so", gender=np.where(women, "female", "male"))
     frame.to_csv(tmp_path / "manifest.csv", index=False)
-    content = report(tmp_path / "first", manifest=tmp_path / "manifest.csv").content
+    content = write_report(tmp_path / "first", manifest=tmp_path / "manifest.csv").content
     assert list(content.dimensions or {}) == ["valence", "arousal"]
     (subgroups,) = content.subgroups
     female, male = (group.metrics["ccc_valence"].value for group in subgroups.groups)

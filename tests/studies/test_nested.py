@@ -10,7 +10,7 @@ import yaml
 
 from mmemo.cli.app import main
 from mmemo.evaluation.predictions import read_predictions
-from mmemo.report.report import report
+from mmemo.report.report import write_report
 from mmemo.studies.crossval import crossval
 from mmemo.studies.nested import Decisions, nested
 from mmemo.training.experiment_cli import read_experiment
@@ -35,7 +35,7 @@ def test_decisions_are_made_on_training_speakers_only(config: Path, tmp_path: Pa
     result = nested(read_experiment(config), run, 2, space=space, num_trials=2)
     predictions = read_predictions(run)
     assert len(predictions.table) == 36
-    gates = report(run).content.fusion.gates
+    gates = write_report(run).content.fusion.gates
     assert gates is not None
     assert {row["modality"] for row in gates} == {"audio", "text"}
     assert all(0 <= row["mean"] <= 1 for row in gates)

@@ -26,7 +26,7 @@ from mmemo.models import (
     LowRankFusion,
     WhisperAudioEncoder,
 )
-from mmemo.report.report import report
+from mmemo.report.report import write_report
 from mmemo.studies.crossval import crossval
 from mmemo.training import LastBlocks, VirtualAdversarial
 from mmemo.training.experiment import Experiment
@@ -114,5 +114,5 @@ def test_the_whole_way_works_in_python(tiny_corpus: Path, tmp_path: Path) -> Non
     result = crossval(Experiment(untrained, folds, trainer_settings, tmp_path / "folds"))
     assert len(result.metrics["test/uar"]) == 3
     assert len(read_predictions(tmp_path / "folds").table) == 36
-    content = report(tmp_path / "folds").content
+    content = write_report(tmp_path / "folds").content
     assert content.classification is not None

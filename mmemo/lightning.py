@@ -1,0 +1,42 @@
+"""Running Lightning: Ctrl-C stays Ctrl-C, and advice that does not apply here is not shown."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+ADVICE = (
+    "isinstance.treespec",
+    "Experiment logs directory",
+    "The number of training batches",
+    "LightningCLI's args parameter",
+    "Be aware that when using `ckpt_path`",
+    "does not have many workers",
+    "The dirpath has changed from",
+    "Total length of `list` across ranks is zero",  # num_val_speakers: 0
+    "is not supported by the model summary",  # bf16-mixed
+    "skip_none parameter",
+)
+LOGGERS = ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed")
+
+
+@contextmanager
+def lightning_runs() -> Iterator[None]:
+    """Hides Lightning's advice, and raises KeyboardInterrupt where Lightning would exit with code 1 after Ctrl-C."""
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in ADVICE:
+                warnings.filterwarnings("ignore", f".*{message}.*")
+            yield
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
