@@ -157,7 +157,7 @@ def check_file(path: Path) -> None:
 
 
 def check_length(path: Path, file: soundfile.SoundFile) -> None:
-    """Checks that libsndfile knows the length of a file; otherwise it would read only a part.
+    """Checks that libsndfile can determine the length of a file; otherwise it would read only a part.
 
     Args:
         path: Audio file.

@@ -40,7 +40,7 @@ VIEWS_BATCH = 64  # views encoded at once when all views of each utterance are n
 
 @runtime_checkable
 class DataConsumer(Protocol):
-    """A module that says what it needs from the data, such as ``EmotionSystem``."""
+    """A module that declares what it needs from the data, such as ``EmotionSystem``."""
 
     @property
     def requirements(self) -> Requirements:

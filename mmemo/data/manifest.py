@@ -141,7 +141,7 @@ class Manifest:
         return subset
 
     def write(self, path: str | Path) -> Path:
-        """Writes CSV, or Parquet if the suffix says so; empty columns are left out.
+        """Writes CSV, or Parquet for the suffix .parquet; empty columns are left out.
 
         Args:
             path: File to write; audio paths are rewritten relative to its folder.

@@ -437,8 +437,7 @@ def labels_checksum(config: dict[str, Any]) -> str:
 
 
 def _require_files(folder: Path, names: Sequence[str]) -> None:
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
+    if missing := [name for name in names if not (folder / name).is_file()]:
         raise ModelFolderError(f"{folder}: lacks {', '.join(missing)}; copy the whole folder, or export again")
 
 

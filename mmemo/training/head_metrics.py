@@ -1,4 +1,4 @@
-"""Metrics of whatever heads a model has."""
+"""Metrics of the heads that a model has."""
 
 from __future__ import annotations
 
