@@ -7,6 +7,7 @@ from pathlib import Path
 
 def augment(
     audio: Path,
+    /,
     *,
     config: Path | None = None,
     out: Path = Path("augment.html"),

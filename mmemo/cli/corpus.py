@@ -22,6 +22,7 @@ Name = Literal["ravdess", "emodb", "meld", "goemotions", "cremad", "table"]
 def corpus(
     name: Name,
     root: Path,
+    /,
     *,
     out: Path = Path("manifest.csv"),
     columns: Pairs = None,

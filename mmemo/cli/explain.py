@@ -12,6 +12,7 @@ from mmemo.cli.output import console, parse_pairs, print_line
 
 def explain(
     run: Path,
+    /,
     *,
     ids: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     number: int = 8,

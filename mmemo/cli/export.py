@@ -10,6 +10,7 @@ from mmemo.cli.output import console, print_line
 
 def export(
     checkpoint: Path,
+    /,
     *,
     out: Path,
     manifest: Path | None = None,
@@ -57,7 +58,10 @@ def export(
     for name, size in result.num_bytes.items():
         table.add_row(name, f"{size / 1000:.0f}", comparison.get(name, ""))
     console().print(table)
-    if not json.loads((out / CONFIG_FILE).read_text())["metrics"]:
+    config = json.loads((out / CONFIG_FILE).read_text())
+    if "token_ids" in config["inputs"]:
+        print_line("This model also takes text, so `mmemo analyze` cannot use it; `mmemo.Recognizer` can")
+    if not config["metrics"]:
         print_line(
             "The model card has no test metrics: the run was not tested, or another of its checkpoints was; see "
             "`mmemo test --checkpoint` and `--ckpt_path`"

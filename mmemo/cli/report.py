@@ -12,6 +12,7 @@ from mmemo.cli.output import print_line
 
 def report(
     run: Path,
+    /,
     *,
     out: Path | None = None,
     manifest: Path | None = None,

@@ -20,6 +20,7 @@ Numbers = Annotated[list[float] | None, Parameter(consume_multiple=True)]
 
 def robustness(
     run: Path,
+    /,
     *,
     kinds: Annotated[list[Kind] | None, Parameter(consume_multiple=True)] = None,
     noise_db: Numbers = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -104,8 +104,17 @@ def _run(verb: str, options: tuple[str, ...]) -> int:
         raise ValueError(f"name the YAML of an experiment: `mmemo {verb} --config configs/demo.yaml`")
     from mmemo.training.experiment_cli import ExperimentCLI
 
-    ExperimentCLI([verb, *words])
+    command = ExperimentCLI([verb, *words])
+    if verb == "fit":
+        print_next_step(command.trainer.checkpoint_callbacks, command.trainer.default_root_dir)
     return 0
+
+
+def print_next_step(checkpoints: list[Any], folder: str) -> None:
+    """Prints where a trained model is, how good its best epoch was, and which command evaluates it."""
+    scored = [callback for callback in checkpoints if callback.monitor and callback.best_model_score is not None]
+    score = f", best {scored[0].monitor} {float(scored[0].best_model_score):.3f}" if scored else ""
+    print(f"{folder}: trained{score}; next: `mmemo test` and `mmemo predict` with the same --config")
 
 
 def check_option_names(verb: str, words: list[str]) -> None:

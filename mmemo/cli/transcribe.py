@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 def transcribe(
     manifest: Path,
+    /,
     *,
     out: Path | None = None,
     backend: Literal["openai", "faster"] = "openai",

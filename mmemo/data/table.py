@@ -261,7 +261,7 @@ def _class_indices(manifest: Manifest, classes: Sequence[str]) -> np.ndarray:
     if is_unknown.any():
         row = int(np.flatnonzero(is_unknown)[0])
         near = get_close_matches(emotion.iat[row], classes, n=1, cutoff=0.75)
-        guess = f"did you mean {near[0]!r}? Otherwise " if near else ""
+        guess = f"is {near[0]!r} in data.classes misspelt? Otherwise " if near else ""
         raise ManifestError(
             f"{manifest.path}: utterance {manifest.frame['id'].iat[row]!r} (and {int(is_unknown.sum()) - 1} more) has "
             f"emotion {emotion.iat[row]!r}, expected one of data.classes={list(classes)}; {guess}add it to "

@@ -180,8 +180,8 @@ def analyze(
     recognizer = model if isinstance(model, Recognizer) else Recognizer(model or student_folder())
     if not recognizer.classes or not recognizer.audio_only:
         raise ModelFolderError(
-            f"{recognizer.folder}: analysis needs an audio-only model that predicts classes; distil an audio-only "
-            "student, or leave --model out to use the one that ships with mmemo"
+            f"{recognizer.folder}: analysis needs an audio-only model that predicts classes; train one without a "
+            "text_encoder, or distil an audio-only student, or use the model that ships with mmemo"
         )
     with _file(audio) as path:
         stored = read_audio_format(path)

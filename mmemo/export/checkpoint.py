@@ -45,8 +45,8 @@ def export_checkpoint(
     model = load_model(checkpoint)
     if audio_only and "text" in model.modalities:
         raise ValueError(
-            f"{checkpoint}: this model also takes text, but --audio-only was requested; distil it into an audio-only "
-            "student (mmemo.training.DistillationSystem), or leave --audio-only out"
+            f"{checkpoint}: this model also takes text, but --audio-only was requested; train one without a "
+            "text_encoder, or distil an audio-only student (mmemo.training.DistillationSystem)"
         )
     run = checkpoint.resolve().parent.parent
     utterances = _utterances(run, manifest)

@@ -95,6 +95,8 @@ class EmotionModel(nn.Module):
         encoders = {name: encoder for name, encoder in encoders.items() if encoder is not None}
         if not encoders:
             raise ValueError("EmotionModel needs an audio_encoder, descriptors or a text_encoder")
+        if isinstance(classes, str):
+            raise ValueError(f"classes={classes!r}: expected a list of names, such as ['anger', 'neutral']")
         if len(classes) == 1 or len(set(classes)) < len(classes):
             raise ValueError(f"classes={list(classes)}: expected two or more, each named once")
         if not classes and dimension_head is None:

@@ -187,7 +187,7 @@ def run_fold(
     has_gates = not all(isinstance(branch.gate, NoGate) for branch in experiment.system.model.branches)
     gates = folder / "gates.parquet" if has_gates else None
     unfinished = folder / "unfinished.parquet"
-    files = PredictionFiles(predictions=str(unfinished), gates=None if gates is None else str(gates))
+    files = PredictionFiles(predictions=str(unfinished), gates=None if gates is None else str(gates), quiet=True)
     predictions = experiment.predict("test", files)
     if getattr(rank_zero_only, "rank", 0) != 0:
         return {}  # the first process of DDP writes the results

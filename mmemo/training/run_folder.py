@@ -52,6 +52,7 @@ class PredictionFiles:
         embeddings: Fused vector of every utterance; not written by default.
         pseudo_labels: Manifest whose emotions are the predicted ones; not written by default.
         min_confidence: Probability below which a row is left out of ``pseudo_labels``, in [0, 1].
+        quiet: Whether to print nothing, because the files will be moved.
 
     Raises:
         ValueError: ``min_confidence`` is not a probability.
@@ -62,6 +63,7 @@ class PredictionFiles:
     embeddings: str | None = None
     pseudo_labels: str | None = None
     min_confidence: float = 0.9
+    quiet: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.min_confidence <= 1.0:
@@ -141,18 +143,22 @@ class RunFiles(Callback):
         self.predictions = prediction_table(table, list(model.modalities), prediction, warnings)
         write_table(path, self.predictions)
         num_without_text = table.texts().count("")
+        lines = [f"Predictions of {len(prediction.row)} utterances: {path}"]
         if num_without_text and model.takes_text:
-            print(f"{num_without_text} of {len(table.manifest)} utterances have no text; `mmemo transcribe` adds it")
-        print(f"Predictions of {len(prediction.row)} utterances: {path}")
+            lines.insert(
+                0, f"{num_without_text} of {len(table.manifest)} utterances have no text; `mmemo transcribe` adds it"
+            )
         if self.files.pseudo_labels:
             self._write_pseudo_labels(table, prediction, Path(self.files.pseudo_labels))
         if self.files.gates:
             gates = gate_values(table, prediction, model.feature_names, list(model.modalities), model.layer_weights)
             write_table(self.files.gates, gates)
-            print(f"Gate values: {self.files.gates}")
+            lines.append(f"Gate values: {self.files.gates}")
         if self.files.embeddings:
             write_table(self.files.embeddings, embedding_table(table, prediction))
-            print(f"Fused vectors: {self.files.embeddings}")
+            lines.append(f"Fused vectors: {self.files.embeddings}")
+        if not self.files.quiet:
+            print("\n".join(lines))
 
     def _write_pseudo_labels(self, table: DataTable, prediction: Prediction, path: Path) -> None:
         if prediction.probs is None:

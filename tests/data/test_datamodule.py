@@ -70,7 +70,7 @@ def test_a_label_outside_the_classes_is_an_error_until_it_is_mapped(tiny_corpus:
     manifest = edited(tiny_corpus, tmp_path, emotion=frame["emotion"].replace("anger", "disgust"))
     with pytest.raises(ManifestError, match=r"has emotion 'disgust', expected one of data\.classes"):
         ready(manifest)
-    with pytest.raises(ManifestError, match=r"did you mean 'neutrel'\? Otherwise add"):
+    with pytest.raises(ManifestError, match=r"is 'neutrel' in data.classes misspelt\? Otherwise add"):
         EmotionDataModule(classes=["neutrel", "disgust"], manifest=str(manifest)).setup("fit")
     assert (ready(manifest, label_map={"disgust": "anger"}).table.targets.emotion == 0).sum() == 12
     with pytest.raises(ManifestError, match="label_map names"):

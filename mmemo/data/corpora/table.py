@@ -41,7 +41,10 @@ def table(
         result["path"] = [None if pd.isna(path) else str(root.parent / path) for path in result["path"]]
     for name, renamed in (values or {}).items():
         if name not in result:
-            raise ManifestError(f"values renames in column {name!r}, which columns does not map")
+            raise ManifestError(
+                f"--values {name}.…: expected a manifest column that --columns maps, such as emotion; mapped are "
+                f"{', '.join(columns)}"
+            )
         result[name] = result[name].replace(renamed)
     if "id" not in result:
         stems = pd.Series([Path(path).stem for path in result["path"]]) if "path" in result else pd.Series(["", ""])
