@@ -47,7 +47,7 @@ def check(manifest: Path, *, picture: Path | None = None, leaks: bool = False, p
     console().print(labels)
     broken = list_broken_audio(utterances, facts, private)
     shared = shared_between_splits(loaded, facts, private)
-    for title, problems in (("broken audio", broken), ("leaks between splits", shared)):
+    for title, problems in (("broken audio", broken), ("overlap between splits", shared)):
         if problems:
             console().print(f"[bold red]{len(problems)} {title}[/bold red]")
             for problem in problems:
@@ -64,7 +64,8 @@ def check(manifest: Path, *, picture: Path | None = None, leaks: bool = False, p
         )
     if broken or shared or flagged:
         return 1
-    print_line("No broken audio, no leaks" + (", no red flags" if leaks else ""))
+    audit = ", no shortcuts to the label" if leaks else "; --leaks also looks for shortcuts to the label"
+    print_line("No broken audio, no speaker or recording on two sides of a split" + audit)
     return 0
 
 

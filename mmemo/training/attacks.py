@@ -100,6 +100,12 @@ class FGSM:
         snr_db: Strength on the waveform: its power divided by that of the perturbation, in dB. Defaults to 45.
         relative_norm: Strength at other levels: norm of the perturbation divided by that of the perturbed tensor.
             Defaults to 0.05.
+
+    Example:
+        >>> values, mask = torch.ones(1, 5, 2), torch.ones(1, 5, dtype=torch.bool)
+        >>> change = FGSM("audio_features", relative_norm=0.1).search(lambda values: values.sum(), values, mask)
+        >>> print(f"{float(change.norm() / values.norm()):.3f}")
+        0.100
     """
 
     def __init__(
@@ -123,6 +129,12 @@ class FGM(FGSM):
         snr_db: Strength on the waveform: its power divided by that of the perturbation, in dB. Defaults to 45.
         relative_norm: Strength at other levels: norm of the perturbation divided by that of the perturbed tensor.
             Defaults to 0.05.
+
+    Example:
+        >>> values, mask = torch.ones(1, 5, 2), torch.ones(1, 5, dtype=torch.bool)
+        >>> change = FGM("audio_features", relative_norm=0.1).search(lambda values: values.sum(), values, mask)
+        >>> print(f"{float(change.norm() / values.norm()):.3f}")
+        0.100
     """
 
     def search(self, objective: Objective, values: Tensor, mask: Tensor) -> Tensor:
@@ -144,6 +156,13 @@ class PGD:
         step_size: Length of a step as a share of the budget, above 0. Defaults to 2.5 / steps.
         norm: ``linf`` bounds each value, ``l2`` the norm of all; both keep the strength.
         random_start: Whether to start at a random point of the budget instead of at the utterance itself.
+
+    Example:
+        >>> values, mask = torch.ones(1, 5, 2), torch.ones(1, 5, dtype=torch.bool)
+        >>> attack = PGD("audio_features", relative_norm=0.1, steps=3, norm="l2")
+        >>> change = attack.search(lambda values: values.square().sum(), values, mask)
+        >>> print(f"{float(change.norm() / values.norm()):.3f}")
+        0.100
     """
 
     def __init__(

@@ -168,6 +168,10 @@ class Full(LastBlocks):
     Args:
         lr_ratio: Learning rate of the highest block as a share of the optimizer's, above 0.
         layer_decay: Learning rate of each block as a share of the next higher block's, in (0, 1].
+
+    Example:
+        >>> print(f"{Full(lr_ratio=0.1, layer_decay=0.5).learning_rate_ratio(block=5, top=6):.2f}")
+        0.05
     """
 
     def __init__(self, lr_ratio: float = 0.1, layer_decay: float = 0.9) -> None:
@@ -187,6 +191,11 @@ class ProgressiveUnfreezing(LastBlocks):
         epochs_per_block: Epochs before each further block joins, 1 or more; the highest joins after the same number.
         lr_ratio: Learning rate of the highest block as a share of the optimizer's, above 0.
         layer_decay: Learning rate of each block as a share of the next higher block's, in (0, 1].
+
+    Example:
+        >>> strategy = ProgressiveUnfreezing(num_blocks=2, epochs_per_block=3)
+        >>> [strategy.first_epoch(block, top=6) for block in (6, 5)]
+        [3, 6]
     """
 
     def __init__(
@@ -212,6 +221,10 @@ class LinearProbeFirst(LastBlocks):
         num_blocks: Number of blocks that are trained then.
         lr_ratio: Learning rate of the highest block as a share of the optimizer's, above 0.
         layer_decay: Learning rate of each block as a share of the next higher block's, in (0, 1].
+
+    Example:
+        >>> LinearProbeFirst(probe_epochs=7).first_epoch(block=6, top=6)
+        7
     """
 
     def __init__(

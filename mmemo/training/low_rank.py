@@ -15,6 +15,11 @@ class LowRankLinear(nn.Module):
 
     Shape:
         ``(..., in_features)`` -> ``(..., out_features)``
+
+    Example:
+        >>> layer = LowRankLinear(nn.Linear(64, 32), rank=4)
+        >>> layer(torch.randn(10, 64)).shape, sum(parameter.numel() for parameter in layer.parameters())
+        (torch.Size([10, 32]), 416)
     """
 
     def __init__(self, linear: nn.Linear, rank: int) -> None:
