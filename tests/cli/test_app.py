@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -114,7 +115,10 @@ def test_ctrl_c_ends_with_a_sentence_and_exit_code_130(tiny_config: Path, tmp_pa
     program = [sys.executable, "-m", "mmemo", "crossval", "--config", str(tiny_config), "--run", str(tmp_path / "cv")]
     split = ["data.split=mmemo.data.LeaveOneGroupOut", "data.split.init_args.num_val_speakers=1"]
     command = [*program, "--set", *split, "trainer.max_epochs=2000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    takes_sigint = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=takes_sigint
+    )
     while not (tmp_path / "cv" / "fold1" / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
