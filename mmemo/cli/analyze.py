@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 def analyze(
     audio: Annotated[list[str], Parameter(allow_leading_hyphen=True)],
-    /,
     *,
     model: Path | None = None,
     out: str | None = None,

@@ -17,7 +17,6 @@ Correction = Literal["holm", "bonferroni", "fdr_bh"]
 
 def compare(
     runs: list[Path],
-    /,
     *,
     metric: str | None = None,
     correction: Correction = "holm",
