@@ -137,7 +137,7 @@ def read_predictions(source: str | Path, side: str = "test") -> Predictions:
     text_columns = dict.fromkeys(("id", "speaker", "emotion", "side"), str)
     try:
         table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=text_columns)
-    except Exception as error:
+    except (OSError, ValueError) as error:  # pandas' and pyarrow's errors are ValueErrors
         raise ValueError(f"{path}: cannot be read as a table of predictions ({str(error).splitlines()[0]})") from None
     classes = [str(name).removeprefix("prob_") for name in table if str(name).startswith("prob_")]
     dimensions = [f"predicted_{name}" for name in DIMENSIONS]

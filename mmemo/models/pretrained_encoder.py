@@ -6,6 +6,7 @@ cached, and the blocks that are trained; what comes after the encoder does not d
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -40,7 +41,7 @@ class FrozenBackbone:
         return self._module if current == device else self._module.to(device)  # an exporter cannot call to()
 
 
-class PretrainedEncoder(nn.Module):
+class PretrainedEncoder(nn.Module, ABC):
     """A stem and numbered blocks with pretrained weights; frozen until ``unfreeze`` draws the line.
 
     Hidden state 0 is the output of the stem, state n that of block n. Blocks above the last chosen state never run.
@@ -74,14 +75,15 @@ class PretrainedEncoder(nn.Module):
 
     # What a subclass gives.
 
+    @abstractmethod
     def load_blocks(self, first: int, last: int) -> nn.Module:
         """Loads the pretrained blocks ``first`` to ``last``; 0 includes the stem."""
-        raise NotImplementedError
 
+    @abstractmethod
     def blocks_of(self, module: nn.Module) -> dict[int, nn.Module]:
         """Returns number -> block of a module that ``load_blocks`` returned for training."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(
         self, module: nn.Module, inputs: Tensor, mask: Tensor, first: int, states: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
@@ -97,15 +99,14 @@ class PretrainedEncoder(nn.Module):
         Returns:
             States ``(batch, state, time, dim)`` with zeros on padding, mask ``(batch, time)``.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def whole_model(self, trained: Mapping[str, Tensor]) -> PreTrainedModel:
         """Returns the whole pretrained model with trained blocks in it.
 
         Args:
             trained: State of ``self.trained``.
         """
-        raise NotImplementedError
 
     def options(self) -> str:
         """Returns the part of the fingerprint that follows the weights."""

@@ -217,7 +217,7 @@ def _read_manifest(config_folder: Path | None, path: Path | None, private: bool)
         )
     try:
         return read_experiment(config_folder).data.read(), ""
-    except (OSError, ValueError, RuntimeError, SystemExit) as error:
+    except (OSError, ValueError) as error:
         detail = "" if private else f" ({str(error).splitlines()[0]})"  # may contain a path
         return None, f"the run's manifest cannot be read{detail}; give --manifest"
 

@@ -86,7 +86,7 @@ def test_the_most_confident_predictions_have_the_lowest_risk() -> None:
 
 @pytest.mark.parametrize("coverage", [0.8, 0.9])
 def test_conformal_sets_reach_their_nominal_coverage_on_new_speakers(coverage: float) -> None:
-    """Within 2 points over 200 splits of speakers, some of whom are harder to recognise."""
+    """Coverage is within 2 points of the target over 200 splits of speakers that differ in difficulty."""
     random = np.random.default_rng(1)
     speakers = np.repeat(np.arange(24), 60)
     skill = random.uniform(0.5, 2.5, 24)[speakers]
