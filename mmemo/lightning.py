@@ -1,4 +1,4 @@
-"""Running Lightning: Ctrl-C stays Ctrl-C, and advice that does not apply here is not shown."""
+"""Running Lightning: Ctrl-C, the processes of DDP, and advice that does not apply here."""
 
 from __future__ import annotations
 
@@ -40,3 +40,18 @@ def lightning_runs() -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+def is_first_process() -> bool:
+    """Returns whether this is the process that writes files and reports: the only one, or rank 0 of DDP."""
+    from pytorch_lightning.utilities import rank_zero_only
+
+    return int(rank_zero_only.rank) == 0  # type: ignore[attr-defined]
+
+
+def wait_for_all_processes() -> None:
+    """Returns when all processes of DDP have arrived here; at once if there is only one."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()

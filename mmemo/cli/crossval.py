@@ -48,6 +48,7 @@ def crossval(
     if not 0 < answered <= 1:
         raise ValueError(f"--answered {answered}: expected a share above 0, at most 1")
     from mmemo.files import write_text
+    from mmemo.lightning import is_first_process
     from mmemo.studies.crossval import COMMAND_FILE
     from mmemo.studies.crossval import crossval as run_crossval
     from mmemo.training.experiment_cli import read_experiment
@@ -67,6 +68,8 @@ def crossval(
         result = run_nested(experiment, folder, nested, choices, trials, answered, print_line)
     else:
         result = run_crossval(experiment, folder, seeds or (), print_line)
+    if not is_first_process():
+        return 0  # the first process of DDP reports
     write_text(result.folder / COMMAND_FILE, _command(config, run, seeds, nested, space, trials, answered, changes))
     print_results(result, config.stem, seeds or [])
     return 0

@@ -41,10 +41,10 @@ def write_cleaned(manifest: Manifest, folder: Path, denoise: bool, loudness_lufs
         if needed and find_spec(library) is None:
             raise ImportError(f"cleaning needs {library}: pip install 'mmemo[cleaning]'")
     if loudness_lufs is not None and not -70 < loudness_lufs < 0:
-        raise ValueError(f"--loudness-lufs {loudness_lufs:g}: expected LUFS between -70 and 0, such as -23")
+        raise ValueError(f"loudness_lufs {loudness_lufs:g}: expected LUFS between -70 and 0, such as -23")
     originals = {Path(utterance.path).resolve().parent for utterance in manifest if utterance.path is not None}
     if folder.resolve() in originals:
-        raise ValueError(f"--cleaned {folder}: contains the original recordings; choose another folder")
+        raise ValueError(f"cleaned {folder}: contains the original recordings; choose another folder")
     num_cleaned = 0
     for row, utterance in enumerate(track(list(manifest), "Cleaning audio")):
         if utterance.path is None:

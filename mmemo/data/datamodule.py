@@ -152,7 +152,7 @@ class EmotionDataModule(LightningDataModule):
             )
         if bool(self.manifest) == bool(self.corpora):
             raise ValueError(
-                "data needs either a manifest or corpora (--data.corpora null removes the corpora of a YAML)"
+                "data needs either a manifest or corpora (data.corpora: null removes the corpora of a YAML)"
             )
         if self.balanced and not self.classes:
             raise ValueError("data.balanced: true draws classes equally often, but data.classes is empty")

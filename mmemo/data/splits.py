@@ -31,9 +31,24 @@ class Split(NamedTuple):
 
 
 class Splitter(Protocol):
-    """Splits a manifest; ``fold`` counts from 1."""
+    """Splits a manifest into training, validation and test rows.
 
-    fold: int
+    A splitter of one's own inherits from this class, and then needs only ``count_folds`` and ``__call__``.
+
+    Args:
+        fold: Fold to test on, from 1.
+        group: Column whose values are never on two sides.
+        num_val_speakers: Training speakers held out to choose the epoch.
+    """
+
+    fold: int = 1
+    group: str = "speaker"
+    num_val_speakers: int = 0
+
+    @property
+    def files(self) -> list[Path]:
+        """Files besides the manifest that the split depends on."""
+        return []
 
     def count_folds(self, manifest: Manifest) -> int:
         """Returns the number of folds."""
@@ -42,7 +57,7 @@ class Splitter(Protocol):
         """Returns the row numbers of the fold."""
 
 
-class OfficialSplit:
+class OfficialSplit(Splitter):
     """The split in the manifest's ``split`` column.
 
     Args:
@@ -78,7 +93,7 @@ class OfficialSplit:
         return Split(train, val, test)
 
 
-class FoldFile:
+class FoldFile(Splitter):
     """Published folds, read from a file of test speakers.
 
     Args:
@@ -94,6 +109,10 @@ class FoldFile:
         self.fold = fold
         self.num_val_speakers = num_val_speakers
         self.seed = seed
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]
 
     def count_folds(self, manifest: Manifest) -> int:
         return len(self._read())
@@ -135,7 +154,7 @@ class FoldFile:
         return Split(train, val, np.flatnonzero(in_test))
 
 
-class GroupKFold:
+class GroupKFold(Splitter):
     """Folds of about equal size that never split a group.
 
     Args:
@@ -189,7 +208,7 @@ class GroupKFold:
         return Split(train, val, test)
 
 
-class LeaveOneGroupOut:
+class LeaveOneGroupOut(Splitter):
     """One fold for each speaker, or each value of another column: tests on it, trains on all others.
 
     Args:
@@ -228,7 +247,7 @@ class LeaveOneGroupOut:
         return Split(train, val, np.flatnonzero(in_test))
 
 
-class InnerFolds:
+class InnerFolds(Splitter):
     """Folds of another split's training side, for tuning and calibration; its test rows are excluded.
 
     Args:
@@ -261,6 +280,10 @@ class InnerFolds:
         self.group = group
         self.num_val_speakers = num_val_speakers
         self.seed = seed
+
+    @property
+    def files(self) -> list[Path]:
+        return self.outer.files
 
     def count_folds(self, manifest: Manifest) -> int:
         return self.num_folds

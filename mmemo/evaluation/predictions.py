@@ -201,7 +201,7 @@ def with_manifest(predictions: Predictions, manifest: Manifest, wanted: Collecti
     if len(missing):
         raise ValueError(
             f"{manifest.path}: the predictions do not match this manifest: {len(missing)} of {len(ids)} utterances are "
-            f"not in it, such as {missing.iloc[0]!r}; give the manifest of the run with --manifest"
+            f"not in it, such as {missing.iloc[0]!r}; give the manifest of the run (manifest)"
         )
     rows = rows.loc[ids].reset_index(drop=True)
     _check_emotions(predictions, rows["emotion"], manifest.path)
@@ -216,7 +216,7 @@ def with_manifest(predictions: Predictions, manifest: Manifest, wanted: Collecti
     if withheld:
         warnings.append(
             f"manifest columns {', '.join(withheld)} look like transcripts or file names and are not shown; name them "
-            "in the study or with --columns to show them"
+            "in the study or in columns to show them"
         )
     reserved = [name for name in rows if is_report_column(name)]
     if reserved:
@@ -236,7 +236,7 @@ def _check_emotions(predictions: Predictions, emotions: pd.Series, manifest: Pat
         raise ValueError(
             f"{manifest}: the predictions do not match this manifest: {int(differ.sum())} utterances have another "
             f"emotion there, such as {ids.iloc[first]!r} ({emotions.iloc[first]}, but {own.iloc[first]} in the "
-            "predictions); predict again, or give the manifest of the run with --manifest"
+            "predictions); predict again, or give the manifest of the run (manifest)"
         )
 
 

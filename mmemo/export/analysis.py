@@ -119,7 +119,7 @@ def student_folder() -> Path:
         if folder.is_dir():
             return folder
     raise ModelFolderError(
-        f"cannot find the student that ships with mmemo ({STUDENT}); reinstall mmemo, or give --model"
+        f"cannot find the student that ships with mmemo ({STUDENT}); reinstall mmemo, or name a model"
     )
 
 
@@ -201,7 +201,7 @@ def analyze(
 def _notes(stored: AudioFormat, separate_channels: bool) -> tuple[str, ...]:
     notes = []
     if stored.channels > 1 and not separate_channels:
-        notes.append(f"its {stored.channels} channels were averaged; if each is one speaker, use --separate-channels")
+        notes.append(f"its {stored.channels} channels were averaged; if each is one speaker, set separate_channels")
     if stored.sample_rate < SAMPLE_RATE:
         notes.append(
             f"recorded at {stored.sample_rate} Hz, so it has nothing above {stored.sample_rate / 2000:g} kHz; "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmemo.export.runtime import FORMAT_VERSION, INT8_FILE, MODEL_FILE, TOKENIZER_FILE
 from mmemo.labels import DIMENSIONS
+from mmemo.models.encoder import HasModelId
 from mmemo.settings import SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def build_config(graph: WaveformModel, card: dict[str, Any], max_seconds: float 
         max_seconds: Longest recording that the model accepts, in seconds; None if any length is accepted.
     """
     model = graph.model
+    text_encoder = model.encoder("text")
     config = {
         "format_version": FORMAT_VERSION,
         "classes": list(model.classes),
@@ -40,7 +42,7 @@ def build_config(graph: WaveformModel, card: dict[str, Any], max_seconds: float 
         "inputs": graph.input_names,
         "outputs": graph.output_names,
         "num_parameters": sum(parameter.numel() for parameter in graph.parameters()),
-        "tokenizer": getattr(model.encoder("text"), "model_id", ""),
+        "tokenizer": text_encoder.model_id if isinstance(text_encoder, HasModelId) else "",
         **{name: card.get(name, "") for name in ("license", "training_data", "limits")},
         "metrics": card.get("metrics", {}),
     }

@@ -45,7 +45,7 @@ def export_checkpoint(
     model = load_model(checkpoint)
     if audio_only and "text" in model.modalities:
         raise ValueError(
-            f"{checkpoint}: this model also takes text, but --audio-only was requested; train one without a "
+            f"{checkpoint}: this model also takes text, but audio_only was requested; train one without a "
             "text_encoder, or distil an audio-only student (mmemo.training.DistillationSystem)"
         )
     run = checkpoint.resolve().parent.parent
@@ -64,7 +64,7 @@ def export_checkpoint(
         waveforms.append(waveform[: max(len(waveform) - 37 * (number % 11), 1)])  # not a whole number of frames
         texts.append(utterance.text or "")
     if not waveforms:
-        raise ValueError(f"{manifest or run}: none of its clips can be read; give --manifest one with audio")
+        raise ValueError(f"{manifest or run}: none of its clips can be read; give a manifest with audio")
     return export_onnx(model, folder, waveforms, texts, {"metrics": _test_metrics(run, checkpoint), **(card or {})})
 
 
@@ -73,9 +73,7 @@ def _utterances(run: Path, manifest: str | Path | None) -> list[Utterance]:
     if manifest is not None:
         return list(read_manifest(manifest))
     if not (run / "config.yaml").is_file():
-        raise FileNotFoundError(
-            f"{run}: has no config.yaml, so its clips are unknown; give --manifest (`manifest=` in Python)"
-        )
+        raise FileNotFoundError(f"{run}: has no config.yaml, so its clips are unknown; give the manifest")
     table = read_experiment(run).data.prepare("test")
     rows = table.split.test if len(table.split.test) else np.arange(len(table.manifest))
     return list(table.manifest.subset(rows))

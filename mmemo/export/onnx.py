@@ -30,6 +30,7 @@ from mmemo.export.runtime import (
 )
 from mmemo.files import checksum, replacing, write_json, write_text
 from mmemo.models.emotion_model import EmotionModel
+from mmemo.models.encoder import HasMaxSeconds
 from mmemo.models.log_mel import HOP_SAMPLES
 from mmemo.settings import SAMPLE_RATE
 
@@ -121,7 +122,8 @@ def export_onnx(
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
     if others := sorted(names - _FILES):
         raise ValueError(f"{folder}: holds other files ({', '.join(others[:3])}); choose an empty or new folder")
-    max_seconds = getattr(model.encoder("audio"), "max_seconds", None)
+    encoder = model.encoder("audio")
+    max_seconds = encoder.max_seconds if isinstance(encoder, HasMaxSeconds) else None
     if max_seconds is not None:
         waveforms = [waveform[: int(max_seconds * SAMPLE_RATE)] for waveform in waveforms]
     try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from mmemo.losses.supervised import ModelOutput, Targets
+from mmemo.losses.supervised import CountsClasses, Loss, ModelOutput, Targets
 
 
 class WeightedSum(nn.Module):
@@ -34,8 +34,9 @@ class WeightedSum(nn.Module):
             raise ValueError(
                 f"WeightedSum: {len(losses)} losses and weights {self.weights}, expected one of 0 or more for each"
             )
-        self.required_labels = _union(losses, "required_labels")
-        self.trained_heads = _union(losses, "trained_heads")
+        checked = _checked(losses)
+        self.required_labels = _union(loss.required_labels for loss in checked)
+        self.trained_heads = _union(loss.trained_heads for loss in checked)
 
     def forward(self, output: ModelOutput, batch: Targets) -> Tensor:
         terms = [weight * loss(output, batch) for weight, loss in zip(self.weights, self.losses, strict=True)]
@@ -65,8 +66,9 @@ class UncertaintyWeighted(nn.Module):
             raise ValueError("UncertaintyWeighted: expected at least one loss")
         self.losses = nn.ModuleList(losses)
         self.log_variances = nn.Parameter(torch.zeros(len(losses)))
-        self.required_labels = _union(losses, "required_labels")
-        self.trained_heads = _union(losses, "trained_heads")
+        checked = _checked(losses)
+        self.required_labels = _union(loss.required_labels for loss in checked)
+        self.trained_heads = _union(loss.trained_heads for loss in checked)
 
     def forward(self, output: ModelOutput, batch: Targets) -> Tensor:
         terms = torch.stack([loss(output, batch) for loss in self.losses])
@@ -85,11 +87,20 @@ def set_class_counts(loss: nn.Module, counts: Tensor) -> None:
         ValueError: A loss has a fixed number of class weights that differs from the number of classes.
     """
     for part in loss.modules():
-        set_counts = getattr(part, "set_class_counts", None)
-        if callable(set_counts):
-            set_counts(counts)
+        if isinstance(part, CountsClasses):
+            part.set_class_counts(counts)
 
 
-def _union(losses: Sequence[nn.Module], attribute: str) -> tuple[str, ...]:
-    """Values of an attribute of all losses, each once, in order."""
-    return tuple(dict.fromkeys(value for loss in losses for value in getattr(loss, attribute)))
+def _checked(losses: Sequence[nn.Module]) -> list[Loss]:
+    """Returns the losses as losses; raises ValueError for a module that is not one."""
+    checked: list[Loss] = []
+    for loss in losses:
+        if not isinstance(loss, Loss):
+            raise ValueError(f"{type(loss).__name__} is not a loss; expected one of mmemo.losses")
+        checked.append(loss)
+    return checked
+
+
+def _union(values: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """All values, each once, in order."""
+    return tuple(dict.fromkeys(value for group in values for value in group))

@@ -58,6 +58,14 @@ class Loss(Protocol):
         """Returns the mean over the utterances that have the labels, a scalar; 0 if none has."""
 
 
+@runtime_checkable
+class CountsClasses(Protocol):
+    """A loss that depends on how often each class occurs in the training rows."""
+
+    def set_class_counts(self, counts: Tensor) -> None:
+        """Sets the number of training rows of each class ``(num_classes,)``."""
+
+
 class CrossEntropy(nn.Module):
     """Cross-entropy with the emotion label of each utterance.
 

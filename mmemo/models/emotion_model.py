@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from mmemo.models.encoder import layer_numbers, named_features
+from mmemo.models.encoder import HasLayers, NamesFeatures
 from mmemo.models.fusion import AttentionMap, CrossModalAttention
 from mmemo.models.gates import FeatureGate
 from mmemo.models.heads import ClassHead
-from mmemo.models.layer_mix import LayerConcat, LayerMix
+from mmemo.models.layer_mix import LayerConcat, LayerMix, WeighsLayers
 
 
 class EmotionOutput(NamedTuple):
@@ -233,8 +233,9 @@ class ModalityBranch(nn.Module):
     @property
     def feature_names(self) -> list[str]:
         """Name of each feature after the layer mix, ``group/feature``, such as ``layer 2/17`` or ``mfcc/3``."""
-        inner = named_features(self.encoder) or [str(index) for index in range(self.encoder.dim)]
-        layers = layer_numbers(self.encoder)
+        named = isinstance(self.encoder, NamesFeatures)
+        inner = list(self.encoder.feature_names) if named else [str(index) for index in range(self.encoder.dim)]
+        layers = list(self.encoder.layers) if isinstance(self.encoder, HasLayers) else []
         if self.dim == self.encoder.dim * len(layers):
             return [f"layer {layer}/{name}" for layer in layers for name in inner]
         if layers:
@@ -244,8 +245,9 @@ class ModalityBranch(nn.Module):
     @property
     def layer_weights(self) -> dict[int, Tensor]:
         """Weight of each layer; empty for a layer mix without weights."""
-        weights = getattr(self.layer_mix, "weights", None)
-        return {} if weights is None else dict(zip(self.encoder.layers, weights.detach(), strict=True))
+        if not isinstance(self.layer_mix, WeighsLayers):
+            return {}
+        return dict(zip(self.encoder.layers, self.layer_mix.weights.detach(), strict=True))
 
     def forward(self, features: Tensor, mask: Tensor) -> EncodedModality:
         if features.ndim == 2:  # waveforms or token ids, not precomputed

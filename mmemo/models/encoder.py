@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @runtime_checkable
@@ -48,11 +49,39 @@ class TextEncoder(Encoder, Protocol):
         """Returns token ids ``(token,)`` int64; none for an empty transcript."""
 
 
-def named_features(encoder: object) -> list[str]:
-    """Returns the names of an encoder's features, ``group/feature``; empty if it does not name them."""
-    return list(getattr(encoder, "feature_names", []))
+# What an encoder may have beyond `Encoder`; recognised with `isinstance`.
 
 
-def layer_numbers(encoder: object) -> list[int]:
-    """Returns which hidden states an encoder gives; empty if it has no layers to choose from."""
-    return list(getattr(encoder, "layers", []))
+@runtime_checkable
+class NamesFeatures(Protocol):
+    """An encoder whose features have names, ``group/feature``, such as ``mfcc/3``."""
+
+    feature_names: Sequence[str]
+
+
+@runtime_checkable
+class HasLayers(Protocol):
+    """An encoder that gives chosen hidden states, numbered as in the pretrained model; 0 is the input of block 1."""
+
+    layers: Sequence[int]
+
+
+@runtime_checkable
+class HasLogMel(Protocol):
+    """An encoder that starts with a log-mel spectrogram, which attacks may perturb."""
+
+    log_mel: nn.Module
+
+
+@runtime_checkable
+class HasMaxSeconds(Protocol):
+    """An encoder that cuts recordings to a length, in seconds."""
+
+    max_seconds: float
+
+
+@runtime_checkable
+class HasModelId(Protocol):
+    """An encoder with pretrained weights of this name or folder."""
+
+    model_id: str

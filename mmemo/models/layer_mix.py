@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from einops import einsum, rearrange
 from torch import Tensor, nn
+
+
+@runtime_checkable
+class WeighsLayers(Protocol):
+    """A layer mix with one weight per hidden state."""
+
+    @property
+    def weights(self) -> Tensor:
+        """Weight of each layer ``(layer,)``."""
 
 
 class LayerMix(nn.Module):

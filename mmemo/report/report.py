@@ -213,13 +213,13 @@ def _read_manifest(config_folder: Path | None, path: Path | None, private: bool)
         return (
             None,
             "there is no config beside the predictions, so speakers and recordings are known only from the "
-            "predictions; give --manifest",
+            "predictions; give the manifest",
         )
     try:
         return read_experiment(config_folder).data.read(), ""
     except (OSError, ValueError) as error:
         detail = "" if private else f" ({str(error).splitlines()[0]})"  # may contain a path
-        return None, f"the run's manifest cannot be read{detail}; give --manifest"
+        return None, f"the run's manifest cannot be read{detail}; give the manifest"
 
 
 def _with_audio(predictions: Predictions, manifest: Manifest, warnings: list[str]) -> tuple[Predictions, float]:

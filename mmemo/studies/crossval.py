@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +15,11 @@ import numpy as np
 import pandas as pd
 import yaml
 from filelock import FileLock, Timeout
-from pytorch_lightning.utilities import rank_zero_only
 
 from mmemo.data.splits import InnerFolds, SplitError, Splitter
 from mmemo.evaluation.gates import gate_table, read_gates
 from mmemo.files import checksum, write_json, write_table, write_text
+from mmemo.lightning import is_first_process, wait_for_all_processes
 from mmemo.models.gates import NoGate
 from mmemo.training.distillation import DistillationSystem
 from mmemo.training.experiment import Experiment
@@ -130,7 +129,7 @@ def folds_to_run(
     Raises:
         ValueError: ``exclusive``, and another command runs a fold.
     """
-    is_first = getattr(rank_zero_only, "rank", 0) == 0  # the other processes of DDP follow the first
+    is_first = is_first_process()  # the other processes of DDP follow the first
     waiting = list(range(1, num_folds + 1))
     finished = [str(fold) for fold in waiting if (folder / f"fold{fold}" / PREDICTIONS_FILE).exists()]
     if finished and is_first:
@@ -161,8 +160,6 @@ def folds_to_run(
                 lock.release()
         if len(waiting) == num_before:
             time.sleep(1.0)
-    if not is_first:
-        sys.exit(0)  # the first process collects the results
 
 
 def run_fold(
@@ -189,19 +186,21 @@ def run_fold(
     unfinished = folder / "unfinished.parquet"
     files = PredictionFiles(predictions=str(unfinished), gates=None if gates is None else str(gates), quiet=True)
     predictions = experiment.predict("test", files)
-    if getattr(rank_zero_only, "rank", 0) != 0:
-        return {}  # the first process of DDP writes the results
-    if gates is not None and gates.exists():
-        write_table(folder / GATE_TABLE, gate_table(read_gates(gates)))  # a few rows instead of every gate
-        gates.unlink()
-    # Written last: this file marks the fold as finished.
-    write_table(folder / PREDICTIONS_FILE, extend(predictions) if extend else predictions)
-    unfinished.unlink()
+    if is_first_process():
+        if gates is not None and gates.exists():
+            write_table(folder / GATE_TABLE, gate_table(read_gates(gates)))  # a few rows instead of every gate
+            gates.unlink()
+        # Written last: this file marks the fold as finished.
+        write_table(folder / PREDICTIONS_FILE, extend(predictions) if extend else predictions)
+        unfinished.unlink()
+    wait_for_all_processes()
     return read_metrics(folder)
 
 
 def write_results(result: CrossValidation) -> None:
-    """Writes predictions and metrics into the folder of a cross-validation."""
+    """Writes predictions and metrics into the folder of a cross-validation; only the first process of DDP writes."""
+    if not is_first_process():
+        return
     write_table(result.folder / PREDICTIONS_FILE, result.predictions)
     metrics = {
         name: [None if math.isnan(value) else value for value in values] for name, values in result.metrics.items()
@@ -269,11 +268,11 @@ def check_folds(experiment: Experiment, num_inner: int = 0) -> None:
         splitter.fold = fold
         _check_fold(experiment, splitter)
         if num_inner:
-            inner = InnerFolds(splitter, num_inner, group=getattr(splitter, "group", "speaker"))
+            inner = InnerFolds(splitter, num_inner, group=splitter.group)
             try:
                 inner(manifest)
             except SplitError as error:
-                raise ValueError(f"--nested {num_inner}: the training side of fold {fold}: {error}") from None
+                raise ValueError(f"nested {num_inner}: the training side of fold {fold}: {error}") from None
 
 
 def _check_fold(experiment: Experiment, splitter: Splitter) -> None:
@@ -302,7 +301,7 @@ def _check_fold(experiment: Experiment, splitter: Splitter) -> None:
 def input_files(experiment: Experiment) -> list[Path]:
     """Returns the files that the folds depend on besides the settings: manifests, fold file, teachers."""
     data = experiment.data
-    files = [*data.manifest_paths, Path(getattr(data.split, "path", ""))]
+    files = [*data.manifest_paths, *data.split.files]
     if isinstance(experiment.system, DistillationSystem):
         for fold in range(1, data.split.count_folds(data.read()) + 1):
             files += experiment.system.teachers(fold)
@@ -335,7 +334,7 @@ def check_same_experiment(
         if differences:
             shown = [f"{name} {started.get(name, 'unset')}" for name in differences[:5]]
             raise ValueError(
-                f"{folder} was started with other settings: {', '.join(shown)}; choose another --run, or delete that "
+                f"{folder} was started with other settings: {', '.join(shown)}; choose another folder, or delete that "
                 "folder"
             )
     write_json(path, current)

@@ -19,6 +19,7 @@ from mmemo.data.manifest import Utterance
 from mmemo.files import write_json
 from mmemo.labels import DIMENSIONS, UNLABELLED
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
+from mmemo.models.encoder import HasLogMel
 from mmemo.models.pooling import AttentiveStatisticsPooling
 from mmemo.progress import track
 from mmemo.settings import is_offline
@@ -180,7 +181,7 @@ def _batch(model: EmotionModel, utterance: Utterance) -> tuple[EmotionBatch, lis
 
 def _has_log_mel(model: EmotionModel) -> bool:
     encoder = model.encoder("audio")
-    return isinstance(getattr(encoder, "log_mel", None), torch.nn.Module) and encoder.differentiable
+    return bool(encoder.differentiable) and isinstance(encoder, HasLogMel)
 
 
 def _baseline(level: Level, values: Tensor, mask: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def nested(
     if num_inner < 2:
         raise ValueError(f"nested {num_inner}: expected 2 inner folds or more")
     if not experiment.data.classes:
-        raise ValueError("--nested calibrates classes, but this experiment predicts dimensions only; remove it")
+        raise ValueError("nested calibrates classes, but this experiment predicts dimensions only; remove it")
     check_folds(experiment, num_inner)
     num_folds = experiment.data.split.count_folds(experiment.data.read())
     options = {"nested": num_inner, "trials": num_trials, "answered": answered, "space": dict(space or {})}

@@ -78,7 +78,7 @@ class RobustnessSettings:
         if self.device not in (None, "cpu", "cuda"):
             raise ValueError(f"device {self.device!r}: expected cpu or cuda")
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device cuda: PyTorch finds no GPU; remove --device")
+            raise ValueError("device cuda: PyTorch finds no GPU; remove device")
 
     @property
     def torch_device(self) -> torch.device:
@@ -113,7 +113,7 @@ def robustness(
     settings = settings or RobustnessSettings()
     if len(runs) > 1 and settings.checkpoint not in (None, "best", "last"):
         raise ValueError(
-            f"--checkpoint {settings.checkpoint}: the run has one model per fold, and another fold's model was trained "
+            f"checkpoint {settings.checkpoint}: the run has one model per fold, and another fold's model was trained "
             f"on this fold's test speakers; name the folder of one fold, such as {runs[0].folder}"
         )
     by_name = {condition.name: condition for condition in [Condition(CLEAN), *conditions]}

@@ -51,7 +51,7 @@ def open_study(settings: SearchSettings, folder: Path, space: Space, key: str) -
             raise ValueError(
                 f"{without_password(url)}: the storage of this search cannot be used ({reason}); if another process "
                 "holds it, wait for it; if it is from another version of Optuna, run `optuna storage upgrade`, or "
-                "choose another --run"
+                "choose another folder"
             ) from None
     raise AssertionError("the last attempt returns or raises")
 

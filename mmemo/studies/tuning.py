@@ -84,7 +84,7 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         if self.metric is not None and self.metric.startswith("mae"):
-            raise ValueError(f"--metric {self.metric}: an error, which is not to be maximised; use ccc")
+            raise ValueError(f"metric {self.metric}: an error, which is not to be maximised; use ccc")
         for name, value, least in (("trials", self.num_trials, 1), ("folds", self.num_folds, 2)):
             if value < least:
                 raise ValueError(f"--{name} {value}: expected {least} or more")
@@ -151,10 +151,10 @@ def inner_experiment(experiment: Experiment, outer_fold: int, num_folds: int) ->
         raise ValueError(f"outer fold {outer_fold}: data.split has folds 1 to {num_outer}")
     outer = copy.deepcopy(experiment.data.split)
     outer.fold = outer_fold
-    held_out = 0 if isinstance(outer, OfficialSplit) else getattr(outer, "num_val_speakers", 0)
+    held_out = 0 if isinstance(outer, OfficialSplit) else outer.num_val_speakers
     if experiment.checkpoint == "best":
         held_out = max(held_out, 1)  # the epoch is chosen on held-out speakers
-    split = InnerFolds(outer, num_folds, 1, getattr(outer, "group", "speaker"), held_out)
+    split = InnerFolds(outer, num_folds, 1, outer.group, held_out)
     return replace(experiment, data=experiment.data.with_split(split))
 
 
@@ -269,10 +269,7 @@ def _search_key(inner: Experiment, space: Space, settings: SearchSettings) -> st
         table["manifest"] = None  # may be elsewhere on another machine that shares the search
     outer.pop("path", None)
     content["trainer"]["default_root_dir"] = None
-    split = inner.data.split
-    assert isinstance(split, InnerFolds)
-    files = [*input_files(inner), Path(getattr(split.outer, "path", ""))]
-    sums = [checksum(path) for path in files if path.is_file()]
+    sums = [checksum(path) for path in input_files(inner)]
     key = (json.dumps(content, default=str), json.dumps(dict(space), sort_keys=True), settings.metric, sums)
     return hashlib.sha256(repr(key).encode()).hexdigest()
 
@@ -281,7 +278,7 @@ def _check_same_search(folder: Path, key: str) -> None:
     path = folder / "search.txt"
     if path.exists() and path.read_text() != key:
         raise ValueError(
-            f"{folder} holds a search with other settings, tables, space or metric; choose another --run, or delete it"
+            f"{folder} holds a search with other settings, tables, space or metric; choose another folder, or delete it"
         )
     write_text(path, key)
 
@@ -311,9 +308,9 @@ def _score(experiment: Experiment, folder: Path, fold: int, metric: str | None) 
     name = f"test/{metric}" if metric else _main_metric(metrics)
     if name not in metrics:
         available = ", ".join(key.removeprefix("test/") for key in metrics if key.startswith("test/"))
-        raise ValueError(f"--metric {metric}: the model has {available}; choose one of these")
+        raise ValueError(f"metric {metric}: the model has {available}; choose one of these")
     if not math.isfinite(metrics[name]):
-        raise ValueError(f"{name} of an inner fold is {metrics[name]}; choose another --metric, or fewer --folds")
+        raise ValueError(f"{name} of an inner fold is {metrics[name]}; choose another metric, or fewer folds")
     return float(metrics[name])
 
 
@@ -327,7 +324,7 @@ def _summarise(study: Study, search: _Search) -> TuningResult:
     settings, space, folder = search.settings, search.space, search.folder
     complete = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
     if not complete:
-        raise ValueError(f"{folder}: no trial was finished; set more --trials")
+        raise ValueError(f"{folder}: no trial was finished; set more trials")
     best = max(complete, key=lambda trial: trial.value or -math.inf)
     chosen = decode(best.params, space)
     own_scores = [trial.value for trial in complete if trial.value is not None and trial.params == search.own]

@@ -187,7 +187,7 @@ class TRADES(_Hook):
         self.attack = attack
         self.levels: tuple[Level, ...] = (attack.level,)
         self.weight = _positive(self, "weight", weight)
-        if not getattr(attack, "random_start", False):
+        if not attack.random_start:
             raise ValueError(
                 "TRADES needs an attack with a random start, such as PGD: at the input itself the gradient is zero"
             )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mmemo.data.batch import EmotionBatch
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
+from mmemo.models.encoder import HasLogMel
 
 Level = Literal["waveform", "log_mel", "audio_features", "token_embeddings", "text_features"]
 RAW = {"waveform": "audio", "log_mel": "audio", "token_embeddings": "text"}
@@ -30,9 +31,15 @@ Forward = Callable[[EmotionBatch], EmotionOutput]
 
 
 class Attack(Protocol):
-    """A search for the worst perturbation within a budget."""
+    """A search for the worst perturbation within a budget.
+
+    Args:
+        level: Where the model is perturbed.
+        random_start: Whether it starts at a random point of the budget instead of at the input.
+    """
 
     level: Level
+    random_start: bool
 
     def search(self, objective: Objective, values: Tensor, mask: Tensor) -> Tensor:
         """Returns the perturbation, of the shape of ``values``, with zeros where ``mask`` is False."""
@@ -113,6 +120,8 @@ class FGSM:
     ) -> None:  # fmt: skip
         self.budget = budget(type(self).__name__, level, snr_db, relative_norm)
         self.level, self.snr_db, self.relative_norm = level, snr_db, relative_norm
+
+    random_start = False  # at the input itself
 
     def search(self, objective: Objective, values: Tensor, mask: Tensor) -> Tensor:
         gradient = _gradient(objective, values, torch.zeros_like(values), mask)[0]
@@ -237,7 +246,7 @@ class PerturbationPoint:
             raise ValueError(
                 f"{name}: {type(encoder).__name__} is not differentiable down to the {level}; use level audio_features"
             )
-        if level == "log_mel" and not isinstance(getattr(encoder, "log_mel", None), nn.Module):
+        if level == "log_mel" and not isinstance(encoder, HasLogMel):
             raise ValueError(
                 f"{name}: {type(encoder).__name__} has no log-mel spectrogram; use level waveform or audio_features"
             )

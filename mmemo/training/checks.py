@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from mmemo.losses import Loss
@@ -52,19 +54,19 @@ def check_mixup(model: EmotionModel, reads_raw_text: bool) -> None:
         )
 
 
-def check_finite(loss: Tensor, epoch: int, ids: list[str]) -> None:
+def check_finite(loss: Tensor, epoch: int, ids: Callable[[], list[str]]) -> None:
     """Checks that the training loss is a number.
 
     Args:
         loss: Scalar.
         epoch: Current epoch, from 0.
-        ids: Utterances of the batch.
+        ids: Returns the utterances of the batch; called only for the error.
 
     Raises:
         FloatingPointError: The loss is infinite or NaN.
     """
     if not loss.isfinite():
         raise FloatingPointError(
-            f"the training loss became {float(loss):g} in epoch {epoch + 1} on utterances {', '.join(ids[:5])}, ...; "
+            f"the training loss became {float(loss):g} in epoch {epoch + 1} on utterances {', '.join(ids()[:5])}, ...; "
             "lower the optimizer's lr, or set trainer.gradient_clip_val: 1"
         )

@@ -96,7 +96,7 @@ class DistillationSystem(EmotionSystem):
         if not self.teacher:
             raise ValueError(
                 "DistillationSystem has no teacher; name a checkpoint, such as "
-                "--model.init_args.teacher runs/my_teacher/checkpoints/last.ckpt"
+                "model.init_args.teacher: runs/my_teacher/checkpoints/last.ckpt"
             )
         if not model.classes:
             raise ValueError("DistillationSystem distils classes, but data.classes is empty")
@@ -168,7 +168,7 @@ class DistillationSystem(EmotionSystem):
         if isinstance(datamodule.split, InnerFolds) and any("{fold}" in path for path in self.teacher):
             raise ValueError(
                 "{fold} in the teacher's path means a fold of data.split, but the inner folds of `mmemo tune` and "
-                "--nested have no teachers: those of the outer folds were trained on inner test speakers; tune "
+                "nested have no teachers: those of the outer folds were trained on inner test speakers; tune "
                 "mmemo.EmotionSystem on the labels, and distil with the settings found"
             )
 

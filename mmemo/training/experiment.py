@@ -297,10 +297,10 @@ def check_run_folder(folder: Path, trainer: Mapping[str, Any], resume: bool, ove
     """
     epochs = trainer.get("max_epochs")
     if epochs is not None and epochs < 1 and epochs != -1:
-        raise ValueError(f"trainer.max_epochs {epochs}: expected 1 or more, or -1 for no limit but --patience")
+        raise ValueError(f"trainer.max_epochs {epochs}: expected 1 or more, or -1 for no limit but patience")
     if (folder / LAST).exists() and not resume and not overwrite and not trainer.get("fast_dev_run"):
         raise FileExistsError(
-            f"{folder} already holds a run; choose another --trainer.default_root_dir, resume it with "
+            f"{folder} already holds a run; choose another trainer.default_root_dir, resume it with "
             "--ckpt_path last, or replace it with --overwrite true"
         )
     config = folder / CONFIG_FILE

@@ -24,7 +24,7 @@ from mmemo.training.experiment import (
     previous_run,
     standard_callbacks,
 )
-from mmemo.training.recipe import innermost
+from mmemo.training.recipe import RecipeError, check_arguments, check_classes, innermost
 from mmemo.training.run_folder import (
     CONFIG_FILE,
     LAST,
@@ -74,6 +74,16 @@ class ExperimentCLI(LightningCLI):
             auto_configure_optimizers=False,
             parser_kwargs={"prog": "mmemo", "exit_on_error": False},
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        for name, settings in _given_settings(args):
+            try:
+                check_classes(settings)
+                check_arguments(EmotionDataModule, settings.get("data") or {}, "data")
+                check_arguments(Trainer, settings.get("trainer") or {}, "trainer")
+            except RecipeError as error:
+                raise RecipeError(f"{name}{error}") from None
+        super().parse_arguments(parser, args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.classes", CLASSES_KEY)
@@ -197,6 +207,32 @@ class ExperimentCLI(LightningCLI):
         )  # fmt: skip
 
 
+def _given_settings(args: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Returns the settings of each YAML of a command line with its name, or the settings themselves."""
+    if isinstance(args, Mapping):
+        return [("", args)]
+    words = [part for word in args for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    files = [Path(words[index + 1]) for index, word in enumerate(words[:-1]) if word in ("--config", "-c")]
+    return [(f"{path}: ", read_settings(path)) for path in files]
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Reads the settings of a YAML file.
+
+    Raises:
+        ValueError: There is no such file, or it is not a YAML of settings.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file, expected the YAML of an experiment")
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: expected the YAML of an experiment, with model, data and trainer")
+    return settings
+
+
 def read_experiment(config: str | Path, changes: Mapping[str, Any] | None = None) -> Experiment:
     """Reads an experiment from its YAML, or from the ``config.yaml`` of a run.
 
@@ -209,15 +245,7 @@ def read_experiment(config: str | Path, changes: Mapping[str, Any] | None = None
     """
     path = Path(config)
     path = path / CONFIG_FILE if path.is_dir() else path
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file, expected the YAML of an experiment")
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path}: expected the YAML of an experiment, with model, data and trainer")
-    return build_experiment(changed_settings(settings, changes or {}), str(path))
+    return build_experiment(changed_settings(read_settings(path), changes or {}), str(path))
 
 
 def build_experiment(settings: Mapping[str, Any], name: str = "experiment") -> Experiment:

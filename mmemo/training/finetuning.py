@@ -102,7 +102,7 @@ class EncoderTuning:
         finds_unused = bool(getattr(trainer.strategy, "_ddp_kwargs", {}).get("find_unused_parameters"))
         if last and trainer.world_size > 1 and not finds_unused:
             raise ValueError(
-                f"{self.name} leaves out blocks in the first epochs, which --trainer.strategy ddp does not support; "
+                f"{self.name} leaves out blocks in the first epochs, which trainer.strategy ddp does not support; "
                 "use ddp_find_unused_parameters_true"
             )
 

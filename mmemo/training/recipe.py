@@ -8,12 +8,15 @@ dictionary called ``arguments``; there is nothing to register.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import inspect
 import logging
 import re
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -134,6 +137,7 @@ def build(kind: type[Part], recipe: Mapping[str, Any]) -> Part:
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
+    check_classes(recipe)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, "part", required=True)
     try:
@@ -143,19 +147,98 @@ def build(kind: type[Part], recipe: Mapping[str, Any]) -> Part:
         raise RecipeError(f"cannot build {recipe.get('class_path', kind.__name__)}: {innermost(error)}") from None
 
 
+def check_classes(settings: Any, key: str = "") -> None:
+    """Checks that the classes that nested settings name can be imported, and that their arguments exist.
+
+    Args:
+        settings: Settings in the layout of a YAML.
+        key: Where they are, such as ``model.init_args``, for the error.
+
+    Raises:
+        RecipeError: A module, class or argument does not exist.
+    """
+    if isinstance(settings, Mapping):
+        if isinstance(path := settings.get("class_path"), str):
+            _check_class(path, settings.get("init_args") or {}, key)
+        for name, value in settings.items():
+            if name != "class_path":
+                check_classes(value, f"{key}.{name}".lstrip("."))
+    elif isinstance(settings, list):
+        for index, value in enumerate(settings):
+            check_classes(value, f"{key}[{index}]")
+    elif isinstance(settings, str) and re.fullmatch(r"mmemo(\.\w+)+", settings):
+        _check_class(settings, {}, key)
+
+
+def _check_class(path: str, arguments: Mapping[str, Any], key: str) -> None:
+    module_name, _, name = path.rpartition(".")
+    if not module_name:
+        return  # a short name, which jsonargparse looks up
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = str(error.name)
+        remedy = (
+            "check its spelling"
+            if "." in missing
+            else f"put {missing}.py in the current folder, or install the package that provides it"
+        )
+        raise RecipeError(f"{key}: cannot import {missing}; {remedy}") from None
+    cls = getattr(module, name, None)
+    if cls is None:
+        names = [known for known in dir(module) if known[0].isupper()]
+        raise RecipeError(f"{key}: {module_name} has no class {name}{did_you_mean(name, names)}")
+    check_arguments(cls, arguments, key)
+
+
+def check_arguments(cls: Callable[..., Any], arguments: Iterable[str], key: str) -> None:
+    """Checks that a class takes arguments of these names.
+
+    Args:
+        cls: The class.
+        arguments: Names of arguments.
+        key: Where they are in the settings, for the error.
+
+    Raises:
+        RecipeError: The class has no such argument.
+    """
+    parameters = inspect.signature(cls).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters]
+    for argument in arguments:
+        if argument not in known:
+            raise RecipeError(f"{key}: {cls.__name__} has no argument {argument!r}{did_you_mean(argument, known)}")
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """Returns a suggestion for a misspelt name, to be appended to an error.
+
+    Args:
+        name: The misspelt name.
+        known: Names that exist.
+
+    Example:
+        >>> did_you_mean("FeatureGat", ["FeatureGate", "LayerMix"])
+        '; did you mean FeatureGate?'
+    """
+    close = difflib.get_close_matches(name, known, 1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f", expected one of {', '.join(known)}" if len(known) <= 12 else ""
+
+
 def innermost(error: Exception) -> Exception:
     """Returns the error that a part's constructor raised, if jsonargparse reports it among all types that it tried."""
-    missing = re.search(r"No module named '([\w.]+)'", str(error))  # jsonargparse keeps only the text of the cause
-    if missing:
-        name = missing[1]
-        return ImportError(
-            f"cannot import {name}; put {name}.py in the current folder, or install the package that provides it"
-        )
     inner: BaseException | None = error
     while isinstance(inner, Exception):
-        if isinstance(inner, ValueError) and not str(inner).startswith(
-            ("Does not validate", "Expected a", "Parser key")
-        ):
+        if isinstance(inner, ValueError) and not _raised_by_jsonargparse(inner):
             return inner
         inner = inner.__cause__ or inner.__context__
     return error
+
+
+def _raised_by_jsonargparse(error: Exception) -> bool:
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    module = str(frames[-1].f_globals.get("__name__", "")) if frames else ""
+    return module.partition(".")[0] in ("jsonargparse", "yaml")

@@ -25,6 +25,7 @@ from mmemo.data.datamodule import EmotionDataModule
 from mmemo.data.manifest import shown_columns
 from mmemo.data.table import DataTable
 from mmemo.files import checksum, write_json, write_table, write_text
+from mmemo.lightning import is_first_process
 from mmemo.training.prediction import Prediction, embedding_table, gate_values, prediction_table
 from mmemo.training.system import EmotionSystem
 
@@ -172,7 +173,7 @@ class RunFiles(Callback):
             labelled.write(path)
             print(f"{len(labelled)} of {len(prediction.row)} rows with predicted labels: {path}")
         else:
-            print(f"No row reaches the confidence {self.files.min_confidence:g}; lower --min_confidence")
+            print(f"No row reaches the confidence {self.files.min_confidence:g}; lower min_confidence")
 
 
 def _datamodule(trainer: Trainer) -> EmotionDataModule:
@@ -220,7 +221,7 @@ def run_loggers(folder: Path, resumes: bool) -> list[Logger]:
     path = folder / "metrics.csv"
     versions = [file.read_text() for file in (path, _backup_of(path)) if resumes and file.exists()]
     previous = max(versions, key=len, default="")  # a kill during a write leaves one of them complete
-    if previous and getattr(rank_zero_only, "rank", 0) == 0:
+    if previous and is_first_process():
         csv_logger.experiment.metrics_keys = previous.splitlines()[0].split(",")  # opening the logger deleted the file
         write_text(path, previous)
     return [csv_logger, TensorBoardLogger(str(folder), name="tensorboard", version="")]
@@ -255,7 +256,7 @@ class PreviousRun(Callback):
 
     def set_aside(self) -> None:
         """Moves config, logs and results aside; checkpoints stay until there are new ones."""
-        if getattr(rank_zero_only, "rank", 0) != 0:
+        if not is_first_process():
             return
         self.aside.mkdir(exist_ok=True)
         results = [self.folder / name for name in RESULT_FILES]

@@ -182,7 +182,7 @@ class EmotionSystem(LightningModule):
             term, logged = self.hooks(step)
             self.log_dict(logged, **options)
             loss = loss + term
-        check_finite(loss, self.current_epoch, self._ids(batch))
+        check_finite(loss, self.current_epoch, lambda: self._ids(batch))
         self.log("train/loss", loss, prog_bar=True, **options)
         return loss
 

@@ -305,7 +305,7 @@ def test_the_command_exports_a_run(tiny_config: Path, tmp_path: Path, capsys: py
     ExperimentCLI(["fit", "--config", str(both)])
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
     assert main(["export", str(checkpoint), "--out", str(tmp_path / "out"), "--audio-only"]) == 1
-    assert "this model also takes text, but --audio-only was requested" in capsys.readouterr().err
+    assert "this model also takes text, but audio_only was requested" in capsys.readouterr().err
     model = written["model"]["init_args"]["model"]["init_args"]
     del model["text_encoder"], model["fusion"]
     model["audio_encoder"] = {

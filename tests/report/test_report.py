@@ -248,7 +248,7 @@ def test_one_speaker_a_missing_class_and_a_wrong_manifest_are_reported(tmp_path:
     with pytest.raises(ValueError, match="do not match this manifest"):
         write_report(run, manifest=run / "other.csv")
     without = write_report(run)
-    assert any("give --manifest" in line for line in without.content.warnings)
+    assert any("give the manifest" in line for line in without.content.warnings)
     table.assign(emotion=None).to_parquet(run / "predictions.parquet", index=False)
     with pytest.raises(ValueError, match="no test utterance has a label"):
         write_report(run)

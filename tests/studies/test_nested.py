@@ -62,7 +62,7 @@ def test_decisions_are_made_on_training_speakers_only(config: Path, tmp_path: Pa
 
 
 def test_too_many_inner_folds_are_rejected_before_the_run_folder_is_created(config: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"--nested 9: the training side of fold 1: .*expected 2 to 4, the number of"):
+    with pytest.raises(ValueError, match=r"nested 9: the training side of fold 1: .*expected 2 to 4, the number of"):
         nested(read_experiment(config), tmp_path / "nested", 9)
     assert not (tmp_path / "nested").exists()
 

@@ -177,7 +177,7 @@ def test_a_diverging_trial_is_dropped_and_an_unknown_metric_is_rejected(
     assert result.score <= 0.04
     assert any("became nan" in line for line in lines)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="--metric f2: the model has accuracy, macro_f1, uar"):
+    with pytest.raises(ValueError, match="metric f2: the model has accuracy, macro_f1, uar"):
         tune(config, space, tmp_path / "b", SearchSettings(num_trials=1, num_folds=2, metric="f2"))
 
 

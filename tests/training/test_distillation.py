@@ -143,7 +143,7 @@ def test_distillation_on_inner_folds_is_rejected(tiny_config: Path, teacher: Pat
     outer = {"class_path": "mmemo.data.GroupKFold", "init_args": {"num_folds": 2}}
     content["data"]["split"] = {"class_path": "mmemo.data.InnerFolds", "init_args": {"outer": outer, "num_folds": 2}}
     config.write_text(yaml.safe_dump(content))
-    with pytest.raises(ValueError, match="inner folds of `mmemo tune` and --nested have no teachers"):
+    with pytest.raises(ValueError, match="inner folds of `mmemo tune` and nested have no teachers"):
         fit_system(config)
 
 

@@ -42,7 +42,7 @@ def table(
     for name, renamed in (values or {}).items():
         if name not in result:
             raise ManifestError(
-                f"--values {name}.…: expected a manifest column that --columns maps, such as emotion; mapped are "
+                f"values {name}.…: expected a manifest column that columns maps, such as emotion; mapped are "
                 f"{', '.join(columns)}"
             )
         result[name] = result[name].replace(renamed)
