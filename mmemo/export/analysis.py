@@ -10,29 +10,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from mmemo.audio.folder import AUDIO_SUFFIXES
 from mmemo.audio.reader import UNSUPPORTED_SUFFIXES, AudioError
 from mmemo.audio.speech import AudioFormat, SpeechSegment, detect_speech, read_audio_format, read_blocks
+from mmemo.export.analysis_folder import AnalysisFolder
 from mmemo.export.runtime import ModelFolderError, Recognizer
-from mmemo.files import printable, replacing
+from mmemo.export.timeline import ENVELOPE_STEP_SECONDS, UNSURE
+from mmemo.files import printable
 from mmemo.settings import SAMPLE_RATE
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 STUDENT = "mmemo-student"
-UNSURE = "unsure"
 STDIN = "-"
 TIMELINE_STEP_SECONDS = 0.5
 SMOOTHING_SECONDS = 2.0  # standard deviation of the Gaussian that weights the segments around a timeline point
 MAX_GAP_SECONDS = 0.5  # a timeline point farther than this from any speech is NaN
-ENVELOPE_STEP_SECONDS = 0.1
 SEGMENTS_PER_BATCH = 8
-MAX_PLOT_POINTS = 1000
 
 
 class Segment(NamedTuple):
@@ -90,6 +86,11 @@ class Analysis(NamedTuple):
         if self.unsure > 0.5 or not self.segments:
             return UNSURE
         return max(self.probabilities, key=lambda name: self.probabilities[name])
+
+    @property
+    def problem(self) -> str:
+        """Why there is no result; empty if there is one."""
+        return "" if self.segments else f"no speech in its {self.seconds:.1f} s"
 
     @property
     def title(self) -> str:
@@ -154,6 +155,7 @@ def analyze(
     separate_channels: bool = False,
     transcriber: Transcriber | None = None,
     progress: Callable[[float], None] | None = None,
+    out: str | Path | None = None,
 ) -> list[Analysis]:
     """Predicts emotion over time in a recording of any length.
 
@@ -166,6 +168,8 @@ def analyze(
         separate_channels: Analyse each channel as a speaker of its own. Otherwise the channels are averaged.
         transcriber: Transcribes each segment. Defaults to no transcript.
         progress: Called with the number of seconds processed so far. Defaults to no reports.
+        out: Folder for the tables, JSON files and pictures of ``mmemo analyze --out``; results of other recordings in
+            it are kept. Defaults to none.
 
     Returns:
         One analysis, or one per channel. A channel without speech has no segments.
@@ -173,7 +177,7 @@ def analyze(
     Raises:
         AudioError: The file cannot be read or contains no speech.
         ModelFolderError: The model cannot be used, predicts no classes, or also takes text.
-        ValueError: ``min_confidence`` is out of range.
+        ValueError: ``min_confidence`` is out of range, or ``out`` cannot be used.
     """
     if not 0 <= min_confidence <= 1:
         raise ValueError(f"min_confidence={min_confidence}: expected a probability, 0 to 1")
@@ -183,6 +187,7 @@ def analyze(
             f"{recognizer.folder}: analysis needs an audio-only model that predicts classes; train one without a "
             "text_encoder, or distil an audio-only student, or use the model that ships with mmemo"
         )
+    folder = None if out is None else AnalysisFolder.open(out, recognizer.classes)
     with _file(audio) as path:
         stored = read_audio_format(path)
         separate_channels = separate_channels and stored.channels > 1
@@ -195,7 +200,10 @@ def analyze(
     if not any(analysis.segments for analysis in analyses):
         name = "standard input" if str(audio) == STDIN else printable(audio)
         raise AudioError("; ".join([f"{name}: no speech in its {analyses[0].seconds:.1f} s", *notes]))
-    return [analysis._replace(notes=notes) for analysis in analyses]
+    analyses = [analysis._replace(notes=notes) for analysis in analyses]
+    if folder is not None:
+        folder.add_all(analyses)
+    return analyses
 
 
 def _notes(stored: AudioFormat, separate_channels: bool) -> tuple[str, ...]:
@@ -326,93 +334,3 @@ def summarize(
             if len(distance) and distance.min() <= MAX_GAP_SECONDS:
                 timeline[index] = weights @ probabilities[near] / weights.sum()
     return Analysis(name, channel, seconds, total, segments, means, unsure, times, timeline, envelope)
-
-
-def draw(analysis: Analysis, path: Path) -> None:
-    """Plots the waveform and, below it, the probabilities over time. Long recordings are downsampled.
-
-    Args:
-        analysis: Analysis to plot.
-        path: PNG file to write.
-    """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    figure = Figure(figsize=(11, 5.2), layout="constrained")
-    waveform_axes, timeline_axes = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2])
-    _draw_waveform(waveform_axes, analysis)
-    classes = list(analysis.probabilities)
-    colours = colormaps["tab20"].colors if len(classes) > 10 else colormaps["tab10"].colors  # type: ignore[attr-defined]
-    timeline, times = _downsample(analysis.timeline, analysis.times, _mean_over_speech)
-    is_speech = ~np.isnan(timeline[:, 0])  # pauses stay blank
-    step: Literal["mid"] | None = "mid" if len(analysis.times) > MAX_PLOT_POINTS else None
-    lower = np.zeros(len(times))
-    for colour, probs in zip(colours, np.nan_to_num(timeline.T), strict=False):
-        timeline_axes.fill_between(
-            times, lower, lower + probs, where=is_speech, step=step, color=colour, alpha=0.85, linewidth=0
-        )
-        lower += probs
-    handles = [Patch(color=colour, alpha=0.85, label=name) for name, colour in zip(classes, colours, strict=False)]
-    timeline_axes.set_ylim(0, 1)
-    timeline_axes.set_xlim(0, analysis.seconds)
-    timeline_axes.set_ylabel("probability")
-    timeline_axes.set_xlabel("time" if analysis.seconds >= 120 else "seconds")
-    if analysis.seconds >= 120:
-        timeline_axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 3, 6, 10], integer=True))
-        timeline_axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_time(value, digits=0)))
-    timeline_axes.legend(handles=handles[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
-
-
-def _draw_waveform(axes: Axes, analysis: Analysis) -> None:
-    for unsure, shade in ((False, "#dcebff"), (True, "#fff0c0")):
-        spans = [
-            (segment.start, segment.end - segment.start)
-            for segment in analysis.segments
-            if (segment.emotion == UNSURE) == unsure
-        ]
-        axes.broken_barh(spans, (-1, 2), color=shade, zorder=0, transform=axes.get_xaxis_transform())
-    times = np.arange(len(analysis.envelope)) * ENVELOPE_STEP_SECONDS
-    envelope, times = _downsample(analysis.envelope, times, np.max)
-    axes.fill_between(times, -envelope, envelope, color="0.3", linewidth=0)
-    axes.set_yticks([])
-    title = analysis.title.replace(analysis.name, Path(analysis.name).name, 1)
-    axes.set_title(f"{printable(title)}: speech is shaded, yellow where the model is unsure", parse_math=False)
-
-
-def _downsample(
-    values: np.ndarray, times: np.ndarray, reduce: Callable[..., np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Reduces neighbouring values, so that at most ``MAX_PLOT_POINTS`` remain, and averages their times."""
-    if len(values) <= MAX_PLOT_POINTS:
-        return values, times
-    edges = np.linspace(0, len(values), MAX_PLOT_POINTS + 1).astype(int)
-    pieces = [slice(first, last) for first, last in itertools.pairwise(edges)]
-    return np.array([reduce(values[piece], axis=0) for piece in pieces]), np.array(
-        [times[piece].mean() for piece in pieces]
-    )
-
-
-def _mean_over_speech(timeline: np.ndarray, axis: int) -> np.ndarray:
-    is_speech = ~np.isnan(timeline[:, 0])
-    return timeline[is_speech].mean(axis) if is_speech.any() else timeline[0]
-
-
-def format_time(seconds: float, digits: int = 1) -> str:
-    """Formats a time as ``m:ss`` or ``h:mm:ss``.
-
-    Args:
-        seconds: Time in seconds.
-        digits: Decimals of the seconds.
-
-    Example:
-        >>> format_time(61.25), format_time(7325, digits=0)
-        ('1:01.2', '2:02:05')
-    """
-    minutes, rest = divmod(round(seconds, digits), 60)
-    hours, minutes = divmod(int(minutes), 60)
-    last = f"{rest:0{digits + 3 if digits else 2}.{digits}f}"
-    return f"{hours}:{minutes:02d}:{last}" if hours else f"{minutes}:{last}"

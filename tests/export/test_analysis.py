@@ -18,16 +18,13 @@ from mmemo.audio.speech import detect_speech, read_blocks
 from mmemo.cli.analyze import _Printer
 from mmemo.cli.app import main
 from mmemo.export.analysis import (
-    MAX_PLOT_POINTS,
-    UNSURE,
     Segment,
     analyze,
-    draw,
-    format_time,
     list_audio_files,
     summarize,
 )
 from mmemo.export.onnx import export_onnx
+from mmemo.export.timeline import MAX_PLOT_POINTS, UNSURE, draw_timeline, format_time
 from tests.conftest import CLASSES, ROOT
 from tests.export.test_onnx import SECONDS, clips, student
 
@@ -194,10 +191,10 @@ def test_the_plot_of_a_long_recording_is_downsampled(tmp_path: Path, monkeypatch
     widths = []
     fill = Axes.fill_between
     monkeypatch.setattr(Axes, "fill_between", lambda self, x, *a, **k: (widths.append(len(x)), fill(self, x, *a, **k)))
-    draw(hours, tmp_path / "hours.png")
+    draw_timeline(hours, tmp_path / "hours.png")
     assert widths == [MAX_PLOT_POINTS] * (1 + len(CLASSES))
     short = hours._replace(seconds=20.0, times=hours.times[:41], timeline=hours.timeline[:41], segments=segments[:4])
-    draw(short, tmp_path / "short.png")
+    draw_timeline(short, tmp_path / "short.png")
     assert widths[-1] == 41
     assert (tmp_path / "hours.png").stat().st_size > 10_000
 
@@ -378,3 +375,12 @@ def test_segments_are_transcribed_on_request(folder: Path, recording: Path, caps
     assert main(["analyze", str(recording), *options]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert sum(len(line["text"].split()) for line in lines) >= 8
+
+
+def test_python_writes_the_same_folder_as_the_command_line(folder: Path, recording: Path, tmp_path: Path) -> None:
+    assert main(["analyze", str(recording), "--model", str(folder), "--out", str(tmp_path / "verb")]) == 0
+    analyze(recording, folder, out=tmp_path / "python")
+    names = sorted(path.name for path in (tmp_path / "verb").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "python").iterdir())
+    for name in ("recordings.csv", "segments.csv", "segments.jsonl"):
+        assert (tmp_path / "verb" / name).read_text() == (tmp_path / "python" / name).read_text()
