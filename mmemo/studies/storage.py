@@ -6,8 +6,11 @@ import random
 import re
 import time
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from filelock import FileLock
 
 from mmemo.studies.search_space import Space, build_sampler
 
@@ -18,42 +21,55 @@ if TYPE_CHECKING:
 
 STORAGE = "study.sqlite"
 NUM_ATTEMPTS = 5
-"""Attempts to open a storage while other workers create its tables."""
+"""Attempts to open a database server while other workers create its tables."""
 
 
 def open_study(settings: SearchSettings, folder: Path, space: Space, key: str) -> Study:
     """Creates or opens the Optuna study of a search; several workers may do this at once."""
     import optuna
+    import sqlalchemy.exc
 
     url = settings.storage or f"sqlite:///{(folder / STORAGE).resolve()}"
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     sampler = build_sampler(settings.sampler, settings.seed, space, 0, settings.storage is not None)
     for attempts_left in reversed(range(NUM_ATTEMPTS)):
         try:
-            storage = optuna.storages.RDBStorage(
-                url, engine_kwargs={"connect_args": {"timeout": 30}} if url.startswith("sqlite") else None,
-                heartbeat_interval=30, grace_period=90,
-                # The trial of a worker that was killed is tried again.
-                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=2),
-            )  # fmt: skip
-            return optuna.create_study(
-                study_name=f"mmemo-{key[:16]}", storage=storage, direction="maximize", load_if_exists=True,
-                sampler=sampler, pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
-            )  # fmt: skip
+            with _creation_lock(url):
+                storage = optuna.storages.RDBStorage(
+                    url, engine_kwargs={"connect_args": {"timeout": 30}} if url.startswith("sqlite") else None,
+                    heartbeat_interval=30, grace_period=90,
+                    # The trial of a worker that was killed is tried again.
+                    heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=2),
+                )  # fmt: skip
+                return optuna.create_study(
+                    study_name=f"mmemo-{key[:16]}", storage=storage, direction="maximize", load_if_exists=True,
+                    sampler=sampler, pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
+                )  # fmt: skip
         except ImportError as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{without_password(url)}: {reason}; install the driver of that database") from None
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if attempts_left and ("already exists" in reason or "unique constraint" in reason.lower()):
-                time.sleep(random.uniform(0.2, 1.0))  # another worker is creating the tables
+            raise ValueError(
+                f"{without_password(url)}: {_first_line(error)}; install the driver of that database"
+            ) from None
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError, OSError) as error:
+            duplicates = (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError)
+            if attempts_left and isinstance(error, duplicates):
+                time.sleep(random.uniform(0.2, 1.0))  # another worker is creating the tables of a database server
                 continue
             raise ValueError(
-                f"{without_password(url)}: the storage of this search cannot be used ({reason}); if another process "
-                "holds it, wait for it; if it is from another version of Optuna, run `optuna storage upgrade`, or "
-                "choose another folder"
+                f"{without_password(url)}: the storage of this search cannot be used ({_first_line(error)}); if "
+                "another process holds it, wait for it; if it is from another version of Optuna, run `optuna storage "
+                "upgrade`, or choose another folder"
             ) from None
     raise AssertionError("the last attempt returns or raises")
+
+
+def _creation_lock(url: str) -> AbstractContextManager[object]:
+    """Returns a lock beside an SQLite file, so that one worker at a time creates its tables."""
+    file = url.removeprefix("sqlite:///").partition("?")[0]
+    return FileLock(f"{file}.lock") if url.startswith("sqlite:///") and file else nullcontext()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def without_password(url: str) -> str:
