@@ -49,7 +49,11 @@ class Emotion(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The most probable class; raises ValueError for a model of dimensions only."""
+        """The most probable class.
+
+        Raises:
+            ValueError: The model predicts dimensions only.
+        """
         if not self.probabilities:
             raise ValueError("this model predicts dimensions only, so there is no label; use .dimensions")
         return max(self.probabilities, key=lambda name: self.probabilities[name])

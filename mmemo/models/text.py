@@ -40,6 +40,15 @@ class HuggingFaceTextEncoder(PretrainedEncoder):
     Shape:
         token_ids ``(batch, token)`` int64, mask ``(batch, token)`` bool
         -> features ``(batch, layer, token, dim)``, mask ``(batch, token)``; one token if ``pooled``
+
+    Example:
+        >>> encoder = HuggingFaceTextEncoder(layers=[6], pooled=True)
+        >>> def embed(text: str) -> Tensor:
+        ...     token_ids = encoder.tokenize(text)[None]
+        ...     return encoder.precompute(token_ids, torch.ones_like(token_ids, dtype=torch.bool))[0].flatten()
+        >>> happy, glad, bus = map(embed, ["I am so happy!", "What a joyful day.", "The bus leaves at nine."])
+        >>> bool(torch.cosine_similarity(happy, glad, dim=0) > torch.cosine_similarity(happy, bus, dim=0))
+        True
     """
 
     kind = "huggingface-text"

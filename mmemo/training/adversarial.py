@@ -46,6 +46,20 @@ class AdversarialTraining(_Hook):
     Args:
         attack: Finds the perturbation: ``mmemo.training.FGSM``, ``FGM`` or ``PGD``.
         weight: Weight of this loss, above 0; the ordinary loss has weight 1.
+
+    Raises:
+        ValueError: ``weight`` is not above 0.
+
+    Example:
+        >>> from mmemo.data.batch import Example, collate
+        >>> from mmemo.models import ConvNeXtEncoder
+        >>> from mmemo.training import FGSM
+        >>> from mmemo.training.system import EmotionSystem
+        >>> system = EmotionSystem(EmotionModel(["anger", "sadness"], ConvNeXtEncoder(hidden_dim=8))).eval()
+        >>> batch = collate([Example(0, torch.randn(8_000), None, None, 0, torch.zeros(2), torch.zeros(3))])
+        >>> step = Step(system.model, system, batch, system(batch), lambda output: system.loss(output, batch), 1.0)
+        >>> bool(AdversarialTraining(FGSM("audio_features", relative_norm=0.3))(step) > step.loss(step.output))
+        True
     """
 
     def __init__(self, attack: Attack, weight: float = 1.0) -> None:
@@ -76,6 +90,19 @@ class FreeLB(_Hook):
             Defaults to 0.05.
         steps: Number of steps, 1 or more.
         weight: Weight of the term, above 0.
+
+    Raises:
+        ValueError: A value is out of range, or the strength belongs to another level.
+
+    Example:
+        >>> from mmemo.data.batch import Example, collate
+        >>> from mmemo.models import ConvNeXtEncoder
+        >>> from mmemo.training.system import EmotionSystem
+        >>> system = EmotionSystem(EmotionModel(["anger", "sadness"], ConvNeXtEncoder(hidden_dim=8))).eval()
+        >>> batch = collate([Example(0, torch.randn(8_000), None, None, 0, torch.zeros(2), torch.zeros(3))])
+        >>> step = Step(system.model, system, batch, system(batch), lambda output: system.loss(output, batch), 1.0)
+        >>> bool(FreeLB("audio_features", relative_norm=0.3)(step) > step.loss(step.output))
+        True
     """
 
     def __init__(
@@ -125,6 +152,20 @@ class VirtualAdversarial(_Hook):
             Defaults to 0.05.
         power_iterations: Steps towards the worst direction, 1 or more.
         weight: Weight of the term, above 0.
+
+    Raises:
+        ValueError: A value is out of range, or the strength belongs to another level.
+
+    Example:
+        >>> from mmemo.data.batch import Example, collate
+        >>> from mmemo.models import ConvNeXtEncoder
+        >>> from mmemo.training.system import EmotionSystem
+        >>> system = EmotionSystem(EmotionModel(["anger", "sadness"], ConvNeXtEncoder(hidden_dim=8))).eval()
+        >>> batch = collate([Example(0, torch.randn(8_000), None, None, 0, torch.zeros(2), torch.zeros(3))])
+        >>> step = Step(system.model, system, batch, system(batch), lambda output: system.loss(output, batch), 1.0)
+        >>> near, far = (VirtualAdversarial(relative_norm=norm)(step) for norm in (0.01, 0.3))
+        >>> bool(0 <= near < far)
+        True
     """
 
     unlabelled = True
@@ -179,7 +220,19 @@ class TRADES(_Hook):
         weight: Weight of the divergence, 1 / lambda in the paper, above 0.
 
     Raises:
-        ValueError: The attack has no random start.
+        ValueError: The attack has no random start, or ``weight`` is not above 0.
+
+    Example:
+        >>> from mmemo.data.batch import Example, collate
+        >>> from mmemo.models import ConvNeXtEncoder
+        >>> from mmemo.training import PGD
+        >>> from mmemo.training.system import EmotionSystem
+        >>> system = EmotionSystem(EmotionModel(["anger", "sadness"], ConvNeXtEncoder(hidden_dim=8))).eval()
+        >>> batch = collate([Example(0, torch.randn(8_000), None, None, 0, torch.zeros(2), torch.zeros(3))])
+        >>> step = Step(system.model, system, batch, system(batch), lambda output: system.loss(output, batch), 1.0)
+        >>> near, far = (TRADES(PGD("audio_features", relative_norm=norm))(step) for norm in (0.01, 0.3))
+        >>> bool(0 <= near < far)
+        True
     """
 
     def __init__(self, attack: Attack, weight: float = 6.0) -> None:
@@ -236,7 +289,24 @@ class DomainAdversarial(_Hook):
         memory: Number of latest utterances that the classifier learns from, 1 or more.
 
     Raises:
-        ValueError: A value is out of range.
+        ValueError: A value is out of range, or ``column`` is the emotion.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> import pandas as pd
+        >>> from mmemo.data.batch import Example, collate
+        >>> from mmemo.models import ConvNeXtEncoder
+        >>> from mmemo.training.system import EmotionSystem
+        >>> system = EmotionSystem(EmotionModel(["anger", "sadness"], ConvNeXtEncoder(hidden_dim=8))).eval()
+        >>> clips = [Example(row, torch.randn(8_000), None, None, 0, torch.zeros(2), torch.zeros(3)) for row in (0, 1)]
+        >>> batch = collate(clips)
+        >>> step = Step(system.model, system, batch, system(batch), lambda output: system.loss(output, batch), 1.0)
+        >>> manifest = SimpleNamespace(frame=pd.DataFrame({"speaker": ["ada", "ben"]}))
+        >>> hook = DomainAdversarial("speaker")
+        >>> hook.prepare(SimpleNamespace(manifest=manifest, split=SimpleNamespace(train=batch.row)), system.model)
+        >>> terms = [hook(step) for _ in range(20)]
+        >>> hook.accuracy  # the classifier distinguishes the two vectors
+        tensor(1.)
     """
 
     unlabelled = True

@@ -101,6 +101,9 @@ class FGSM:
         relative_norm: Strength at other levels: norm of the perturbation divided by that of the perturbed tensor.
             Defaults to 0.05.
 
+    Raises:
+        ValueError: The strength is out of range, or belongs to another level.
+
     Example:
         >>> values, mask = torch.ones(1, 5, 2), torch.ones(1, 5, dtype=torch.bool)
         >>> change = FGSM("audio_features", relative_norm=0.1).search(lambda values: values.sum(), values, mask)
@@ -130,6 +133,9 @@ class FGM(FGSM):
         relative_norm: Strength at other levels: norm of the perturbation divided by that of the perturbed tensor.
             Defaults to 0.05.
 
+    Raises:
+        ValueError: The strength is out of range, or belongs to another level.
+
     Example:
         >>> values, mask = torch.ones(1, 5, 2), torch.ones(1, 5, dtype=torch.bool)
         >>> change = FGM("audio_features", relative_norm=0.1).search(lambda values: values.sum(), values, mask)
@@ -156,6 +162,9 @@ class PGD:
         step_size: Length of a step as a share of the budget, above 0. Defaults to 2.5 / steps.
         norm: ``linf`` bounds each value, ``l2`` the norm of all; both keep the strength.
         random_start: Whether to start at a random point of the budget instead of at the utterance itself.
+
+    Raises:
+        ValueError: A value is out of range, or the strength belongs to another level.
 
     Example:
         >>> values, mask = torch.ones(1, 5, 2), torch.ones(1, 5, dtype=torch.bool)

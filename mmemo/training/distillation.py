@@ -66,6 +66,13 @@ class DistillationSystem(EmotionSystem):
 
     Raises:
         ValueError: There is no teacher, or the parts do not fit together.
+
+    Example:
+        >>> from mmemo.models import ConvNeXtEncoder
+        >>> student = EmotionModel(["anger", "sadness"], audio_encoder=ConvNeXtEncoder(hidden_dim=8))
+        >>> system = DistillationSystem(student, teacher="runs/teacher/fold{fold}/checkpoints/best.ckpt")
+        >>> [path.as_posix() for path in system.teachers(fold=2)]
+        ['runs/teacher/fold2/checkpoints/best.ckpt']
     """
 
     def __init__(
