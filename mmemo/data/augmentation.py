@@ -62,7 +62,7 @@ class WaveformAugmentation:
         return self.trace(waveform, name, view)[0]
 
     def trace(self, waveform: np.ndarray, name: str, view: int) -> tuple[np.ndarray, list[Effect]]:
-        """Returns one view of an utterance and the effects that were applied; takes the arguments of a call."""
+        """Returns one view ``(samples,)`` of an utterance, and its effects; takes the arguments of a call."""
         if view == 0:
             return waveform, []
         generator = view_generator(self.seed, name, view)

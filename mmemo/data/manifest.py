@@ -142,7 +142,7 @@ class Manifest:
         return Utterance(**values, extra=row)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Manifest:
-        """Returns the manifest of some rows, in the given order."""
+        """Returns the manifest of some rows ``(row,)``, in the given order."""
         subset = object.__new__(Manifest)  # skips validation, which has been done
         subset.path = self.path
         subset.frame = self.frame.iloc[np.asarray(indices, dtype=int)].reset_index(drop=True)

@@ -312,15 +312,15 @@ def hold_out_speakers(
 
     Args:
         manifest: The table.
-        rows: Row numbers of the training side.
+        rows: Row numbers of the training side ``(row,)``.
         num_speakers: Number of speakers to hold out.
         seed: Seed of their choice.
 
     Returns:
-        Remaining row numbers, held-out row numbers.
+        Remaining row numbers ``(row,)``, held-out row numbers ``(row,)``.
 
     Raises:
-        SplitError: No speaker would be left for training.
+        SplitError: ``num_speakers`` is negative, or no speaker would be left for training.
     """
     if num_speakers < 0:
         raise SplitError(f"data.split.init_args.num_val_speakers={num_speakers}: expected 0 or more")

@@ -60,6 +60,9 @@ class OpenAIWhisper:
         no_speech_threshold: Clips with a higher no-speech probability and a low token probability get an empty
             transcript, in [0, 1].
         device: Device of the model: ``cpu``, ``cuda``, ``cuda:1``.
+
+    Shape:
+        waveforms ``(samples,)`` float32 at 16 kHz -> one transcript each, in their order
     """
 
     def __init__(
@@ -176,6 +179,9 @@ class FasterWhisper:
         no_speech_threshold: As for :class:`OpenAIWhisper`.
         device: ``cpu`` or ``cuda``.
         compute_type: CTranslate2's number format, such as ``int8`` or ``float32``.
+
+    Shape:
+        waveforms ``(samples,)`` float32 at 16 kHz -> one transcript each, in their order
     """
 
     def __init__(

@@ -268,7 +268,7 @@ def load_partial(model: PreTrainedModel, state: Mapping[str, Tensor], prefix: st
 
     Args:
         model: Whole model.
-        state: Some of its tensors.
+        state: Some of its tensors, each of the shape of the model's own, such as ``(out_features, in_features)``.
         prefix: Prefix of their names in the whole model.
 
     Returns:

@@ -109,7 +109,8 @@ def read_ctranslate2(content: bytes) -> dict[str, np.ndarray]:
         content: Bytes of the file.
 
     Returns:
-        Array name -> array, a view into ``content``. Aliases are resolved.
+        Array name -> array of its stored shape, such as ``(vocabulary, dim)``; a view into ``content``. Aliases are
+        resolved.
 
     Raises:
         PretrainedError: The bytes are not a CTranslate2 file of a Whisper model.

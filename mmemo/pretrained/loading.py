@@ -164,6 +164,9 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     Args:
         path: ``.safetensors`` file, or PyTorch ``.pt``, ``.pth`` or ``.bin`` file, read with ``weights_only=True``.
 
+    Returns:
+        Name -> tensor of its stored shape, such as ``(out_features, in_features)``.
+
     Raises:
         PretrainedError: The file is missing or holds anything but named tensors.
     """

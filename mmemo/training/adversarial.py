@@ -43,6 +43,8 @@ class _Hook(nn.Module):
 class AdversarialTraining(_Hook):
     """The loss on inputs that an attack perturbed (Goodfellow et al. 2015, section 6; Miyato et al. 2017).
 
+    The term is a scalar ``()``.
+
     Args:
         attack: Finds the perturbation: ``mmemo.training.FGSM``, ``FGM`` or ``PGD``.
         weight: Weight of this loss, above 0; the ordinary loss has weight 1.
@@ -58,7 +60,7 @@ class AdversarialTraining(_Hook):
         >>> system = EmotionSystem(EmotionModel(["anger", "sadness"], ConvNeXtEncoder(hidden_dim=8))).eval()
         >>> batch = collate([Example(0, torch.randn(8_000), None, None, 0, torch.zeros(2), torch.zeros(3))])
         >>> step = Step(system.model, system, batch, system(batch), lambda output: system.loss(output, batch), 1.0)
-        >>> bool(AdversarialTraining(FGSM("audio_features", relative_norm=0.3))(step) > step.loss(step.output))
+        >>> bool(AdversarialTraining(FGSM("audio_features", relative_norm=0.05))(step) > step.loss(step.output))
         True
     """
 
@@ -81,7 +83,7 @@ class AdversarialTraining(_Hook):
 class FreeLB(_Hook):
     """The mean loss along the steps of an attack, instead of at its end.
 
-    Follows Zhu et al. 2020, algorithm 1, <https://arxiv.org/abs/1909.11764>.
+    Follows Zhu et al. 2020, algorithm 1, <https://arxiv.org/abs/1909.11764>. The term is a scalar ``()``.
 
     Args:
         level: Where the model is perturbed.
@@ -101,7 +103,7 @@ class FreeLB(_Hook):
         >>> system = EmotionSystem(EmotionModel(["anger", "sadness"], ConvNeXtEncoder(hidden_dim=8))).eval()
         >>> batch = collate([Example(0, torch.randn(8_000), None, None, 0, torch.zeros(2), torch.zeros(3))])
         >>> step = Step(system.model, system, batch, system(batch), lambda output: system.loss(output, batch), 1.0)
-        >>> bool(FreeLB("audio_features", relative_norm=0.3)(step) > step.loss(step.output))
+        >>> bool(FreeLB("audio_features", relative_norm=0.05)(step) > step.loss(step.output))
         True
     """
 
@@ -143,7 +145,7 @@ class FreeLB(_Hook):
 class VirtualAdversarial(_Hook):
     """Consistency: the same prediction for an input and its worst neighbour. Needs no labels.
 
-    Follows Miyato et al. 2018, algorithm 1, <https://arxiv.org/abs/1704.03976>.
+    Follows Miyato et al. 2018, algorithm 1, <https://arxiv.org/abs/1704.03976>. The term is a scalar ``()``.
 
     Args:
         level: Where the model is perturbed.
@@ -213,7 +215,7 @@ class VirtualAdversarial(_Hook):
 class TRADES(_Hook):
     """Trades accuracy for robustness: the divergence between the predictions for an input and its worst neighbour.
 
-    Follows Zhang et al. 2019, eq. 5, <https://arxiv.org/abs/1901.08573>.
+    Follows Zhang et al. 2019, eq. 5, <https://arxiv.org/abs/1901.08573>. The term is a scalar ``()``.
 
     Args:
         attack: Finds the neighbour: ``mmemo.training.PGD``, with a random start.
@@ -277,7 +279,7 @@ class DomainAdversarial(_Hook):
 
     Under several processes, each has its own classifier. A resumed run keeps the classifier, but not its optimizer and
     memory. Utterances without labels take part, so the model can be adapted to a corpus without labels
-    (``unlabelled: true``).
+    (``unlabelled: true``). The term is a scalar ``()``.
 
     Args:
         column: Manifest column, such as ``speaker``, ``corpus`` or ``gender``; rows without a value are left out.

@@ -221,6 +221,11 @@ class DistillationSystem(EmotionSystem):
         return {"embedding": self.model.fusion.dim, "hidden": hidden_dim(self.model)}
 
     def criterion(self, output: EmotionOutput, batch: EmotionBatch) -> Tensor:
+        """Returns the loss on the labels plus the distillation losses.
+
+        Shape:
+            output and batch, each ``(batch, ...)`` -> scalar
+        """
         loss = super().criterion(output, batch)
         assert self._teachers is not None
         masks = [mask for mask in (batch.audio_mask, batch.descriptors_mask, batch.text_mask) if mask is not None]
