@@ -23,6 +23,9 @@ AST_WINDOW_SAMPLES = 400  # 25 ms, the shortest input that has a frame
 class HuggingFaceAudioEncoder(PretrainedEncoder):
     """wav2vec 2.0, HuBERT, WavLM or data2vec from a local folder or the hub.
 
+    See Baevski et al. 2020, <https://arxiv.org/abs/2006.11477>, Hsu et al. 2021, <https://arxiv.org/abs/2106.07447>,
+    Chen et al. 2021, <https://arxiv.org/abs/2110.13900>, and Baevski et al. 2022, <https://arxiv.org/abs/2202.03555>.
+
     The encoder is frozen unless a fine-tuning strategy trains some of its blocks. The convolutions below the first
     block always stay frozen, as in the papers. Up to the line, utterances run one by one: the group norm of the base
     models spans the whole clip, so padding would change their features.

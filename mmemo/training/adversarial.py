@@ -41,9 +41,10 @@ class _Hook(nn.Module):
 
 
 class AdversarialTraining(_Hook):
-    """The loss on inputs that an attack perturbed (Goodfellow et al. 2015, section 6; Miyato et al. 2017).
+    """The loss on inputs that an attack perturbed.
 
-    The term is a scalar ``()``.
+    Follows Goodfellow et al. 2015, section 6, <https://arxiv.org/abs/1412.6572>, and Miyato et al. 2017,
+    <https://arxiv.org/abs/1605.07725>. The term is a scalar ``()``.
 
     Args:
         attack: Finds the perturbation: ``mmemo.training.FGSM``, ``FGM`` or ``PGD``.
