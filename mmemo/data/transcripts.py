@@ -314,6 +314,20 @@ def transcribe(
     Returns:
         Transcript and audio facts of each utterance. The transcript is None if the audio is missing or broken, and
         empty for digital silence.
+
+    Example:
+        >>> import soundfile, tempfile
+        >>> class Echo:
+        ...     def fingerprint(self) -> str:
+        ...         return "echo-1"
+        ...     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[Transcript]:
+        ...         return [Transcript(f"{len(waveform)} samples", "en", 0.0, 0.0) for waveform in waveforms]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     soundfile.write(f"{folder}/a.wav", np.sin(np.arange(8_000) / 9), 16_000)
+        ...     clips = [Utterance("a", path=Path(f"{folder}/a.wav")), Utterance("b")]
+        ...     transcripts, facts = transcribe(clips, Echo(), cache=Path(folder), progress=False)
+        >>> transcripts[0].text, transcripts[1]
+        ('8000 samples', None)
     """
     facts = audio_facts(utterances, cache, progress)
     clips: dict[str, Clip] = {}
