@@ -24,7 +24,11 @@ LOGGERS = ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.
 
 @contextmanager
 def lightning_runs() -> Iterator[None]:
-    """Hides Lightning's advice, and raises KeyboardInterrupt where Lightning would exit with code 1 after Ctrl-C."""
+    """Hides Lightning's advice, and raises KeyboardInterrupt where Lightning would exit with code 1 after Ctrl-C.
+
+    Raises:
+        KeyboardInterrupt: The user pressed Ctrl-C.
+    """
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -24,7 +24,15 @@ def check_setting(effect: object, name: str, value: float, below: float = math.i
 
 
 def check_chance(effect: object, chance: float) -> float:
-    """Returns ``chance`` if it is a probability; otherwise raises a ValueError that names the effect."""
+    """Returns ``chance`` if it is a probability; otherwise raises a ValueError that names the effect.
+
+    Args:
+        effect: The object being configured, named in the error.
+        chance: Probability of being applied.
+
+    Raises:
+        ValueError: ``chance`` is not in [0, 1].
+    """
     if not 0 <= chance <= 1:
         raise ValueError(f"{type(effect).__name__}(chance={chance:g}), expected 0 to 1")
     return chance

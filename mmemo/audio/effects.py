@@ -13,7 +13,6 @@ Example:
 
 from __future__ import annotations
 
-import io
 import math
 from functools import cached_property
 from typing import Literal, Protocol
@@ -22,8 +21,16 @@ import numpy as np
 
 from mmemo.audio import dsp
 from mmemo.audio.bounds import check_chance, check_range, check_setting
+from mmemo.audio.channel import Clipping, Equaliser, Gain, Mp3, MuLaw, Telephone
 from mmemo.audio.folder import list_audio_files, read_random_file
+from mmemo.audio.masks import FrequencyMask, TimeMask
 from mmemo.settings import SAMPLE_RATE
+
+__all__ = [
+    "SNR_DB", "Background", "Clipping", "Effect", "Equaliser", "FrequencyMask", "Gain", "Mp3", "MuLaw", "Noise",
+    "OneOf", "PitchShift", "Reverb", "Reverse", "RoomResponse", "Telephone", "TimeMask", "TimeShift", "TimeStretch",
+    "VocalTract", "describe_effect",
+]  # fmt: skip
 
 SNR_DB = (-100.0, 200.0)
 """Accepted range of decibel settings; values outside are typing mistakes."""
@@ -56,6 +63,12 @@ class OneOf:
         effects: The effects to choose from; their own chances are ignored.
         chance: Probability of applying any of them, in [0, 1].
 
+    Raises:
+        ValueError: ``effects`` is empty, or ``chance`` is not a probability.
+
+    Shape:
+        waveform ``(samples,)`` float32 at 16 kHz -> that of the chosen effect
+
     Example:
         >>> effect = OneOf([Reverse(), Gain(6.0)], chance=1.0)
         >>> effect.apply(np.ones(3, np.float32), np.random.default_rng(0)).shape
@@ -80,6 +93,18 @@ class Noise:
         min_snr_db: Lowest ratio of the clip's power to the noise's power, in dB.
         max_snr_db: Highest ratio, in dB.
         chance: Probability of being applied, in [0, 1].
+
+    Raises:
+        ValueError: The colour is unknown, or a setting is out of range.
+
+    Shape:
+        waveform ``(samples,)`` float32 at 16 kHz -> the same shape
+
+    Example:
+        >>> clip = np.sin(np.arange(16_000) / 20).astype(np.float32)
+        >>> noise = Noise("brown", min_snr_db=10, max_snr_db=10).apply(clip, np.random.default_rng(0)) - clip
+        >>> print(f"{10 * np.log10(np.mean(clip**2) / np.mean(noise**2)):.1f} dB")
+        10.0 dB
     """
 
     def __init__(
@@ -113,6 +138,22 @@ class Background:
         min_snr_db: Lowest ratio of the clip's power to the background's power, in dB.
         max_snr_db: Highest ratio, in dB.
         chance: Probability of being applied, in [0, 1].
+
+    Raises:
+        ValueError: A setting is out of range, or the folder holds no audio when the effect is first applied.
+
+    Shape:
+        waveform ``(samples,)`` float32 at 16 kHz -> the same shape
+
+    Example:
+        >>> import soundfile, tempfile
+        >>> clip = np.sin(np.arange(16_000) / 20).astype(np.float32)
+        >>> rain = np.random.default_rng(0).uniform(-1, 1, 8_000)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     soundfile.write(f"{folder}/rain.wav", rain, 16_000)
+        ...     added = Background(folder, min_snr_db=5, max_snr_db=5).apply(clip, np.random.default_rng(0)) - clip
+        >>> print(f"{10 * np.log10(np.mean(clip**2) / np.mean(added**2)):.1f} dB")
+        5.0 dB
     """
 
     def __init__(self, folder: str, min_snr_db: float = 5.0, max_snr_db: float = 30.0, chance: float = 0.5) -> None:
@@ -140,6 +181,19 @@ class Reverb:
         max_seconds: Longest reverberation time, in seconds.
         direct_db: Direct-to-reverberant energy ratio, in dB; lower is a more distant speaker.
         chance: Probability of being applied, in [0, 1].
+
+    Raises:
+        ValueError: A setting is out of range.
+
+    Shape:
+        waveform ``(samples,)`` float32 at 16 kHz -> the same shape
+
+    Example:
+        >>> click = np.eye(1, 16_000, dtype=np.float32)[0]
+        >>> echo = Reverb(min_seconds=0.5, max_seconds=0.5).apply(click, np.random.default_rng(0))[1:8_001]
+        >>> energy = (echo**2).reshape(5, 1_600).sum(1)  # of each tenth of a second
+        >>> bool((np.diff(10 * np.log10(energy)) < -10).all())  # 60 dB in 0.5 s: 12 dB each
+        True
     """
 
     def __init__(
@@ -163,6 +217,20 @@ class RoomResponse:
     Args:
         folder: Folder of impulse responses, searched recursively.
         chance: Probability of being applied, in [0, 1].
+
+    Raises:
+        ValueError: ``chance`` is not a probability, or the folder holds no audio when the effect is first applied.
+
+    Shape:
+        waveform ``(samples,)`` float32 at 16 kHz -> the same shape
+
+    Example:
+        >>> import soundfile, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     soundfile.write(f"{folder}/hall.wav", np.array([0, 0, 0.8, 0, 0.4]), 16_000)  # sound and echo
+        ...     room = RoomResponse(folder).apply(np.eye(1, 4, dtype=np.float32)[0], np.random.default_rng(0))
+        >>> (room / room[0]).round(2).tolist()
+        [1.0, 0.0, 0.5, 0.0]
     """
 
     def __init__(self, folder: str, chance: float = 0.3) -> None:
@@ -186,6 +254,19 @@ class PitchShift:
     Args:
         semitones: Largest shift up or down, in semitones, in [0, 24).
         chance: Probability of being applied, in [0, 1].
+
+    Raises:
+        ValueError: A setting is out of range.
+
+    Shape:
+        waveform ``(samples,)`` float32 at 16 kHz -> the same shape
+
+    Example:
+        >>> tone = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000).astype(np.float32)
+        >>> shifted = PitchShift(semitones=3.0).apply(tone, np.random.default_rng(0))
+        >>> pitch = np.abs(np.fft.rfft(shifted)).argmax()  # in Hz, since the clip lasts one second
+        >>> len(shifted), bool(370 <= pitch <= 523), bool(pitch == 440)
+        (16000, True, False)
     """
 
     def __init__(self, semitones: float = 3.0, chance: float = 0.5) -> None:
@@ -203,6 +284,18 @@ class TimeStretch:
     Args:
         share: Largest relative change of tempo, in [0, 0.9).
         chance: Probability of being applied, in [0, 1].
+
+    Raises:
+        ValueError: A setting is out of range.
+
+    Shape:
+        waveform ``(samples,)`` float32 at 16 kHz -> ``(new_samples,)``
+
+    Example:
+        >>> tone = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000).astype(np.float32)
+        >>> stretched = TimeStretch(share=0.15).apply(tone, np.random.default_rng(0))
+        >>> 16_000 / 1.16 < len(stretched) < 16_000 / 0.84, len(stretched) == 16_000
+        (True, False)
     """
 
     def __init__(self, share: float = 0.15, chance: float = 0.5) -> None:
@@ -220,6 +313,17 @@ class TimeShift:
     Args:
         seconds: Largest shift in either direction, in seconds, >= 0.
         chance: Probability of being applied, in [0, 1].
+
+    Raises:
+        ValueError: A setting is out of range.
+
+    Shape:
+        waveform ``(samples,)`` float32 at 16 kHz -> the same shape
+
+    Example:
+        >>> shifted = TimeShift(seconds=0.5).apply(np.ones(16_000, np.float32), np.random.default_rng(0))
+        >>> len(shifted), bool(0 < (shifted == 0).sum() <= 8_000)
+        (16000, True)
     """
 
     def __init__(self, seconds: float = 0.5, chance: float = 0.5) -> None:
@@ -231,45 +335,17 @@ class TimeShift:
         return dsp.apply_audiomentations("Shift", waveform, generator, **limits, rollover=False)
 
 
-class Gain:
-    """Changes the level.
-
-    Args:
-        decibels: Largest change up or down, in dB, >= 0.
-        chance: Probability of being applied, in [0, 1].
-    """
-
-    def __init__(self, decibels: float = 8.0, chance: float = 0.5) -> None:
-        self.decibels = check_setting(self, "decibels", decibels)
-        self.chance = check_chance(self, chance)
-
-    def apply(self, waveform: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        gain_db = generator.uniform(-self.decibels, self.decibels)
-        return (waveform * 10 ** (gain_db / 20)).astype(np.float32)
-
-
-class Equaliser:
-    """Changes the timbre as another microphone would: boosts or cuts seven bands of the spectrum.
-
-    Args:
-        decibels: Largest boost or cut of a band, in dB, >= 0.
-        chance: Probability of being applied, in [0, 1].
-    """
-
-    def __init__(self, decibels: float = 8.0, chance: float = 0.3) -> None:
-        self.decibels = check_setting(self, "decibels", decibels)
-        self.chance = check_chance(self, chance)
-
-    def apply(self, waveform: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        gains = {"min_gain_db": -self.decibels, "max_gain_db": self.decibels}
-        return dsp.apply_audiomentations("SevenBandParametricEQ", waveform, generator, **gains)
-
-
 class Reverse:
     """Reverses the clip: loudness, pitch range and timbre stay, the words become unintelligible.
 
     Args:
         chance: Probability of being applied, in [0, 1].
+
+    Raises:
+        ValueError: ``chance`` is not a probability.
+
+    Shape:
+        waveform ``(samples,)`` float32 at 16 kHz -> the same shape
 
     Example:
         >>> Reverse().apply(np.array([1, 2, 3], np.float32), np.random.default_rng(0)).tolist()
@@ -283,150 +359,6 @@ class Reverse:
         return waveform[::-1].copy()
 
 
-class Clipping:
-    """Clips the loudest samples, as an overdriven microphone does.
-
-    Args:
-        max_percent: Largest percentage of samples that are clipped, in [0, 100).
-        chance: Probability of being applied, in [0, 1].
-    """
-
-    def __init__(self, max_percent: float = 10.0, chance: float = 0.2) -> None:
-        self.max_percent = check_setting(self, "max_percent", max_percent, below=100.0)
-        self.chance = check_chance(self, chance)
-
-    def apply(self, waveform: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        limit = float(np.percentile(np.abs(waveform), 100 - generator.uniform(0, self.max_percent)))
-        return np.clip(waveform, -limit, limit)
-
-
-class Telephone:
-    """Simulates a telephone line: 300 to 3400 Hz at 8 kHz in 8-bit mu-law (ITU-T G.711).
-
-    Args:
-        chance: Probability of being applied, in [0, 1].
-    """
-
-    def __init__(self, chance: float = 0.2) -> None:
-        self.chance = check_chance(self, chance)
-
-    def apply(self, waveform: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        import soxr
-        from scipy.signal import butter, sosfilt
-
-        narrow = soxr.resample(waveform, SAMPLE_RATE, 8000)
-        band = sosfilt(butter(4, (300, 3400), "bandpass", fs=8000, output="sos"), narrow)
-        wide = soxr.resample(dsp.quantise_mu_law(band, 8).astype(np.float32), 8000, SAMPLE_RATE)
-        return np.resize(np.pad(wide, (0, max(len(waveform) - len(wide), 0))), len(waveform)).astype(np.float32)
-
-
-class MuLaw:
-    """Quantises samples with mu-law companding, finer for quiet samples than for loud ones (ITU-T G.711).
-
-    Args:
-        bits: Bits per sample, 2 to 16; telephones use 8.
-        chance: Probability of being applied, in [0, 1].
-
-    Example:
-        >>> ramp = np.linspace(-1, 1, 1001, dtype=np.float32)
-        >>> len(np.unique(MuLaw(bits=4).apply(ramp, np.random.default_rng(0))))
-        16
-    """
-
-    def __init__(self, bits: int = 8, chance: float = 0.2) -> None:
-        if not 2 <= bits <= 16:
-            raise ValueError(f"MuLaw(bits={bits}), expected 2 to 16")
-        self.bits = bits
-        self.chance = check_chance(self, chance)
-
-    def apply(self, waveform: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        return dsp.quantise_mu_law(waveform, self.bits).astype(np.float32)
-
-
-class Mp3:
-    """Encodes the clip as MP3 and decodes it again (by libsndfile).
-
-    Args:
-        min_kbps: Lowest bit rate, in kbit/s, >= 8.
-        max_kbps: Highest bit rate, in kbit/s, <= 160.
-        chance: Probability of being applied, in [0, 1].
-    """
-
-    def __init__(self, min_kbps: float = 16.0, max_kbps: float = 48.0, chance: float = 0.2) -> None:
-        self.min_kbps, self.max_kbps = check_range(self, "kbps", min_kbps, max_kbps, lowest=8.0, highest=160.0)
-        self.chance = check_chance(self, chance)
-
-    def apply(self, waveform: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        import soundfile
-
-        kbps = generator.uniform(self.min_kbps, self.max_kbps)
-        level = (160 - kbps) / (160 - 8)  # libsndfile's scale: MPEG-2 at 16 kHz spans 8 to 160 kbit/s
-        encoded = io.BytesIO()
-        peak = max(float(np.abs(waveform).max(initial=0.0)), 1e-9)
-        soundfile.write(
-            encoded, waveform / peak * 0.9, SAMPLE_RATE, format="MP3", subtype="MPEG_LAYER_III",
-            bitrate_mode="CONSTANT", compression_level=level,
-        )  # fmt: skip
-        decoded, _ = soundfile.read(io.BytesIO(encoded.getvalue()), dtype="float32")
-        decoded = np.pad(decoded, (0, max(len(waveform) - len(decoded), 0)))[: len(waveform)]
-        return (decoded * peak / 0.9).astype(np.float32)
-
-
-class TimeMask:
-    """Silences a random interval, as a dropped connection does (Park et al. 2019, SpecAugment,
-    <https://arxiv.org/abs/1904.08779>).
-
-    The mask is applied to the waveform, so it works with every encoder and with cached features.
-
-    Args:
-        share: Largest masked share of the clip, in [0, 1).
-        chance: Probability of being applied, in [0, 1].
-
-    Example:
-        >>> masked = TimeMask(share=0.5).apply(np.ones(100, np.float32), np.random.default_rng(0))
-        >>> bool(0 < (masked == 0).sum() <= 50)
-        True
-    """
-
-    def __init__(self, share: float = 0.15, chance: float = 0.5) -> None:
-        self.share = check_setting(self, "share", share, below=1.0)
-        self.chance = check_chance(self, chance)
-
-    def apply(self, waveform: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        length = int(generator.uniform(0, self.share) * len(waveform))
-        first = int(generator.integers(len(waveform) - length + 1))
-        masked = waveform.copy()
-        masked[first : first + length] = 0.0
-        return masked
-
-
-class FrequencyMask:
-    """Removes a random band of frequencies (Park et al. 2019, SpecAugment, <https://arxiv.org/abs/1904.08779>).
-
-    The mask is applied to the waveform, as in :class:`TimeMask`.
-
-    Args:
-        num_mels: Largest width of the band, in mel bands of 80, 1 to 79.
-        chance: Probability of being applied, in [0, 1].
-    """
-
-    def __init__(self, num_mels: int = 15, chance: float = 0.5) -> None:
-        if not 1 <= num_mels < 80:
-            raise ValueError(f"FrequencyMask(num_mels={num_mels}), expected 1 to 79")
-        self.num_mels = num_mels
-        self.chance = check_chance(self, chance)
-
-    def apply(self, waveform: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        import librosa
-
-        edges = librosa.mel_frequencies(n_mels=82, fmin=0.0, fmax=SAMPLE_RATE / 2)
-        width = int(generator.integers(1, self.num_mels + 1))
-        first = int(generator.integers(80 - width + 1))
-        frequency = np.fft.rfftfreq(dsp.STFT_WINDOW, 1 / SAMPLE_RATE)
-        keep = (frequency < edges[first]) | (frequency > edges[first + width + 1])
-        return dsp.filter_spectrum(waveform, lambda spectrum: spectrum * keep[:, None])
-
-
 class VocalTract:
     """Moves formants as a shorter or longer vocal tract would, at constant pitch.
 
@@ -436,6 +368,19 @@ class VocalTract:
     Args:
         share: Largest relative change of formant frequencies, in [0, 1).
         chance: Probability of being applied, in [0, 1].
+
+    Raises:
+        ValueError: A setting is out of range.
+
+    Shape:
+        waveform ``(samples,)`` float32 at 16 kHz -> the same shape
+
+    Example:
+        >>> time = np.arange(16_000) / 16_000
+        >>> voice = sum(np.sin(2 * np.pi * 150 * number * time) / number for number in range(1, 20)).astype(np.float32)
+        >>> longer = VocalTract(share=0.1).apply(voice, np.random.default_rng(0))
+        >>> print(np.abs(np.fft.rfft(longer)).argmax(), "Hz")  # the pitch stays
+        150 Hz
     """
 
     def __init__(self, share: float = 0.1, chance: float = 0.5) -> None:

@@ -72,6 +72,13 @@ def read_audio(
     Raises:
         AudioError: The file is missing, empty, unreadable or truncated, contains NaN, ends before ``end``, or lacks
             the channel.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     soundfile.write(f"{folder}/stereo.wav", np.zeros((8_000, 2)), 8_000)  # one second
+        ...     read_audio(f"{folder}/stereo.wav").shape, read_audio(f"{folder}/stereo.wav", start=0.25, end=0.5).shape
+        ((16000,), (4000,))
     """
     return _read(Path(path), start, end, channel)[0]
 

@@ -24,6 +24,12 @@ class WaveformAugmentation:
             pitch or tempo, level, timbre and faint white noise.
         seed: Seed of all random draws.
 
+    Raises:
+        ValueError: ``effects`` is an empty list.
+
+    Shape:
+        waveform ``(samples,)`` float32 at 16 kHz -> ``(new_samples,)`` float32
+
     Example:
         >>> augmentation = WaveformAugmentation([Noise("white", chance=1.0)])
         >>> waveform = np.ones(16_000, dtype=np.float32)
@@ -56,7 +62,7 @@ class WaveformAugmentation:
         return self.trace(waveform, name, view)[0]
 
     def trace(self, waveform: np.ndarray, name: str, view: int) -> tuple[np.ndarray, list[Effect]]:
-        """Returns one view of an utterance and the effects that were applied; takes the arguments of a call."""
+        """Returns one view ``(samples,)`` of an utterance, and its effects; takes the arguments of a call."""
         if view == 0:
             return waveform, []
         generator = view_generator(self.seed, name, view)
@@ -88,6 +94,9 @@ class WordAugmentation:
         deletions: Share of the errors that delete a word instead of replacing it, in [0, 1].
         empty: Probability of an empty transcript, in [0, 1].
         seed: Seed of all random draws.
+
+    Raises:
+        ValueError: A rate is out of range.
 
     Example:
         >>> soundalikes = Soundalikes(["the cat sat on the mat"])

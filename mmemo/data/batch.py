@@ -91,6 +91,8 @@ class EmotionBatch(NamedTuple):
 def collate(examples: Sequence[Example]) -> EmotionBatch:
     """Pads examples into a batch.
 
+    Waveforms become ``(batch, samples)``, features ``(batch, layer, time, dim)``.
+
     Args:
         examples: One or more examples from the same sources.
     """

@@ -307,7 +307,7 @@ class EmotionDataModule(LightningDataModule):
         """Returns every view of some training rows, the views of an utterance one after the other.
 
         Args:
-            rows: Manifest rows.
+            rows: Manifest rows ``(row,)`` int64.
         """
         return self._loader(rows, views=self.num_views, batch_size=max(1, VIEWS_BATCH // self.num_views))
 

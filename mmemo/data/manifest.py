@@ -43,7 +43,15 @@ MAX_SHOWN = 20  # problems listed in one error
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be used; each line names the file, row and column, and what was found and expected."""
+    """A manifest that cannot be used; each line names the file, row and column, and what was found and expected.
+
+    Example:
+        >>> try:
+        ...     Manifest(pd.DataFrame({"id": ["a"], "text": ["Hi"], "emotion": ["angry"]}), emotions=("anger", "joy"))
+        ... except ManifestError as error:
+        ...     print(error)
+        manifest.csv row 2, column emotion: found 'angry', expected one of ('anger', 'joy')
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +142,7 @@ class Manifest:
         return Utterance(**values, extra=row)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Manifest:
-        """Returns the manifest of some rows, in the given order."""
+        """Returns the manifest of some rows ``(row,)``, in the given order."""
         subset = object.__new__(Manifest)  # skips validation, which has been done
         subset.path = self.path
         subset.frame = self.frame.iloc[np.asarray(indices, dtype=int)].reset_index(drop=True)

@@ -65,6 +65,9 @@ class OfficialSplit(Splitter):
         seed: Seed of the choice of these speakers.
         fold: Always 1; there is only one fold.
 
+    Raises:
+        SplitError: The column is empty, or val has no rows and train has too few speakers.
+
     Example:
         >>> splits = ["train", "val", "test"]
         >>> frame = pd.DataFrame({"id": list("abc"), "text": "hi", "speaker": list("xyz"), "split": splits})
@@ -102,6 +105,18 @@ class FoldFile(Splitter):
         num_val_speakers: Training speakers held out to choose the epoch; 0 trains on all of them, for a fixed
             schedule (then test the last checkpoint).
         seed: Seed of the choice of these speakers.
+
+    Raises:
+        SplitError: The file is missing or malformed, lacks the fold, or names speakers that are not in the manifest.
+
+    Example:
+        >>> import tempfile
+        >>> frame = pd.DataFrame({"id": list("abcd"), "text": "hi", "speaker": list("wxyz")})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     pd.DataFrame({"fold": [1, 2], "speakers": ["w x", "y z"]}).to_csv(f"{folder}/folds.csv", index=False)
+        ...     split = FoldFile(f"{folder}/folds.csv", fold=2, num_val_speakers=0)(Manifest(frame))
+        >>> split.test.tolist()
+        [2, 3]
     """
 
     def __init__(self, path: str, fold: int = 1, num_val_speakers: int = 2, seed: int = 0) -> None:
@@ -165,6 +180,9 @@ class GroupKFold(Splitter):
             schedule (then test the last checkpoint).
         seed: Seed of the assignment of groups and validation speakers.
 
+    Raises:
+        SplitError: The manifest has too few groups or speakers, or ``fold`` or ``num_folds`` is out of range.
+
     Example:
         >>> frame = pd.DataFrame({"id": list("abcd"), "text": "hi", "speaker": ["x", "x", "y", "y"]})
         >>> split = GroupKFold(num_folds=2, num_val_speakers=0)(Manifest(frame))
@@ -217,6 +235,9 @@ class LeaveOneGroupOut(Splitter):
         num_val_speakers: Training speakers held out to choose the epoch; 0 trains on all of them, for a fixed
             schedule (then test the last checkpoint).
         seed: Seed of the choice of these speakers.
+
+    Raises:
+        SplitError: The manifest has too few groups or speakers, or ``fold`` is out of range.
 
     Example:
         >>> frame = pd.DataFrame({"id": list("abc"), "text": "hi", "speaker": list("xyz")})
@@ -314,15 +335,15 @@ def hold_out_speakers(
 
     Args:
         manifest: The table.
-        rows: Row numbers of the training side.
+        rows: Row numbers of the training side ``(row,)``.
         num_speakers: Number of speakers to hold out.
         seed: Seed of their choice.
 
     Returns:
-        Remaining row numbers, held-out row numbers.
+        Remaining row numbers ``(row,)``, held-out row numbers ``(row,)``.
 
     Raises:
-        SplitError: No speaker would be left for training.
+        SplitError: ``num_speakers`` is negative, or no speaker would be left for training.
     """
     if num_speakers < 0:
         raise SplitError(f"data.split.init_args.num_val_speakers={num_speakers}: expected 0 or more")

@@ -354,7 +354,7 @@ def check_not_empty(table: DataTable, rows: np.ndarray, requirements: Requiremen
 
     Args:
         table: The utterances.
-        rows: Rows that will be used.
+        rows: Rows that will be used ``(row,)``.
         requirements: Which modalities the model has.
 
     Raises:

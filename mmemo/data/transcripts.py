@@ -60,6 +60,9 @@ class OpenAIWhisper:
         no_speech_threshold: Clips with a higher no-speech probability and a low token probability get an empty
             transcript, in [0, 1].
         device: Device of the model: ``cpu``, ``cuda``, ``cuda:1``.
+
+    Shape:
+        waveforms ``(samples,)`` float32 at 16 kHz -> one transcript each, in their order
     """
 
     def __init__(
@@ -176,6 +179,9 @@ class FasterWhisper:
         no_speech_threshold: As for :class:`OpenAIWhisper`.
         device: ``cpu`` or ``cuda``.
         compute_type: CTranslate2's number format, such as ``int8`` or ``float32``.
+
+    Shape:
+        waveforms ``(samples,)`` float32 at 16 kHz -> one transcript each, in their order
     """
 
     def __init__(
@@ -308,6 +314,20 @@ def transcribe(
     Returns:
         Transcript and audio facts of each utterance. The transcript is None if the audio is missing or broken, and
         empty for digital silence.
+
+    Example:
+        >>> import soundfile, tempfile
+        >>> class Echo:
+        ...     def fingerprint(self) -> str:
+        ...         return "echo-1"
+        ...     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[Transcript]:
+        ...         return [Transcript(f"{len(waveform)} samples", "en", 0.0, 0.0) for waveform in waveforms]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     soundfile.write(f"{folder}/a.wav", np.sin(np.arange(8_000) / 9), 16_000)
+        ...     clips = [Utterance("a", path=Path(f"{folder}/a.wav")), Utterance("b")]
+        ...     transcripts, facts = transcribe(clips, Echo(), cache=Path(folder), progress=False)
+        >>> transcripts[0].text, transcripts[1]
+        ('8000 samples', None)
     """
     facts = audio_facts(utterances, cache, progress)
     clips: dict[str, Clip] = {}

@@ -130,6 +130,16 @@ def compare_runs(
 
     Raises:
         ValueError: The runs differ in utterances or classes, or have fewer than two speakers.
+
+    Example:
+        >>> import pandas as pd
+        >>> speakers, emotions = np.repeat(["s1", "s2", "s3"], 4), ["anger", "fear"] * 6
+        >>> frame = pd.DataFrame({"id": [f"u{row}" for row in range(12)], "speaker": speakers, "emotion": emotions})
+        >>> sure = frame.assign(prob_anger=[0.9, 0.1] * 6, prob_fear=[0.1, 0.9] * 6)  # always right
+        >>> guess = frame.assign(prob_anger=0.6, prob_fear=0.4)  # always anger
+        >>> first, second = (Predictions(table, ["anger", "fear"], []) for table in (guess, sure))
+        >>> compare_runs(first, second, num_samples=100).difference.percent()
+        '50.0 (50.0 to 50.0)'
     """
     metric = metric or ("uar" if first.classes else "ccc")
     if metric.startswith(("ccc", "mae")):

@@ -79,6 +79,13 @@ def draw_gates(table: pd.DataFrame, path: str | Path) -> Path:
 
     Returns:
         The path that was written.
+
+    Example:
+        >>> import tempfile
+        >>> gates = pd.DataFrame({"id": ["a", "b"], "emotion": ["anger", "fear"], "audio/mfcc/0": [0.2, 0.4]})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     draw_gates(gate_table(gates), f"{folder}/gates.svg").read_text().startswith("<?xml")
+        True
     """
     from matplotlib.figure import Figure
 

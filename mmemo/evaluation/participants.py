@@ -62,6 +62,15 @@ def clinical_result(
 
     Raises:
         ValueError: An outcome is not a class, a column is missing, or there are fewer than two participants.
+
+    Example:
+        >>> people, visits, emotions = ["p1", "p1", "p2", "p2"], ["1", "2"] * 2, ["fear", "calm"] * 2
+        >>> table = pd.DataFrame({"id": list("abcd"), "speaker": people, "visit": visits, "emotion": emotions})
+        >>> table = table.assign(prob_fear=[0.9, 0.4, 0.8, 0.3], prob_calm=[0.1, 0.6, 0.2, 0.7])
+        >>> study = ClinicalStudy(outcome=["fear"], how="mean", visit="visit")
+        >>> result = clinical_result(Predictions(table, ["calm", "fear"], []), study, num_samples=100)
+        >>> print(f"{result.mean_change.value:.1f}")
+        -0.5
     """
     study.check(predictions.classes, [str(name) for name in predictions.table if "prob_" not in str(name)])
     table = predictions.table if "seed" not in predictions.table else _average_seeds(predictions.table)

@@ -132,6 +132,14 @@ def read_predictions(source: str | Path, side: str = "test") -> Predictions:
 
     Raises:
         ValueError: There are no predictions of that side, or the file is malformed.
+
+    Example:
+        >>> import tempfile
+        >>> table = pd.DataFrame({"id": ["x", "y"], "emotion": ["a", "b"], "prob_a": [0.9, 0.6], "prob_b": [0.1, 0.4]})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     table.to_csv(f"{folder}/predictions.csv", index=False)
+        ...     read_predictions(f"{folder}/predictions.csv").classes
+        ['a', 'b']
     """
     path = _predictions_file(Path(source))
     text_columns = dict.fromkeys(("id", "speaker", "emotion", "side"), str)
@@ -296,6 +304,11 @@ def labelled_probs(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
         ValueError: There are no class probabilities, or no labelled rows.
+
+    Example:
+        >>> table = pd.DataFrame({"emotion": ["b", None], "prob_a": [0.25, 0.5], "prob_b": [0.75, 0.5]})
+        >>> labelled_probs(table)
+        (array([[0.25, 0.75]]), array([1]))
     """
     names = [str(name) for name in predictions if str(name).startswith("prob_")]
     if not names:

@@ -309,8 +309,8 @@ def speaker_bootstrap(
     limits are NaN.
 
     Args:
-        metric: Maps row indices, which may repeat, to the metric on these rows.
-        speakers: Speaker of each row.
+        metric: Maps row indices ``(row,)``, which may repeat, to the metric on these rows.
+        speakers: Speaker of each row ``(row,)``.
         confidence: Level of the interval, in (0, 1).
         num_samples: Number of bootstrap samples.
         seed: Random seed.

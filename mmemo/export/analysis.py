@@ -178,6 +178,16 @@ def analyze(
         AudioError: The file cannot be read or contains no speech.
         ModelFolderError: The model cannot be used, predicts no classes, or also takes text.
         ValueError: ``min_confidence`` is out of range, or ``out`` cannot be used.
+
+    Example:
+        >>> import soundfile, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     soundfile.write(f"{folder}/silence.wav", np.zeros(16_000), 16_000)
+        ...     try:
+        ...         analyze(f"{folder}/silence.wav")
+        ...     except AudioError as error:
+        ...         print(str(error).rpartition(": ")[2])
+        no speech in its 1.0 s
     """
     if not 0 <= min_confidence <= 1:
         raise ValueError(f"min_confidence={min_confidence}: expected a probability, 0 to 1")

@@ -49,7 +49,7 @@ class Emotion(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The most probable class; raises ValueError for a model of dimensions only."""
+        """The most probable class. Raises ValueError for a model of dimensions only."""
         if not self.probabilities:
             raise ValueError("this model predicts dimensions only, so there is no label; use .dimensions")
         return max(self.probabilities, key=lambda name: self.probabilities[name])
@@ -138,10 +138,10 @@ class Recognizer:
         """Runs the ONNX graph directly.
 
         Args:
-            inputs: Arrays in the order of ``self.inputs``.
+            inputs: Arrays in the order of ``self.inputs``, such as ``(batch, samples)`` and lengths ``(batch,)``.
 
         Returns:
-            Output name -> array, batch first.
+            Output name -> array, such as probabilities ``(batch, class)``.
         """
         values = self._session.run(self.outputs, dict(zip(self.inputs, inputs, strict=True)))
         return dict(zip(self.outputs, values, strict=True))
@@ -229,7 +229,7 @@ class Recognizer:
             text: May be empty.
 
         Returns:
-            ``token_ids (1, token)`` and ``token_lengths (1,)``, int64.
+            Token ids ``(1, token)`` and their number ``(1,)``, int64.
 
         Raises:
             ValueError: The model takes no text.

@@ -20,6 +20,9 @@ class WeightedSum(nn.Module):
     Raises:
         ValueError: There are no losses, a weight is negative, or there is not one weight per loss.
 
+    Shape:
+        output and batch of the losses ``(batch, ...)`` -> scalar
+
     Example:
         >>> from mmemo.losses import CCCLoss, CrossEntropy
         >>> WeightedSum([CrossEntropy(), CCCLoss()], weights=[1.0, 0.5]).required_labels
@@ -53,6 +56,9 @@ class UncertaintyWeighted(nn.Module):
 
     Raises:
         ValueError: There are no losses.
+
+    Shape:
+        output and batch of the losses ``(batch, ...)`` -> scalar
 
     Example:
         >>> from mmemo.losses import CCCLoss, CrossEntropy

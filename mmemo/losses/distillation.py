@@ -37,7 +37,7 @@ class DistillationLoss(Protocol):
         """Builds what depends on the sizes of the vectors, once per run."""
 
     def __call__(self, student: Knowledge, teacher: Knowledge) -> Tensor:
-        """Returns the loss, a scalar."""
+        """Returns the loss, a scalar ``()``, for the outputs of a batch; see :class:`Knowledge` for their shapes."""
 
 
 class SoftenedLogits(nn.Module):

@@ -55,7 +55,7 @@ class Loss(Protocol):
     trained_heads: tuple[str, ...]
 
     def __call__(self, output: ModelOutput, batch: Targets) -> Tensor:
-        """Returns the mean over the utterances that have the labels, a scalar; 0 if none has."""
+        """Returns the mean over the utterances that have the labels, a scalar ``()``; 0 if none has."""
 
 
 @runtime_checkable

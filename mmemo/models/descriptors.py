@@ -126,6 +126,12 @@ class EGeMAPS(nn.Module):
     Shape:
         waveform ``(batch, samples)`` at 16 kHz, mask ``(batch, samples)`` bool
         -> features ``(batch, 1, 1, 88)``, mask ``(batch, 1)``
+
+    Example:
+        >>> EGeMAPS.dim, EGeMAPS.differentiable
+        (88, False)
+        >>> EGeMAPS().feature_names[0]  # doctest: +SKIP
+        'egemaps/F0semitoneFrom27.5Hz_sma3nz_amean'
     """
 
     caches = True

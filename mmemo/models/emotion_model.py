@@ -213,7 +213,8 @@ class ModalityBranch(nn.Module):
         gate: Builds the gate.
 
     Shape:
-        raw or precomputed input, mask -> :class:`EncodedModality`
+        waveform ``(batch, samples)``, token ids ``(batch, token)`` or precomputed ``(batch, layer, time, dim)``, with
+        mask ``(batch, samples)``, ``(batch, token)`` or ``(batch, time)`` bool -> :class:`EncodedModality`
     """
 
     def __init__(
@@ -244,7 +245,7 @@ class ModalityBranch(nn.Module):
 
     @property
     def layer_weights(self) -> dict[int, Tensor]:
-        """Weight of each layer; empty for a layer mix without weights."""
+        """Layer number -> its weight, a scalar ``()``; empty for a layer mix without weights."""
         if not isinstance(self.layer_mix, WeighsLayers):
             return {}
         return dict(zip(self.encoder.layers, self.layer_mix.weights.detach(), strict=True))

@@ -46,6 +46,11 @@ class Fused(NamedTuple):
         weights: Weight of each modality ``(batch, modality)``; they sum to 1 over the present ones. Defaults to None,
             for a fusion without such weights.
         attention: Attention maps. Defaults to none.
+
+    Example:
+        >>> fused = Concatenation([8])([torch.randn(2, 5, 8)], [torch.ones(2, 5, dtype=torch.bool)])
+        >>> fused.vector.shape, fused.weights, fused.attention
+        (torch.Size([2, 16]), None, ())
     """
 
     vector: Tensor

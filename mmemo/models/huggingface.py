@@ -23,6 +23,9 @@ AST_WINDOW_SAMPLES = 400  # 25 ms, the shortest input that has a frame
 class HuggingFaceAudioEncoder(PretrainedEncoder):
     """wav2vec 2.0, HuBERT, WavLM or data2vec from a local folder or the hub.
 
+    See Baevski et al. 2020, <https://arxiv.org/abs/2006.11477>, Hsu et al. 2021, <https://arxiv.org/abs/2106.07447>,
+    Chen et al. 2021, <https://arxiv.org/abs/2110.13900>, and Baevski et al. 2022, <https://arxiv.org/abs/2202.03555>.
+
     The encoder is frozen unless a fine-tuning strategy trains some of its blocks. The convolutions below the first
     block always stay frozen, as in the papers. Up to the line, utterances run one by one: the group norm of the base
     models spans the whole clip, so padding would change their features.
@@ -37,6 +40,17 @@ class HuggingFaceAudioEncoder(PretrainedEncoder):
     Shape:
         waveform ``(batch, samples)`` at 16 kHz, mask ``(batch, samples)`` bool
         -> features ``(batch, layer, time, dim)`` at about 50 frames per second, mask ``(batch, time)``
+
+    Example:
+        >>> import tempfile
+        >>> from transformers import Wav2Vec2Config, Wav2Vec2Model
+        >>> sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        >>> with tempfile.TemporaryDirectory() as folder:  # or a folder with published weights
+        ...     Wav2Vec2Model(Wav2Vec2Config(**sizes)).save_pretrained(folder)
+        ...     encoder = HuggingFaceAudioEncoder(folder, layers=[0, 2])
+        ...     features, mask = encoder.precompute(torch.randn(1, 16_000), torch.ones(1, 16_000, dtype=torch.bool))
+        >>> features.shape
+        torch.Size([1, 2, 49, 16])
     """
 
     kind = "huggingface-audio"
@@ -166,6 +180,17 @@ class ASTAudioEncoder(PretrainedEncoder):
     Shape:
         waveform ``(batch, samples)`` at 16 kHz, mask ``(batch, samples)`` bool
         -> features ``(batch, layer, time, dim)`` at about 10 frames per second, mask ``(batch, time)``
+
+    Example:
+        >>> import tempfile
+        >>> from transformers import ASTConfig, ASTModel
+        >>> sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        >>> with tempfile.TemporaryDirectory() as folder:  # or a folder with published weights
+        ...     ASTModel(ASTConfig(**sizes, max_length=128)).save_pretrained(folder)
+        ...     encoder = ASTAudioEncoder(folder, layers=[2])
+        ...     features, mask = encoder.precompute(torch.randn(1, 16_000), torch.ones(1, 16_000, dtype=torch.bool))
+        >>> features.shape  # the padding to 1.28 s is cut off again
+        torch.Size([1, 1, 10, 16])
     """
 
     kind = "ast"

@@ -52,6 +52,9 @@ class PretrainedEncoder(nn.Module, ABC):
         layers: Hidden states to return, 0 to ``num_blocks``. Defaults to all.
         dim: Size of a hidden state.
 
+    Raises:
+        ValueError: The model has no such hidden state, or one is named twice.
+
     Shape:
         raw input, mask -> features ``(batch, layer, time, dim)``, mask ``(batch, time)``
     """
@@ -91,8 +94,9 @@ class PretrainedEncoder(nn.Module, ABC):
 
         Args:
             module: What ``load_blocks`` returned.
-            inputs: Output of ``prepare_input`` if ``first`` is 0, else hidden state ``first - 1``.
-            mask: Mask of the inputs.
+            inputs: Output of ``prepare_input`` if ``first`` is 0, else hidden state ``first - 1``
+                ``(batch, time, dim)``.
+            mask: Mask of the inputs ``(batch, time)`` bool.
             first: First block to run.
             states: Hidden states to return, in ascending order.
 
@@ -113,19 +117,33 @@ class PretrainedEncoder(nn.Module, ABC):
         return str(self.kept_states)
 
     def prepare_input(self, inputs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns what the stem takes: the raw input, or its spectrogram."""
+        """Returns what the stem takes, and its mask.
+
+        Shape:
+            raw input, mask ``(batch, samples)`` or ``(batch, token)`` -> the same, or a spectrogram
+            ``(batch, frame, mel)`` with mask ``(batch, frame)``
+        """
         return inputs, mask
 
     def pack(self, inputs: Tensor) -> Tensor:
-        """Returns the stem's input in the shape of features, for an encoder that caches nothing."""
+        """Returns the stem's input in the shape of features, for an encoder that caches nothing.
+
+        Shape:
+            token ids ``(batch, token)`` -> the same; waveform ``(batch, samples)`` -> ``(batch, 1, samples, 1)``;
+            spectrogram ``(batch, frame, mel)`` -> ``(batch, 1, frame, mel)``
+        """
         return inputs
 
     def unpack(self, features: Tensor) -> Tensor:
-        """Undoes :meth:`pack`."""
+        """Undoes :meth:`pack`: ``(batch, 1, time, dim)`` -> input of the stem; token ids stay ``(batch, token)``."""
         return features
 
     def pool(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Shortens the features, after the trained blocks."""
+        """Shortens the features, after the trained blocks.
+
+        Shape:
+            features ``(batch, layer, time, dim)``, mask ``(batch, time)`` bool -> the same, with a shorter time
+        """
         return features, mask
 
     # What all of them share.
@@ -186,6 +204,13 @@ class PretrainedEncoder(nn.Module, ABC):
         return dict(sorted(by_block.items()))
 
     def precompute(self, inputs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Runs the frozen part: the blocks below the line, or only the preparation of the input if there are none.
+
+        Shape:
+            raw input, mask ``(batch, samples)`` or ``(batch, token)``
+            -> hidden states ``(batch, state, time, dim)``, mask ``(batch, time)``; without a frozen block, what
+            :meth:`pack` returns
+        """
         inputs, mask = self.prepare_input(inputs, mask)
         if not self.caches:
             return self.pack(inputs), mask
@@ -243,8 +268,11 @@ def load_partial(model: PreTrainedModel, state: Mapping[str, Tensor], prefix: st
 
     Args:
         model: Whole model.
-        state: Some of its tensors.
+        state: Some of its tensors, each of the shape of the model's own, such as ``(out_features, in_features)``.
         prefix: Prefix of their names in the whole model.
+
+    Returns:
+        ``model``, with these tensors in it.
 
     Raises:
         ValueError: The model has no such tensor, so these are weights of another architecture.

@@ -23,6 +23,9 @@ BLOCK_LISTS = ("layer", "encoder.layer", "encoder.layers", "transformer.layer", 
 class HuggingFaceTextEncoder(PretrainedEncoder):
     """BERT, RoBERTa, XLNet, MiniLM and similar encoders; one vector per token, or one per utterance.
 
+    The default is MiniLM (Wang et al. 2020, <https://arxiv.org/abs/2002.10957>), trained for sentence embeddings
+    (Reimers and Gurevych 2019, <https://arxiv.org/abs/1908.10084>).
+
     The encoder is frozen unless a fine-tuning strategy trains some of its blocks. Neither padding nor batch mates
     change a feature. An empty transcript has no tokens, not even special ones. Below a trained block, features are
     cached for the families in ``SPLITTABLE_FAMILIES``; other models, whose blocks share positions, run whole in every
@@ -40,6 +43,15 @@ class HuggingFaceTextEncoder(PretrainedEncoder):
     Shape:
         token_ids ``(batch, token)`` int64, mask ``(batch, token)`` bool
         -> features ``(batch, layer, token, dim)``, mask ``(batch, token)``; one token if ``pooled``
+
+    Example:
+        >>> encoder = HuggingFaceTextEncoder(layers=[6], pooled=True)
+        >>> def embed(text: str) -> Tensor:
+        ...     token_ids = encoder.tokenize(text)[None]
+        ...     return encoder.precompute(token_ids, torch.ones_like(token_ids, dtype=torch.bool))[0].flatten()
+        >>> happy, glad, bus = map(embed, ["I am so happy!", "What a joyful day.", "The bus leaves at nine."])
+        >>> bool(torch.cosine_similarity(happy, glad, dim=0) > torch.cosine_similarity(happy, bus, dim=0))
+        True
     """
 
     kind = "huggingface-text"

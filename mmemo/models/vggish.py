@@ -30,6 +30,14 @@ class VGGishEncoder(nn.Module):
     Shape:
         waveform ``(batch, samples)`` at 16 kHz, mask ``(batch, samples)`` bool
         -> features ``(batch, 1, window, 128)``, mask ``(batch, window)``
+
+    Example:
+        >>> encoder = VGGishEncoder(frozen=False).eval()
+        >>> log_mel, mask = encoder.precompute(torch.randn(1, 32_000), torch.ones(1, 32_000, dtype=torch.bool))
+        >>> log_mel.shape  # three windows of 96 frames
+        torch.Size([1, 1, 288, 64])
+        >>> encoder(log_mel, mask)[0].shape
+        torch.Size([1, 1, 3, 128])
     """
 
     caches = True

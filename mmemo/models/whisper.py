@@ -38,6 +38,17 @@ class WhisperAudioEncoder(PretrainedEncoder):
     Shape:
         waveform ``(batch, samples)`` at 16 kHz, mask ``(batch, samples)`` bool
         -> features ``(batch, layer, time, dim)`` at 50 / frame_average frames per second, mask ``(batch, time)``
+
+    Example:
+        >>> encoder = WhisperAudioEncoder(layers=[2, 4], frame_average=4)
+        >>> tone = torch.sin(torch.arange(32_000) / 20)[None]  # two seconds
+        >>> features, mask = encoder.precompute(tone, torch.ones_like(tone, dtype=torch.bool))
+        >>> features.shape
+        torch.Size([1, 2, 25, 512])
+        >>> padded = nn.functional.pad(tone, (0, 16_000))
+        >>> longer, mask = encoder.precompute(padded, torch.arange(48_000)[None] < 32_000)
+        >>> longer.shape, torch.allclose(longer[:, :, :25], features, atol=1e-3)  # padding changes nothing
+        (torch.Size([1, 2, 38, 512]), True)
     """
 
     kind = "whisper"
@@ -175,6 +186,9 @@ def average_frames(features: Tensor, mask: Tensor, num_frames: int) -> tuple[Ten
         features: ``(batch, layer, time, dim)``.
         mask: ``(batch, time)`` bool.
         num_frames: Frames per group.
+
+    Returns:
+        Features ``(batch, layer, group, dim)``, mask ``(batch, group)`` bool.
     """
     if num_frames == 1:
         return features, mask

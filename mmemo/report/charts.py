@@ -22,7 +22,13 @@ COLOURS = ["#4477aa", "#ee6677", "#228833", "#aa7700", "#66ccee", "#aa3377", "#7
 
 
 class Curve(NamedTuple):
-    """A curve with the area under it."""
+    """A curve with the area under it.
+
+    Args:
+        x: Horizontal values ``(point,)``.
+        y: Vertical values ``(point,)``.
+        area: Area under the curve.
+    """
 
     x: np.ndarray
     y: np.ndarray

@@ -77,6 +77,17 @@ def write_report(
 
     Raises:
         ValueError: There are no predictions or no labels, or the manifest does not match.
+
+    Example:
+        >>> import tempfile
+        >>> import pandas as pd
+        >>> rows = {"id": list("abcd"), "speaker": ["s1", "s1", "s2", "s2"], "emotion": ["anger", "fear"] * 2}
+        >>> table = pd.DataFrame(rows).assign(prob_anger=[0.9, 0.2] * 2, prob_fear=[0.1, 0.8] * 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     table.to_csv(f"{folder}/predictions.csv", index=False)
+        ...     report = write_report(f"{folder}/predictions.csv")
+        >>> print(report.summary[1][:63])
+        It recognises 100 % of each emotion on average; chance is 50 %.
     """
     run, manifest = Path(run), None if manifest is None else Path(manifest)
     inputs = _read_inputs(run, manifest, columns, study)

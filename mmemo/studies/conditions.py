@@ -110,6 +110,9 @@ class ChangedWaveforms:
     Args:
         clean: Unchanged recordings.
         effect: Changes them; None leaves them unchanged.
+
+    Shape:
+        row, view -> waveform ``(samples,)`` float32 at 16 kHz
     """
 
     clean: Waveforms
@@ -128,7 +131,7 @@ class ChangedTranscripts:
     """A source of token ids of transcripts with wrong words, the same each time.
 
     Args:
-        tokenize: Text -> token ids.
+        tokenize: Text -> token ids ``(token,)`` int64.
         texts: Transcript of each row.
         ids: Id of each row.
         change: Changes transcripts; None leaves them unchanged.

@@ -67,6 +67,10 @@ class RobustnessSettings:
 
     Raises:
         ValueError: There is no such device.
+
+    Example:
+        >>> RobustnessSettings(checkpoint="last", device="cpu").torch_device
+        device(type='cpu')
     """
 
     checkpoint: str | None = None

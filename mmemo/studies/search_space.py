@@ -150,6 +150,10 @@ def grid(space: Space) -> dict[str, list[Any]]:
 
     Raises:
         ValueError: A range has no step.
+
+    Example:
+        >>> grid({"lr": {"low": 0.0, "high": 1.0, "step": 0.5}, "dim": [8, 16]})
+        {'lr': [0.0, 0.5, 1.0], 'dim': ['8', '16']}
     """
     cells: dict[str, list[Any]] = {}
     for key, values in space.items():

@@ -41,11 +41,28 @@ class _Hook(nn.Module):
 
 
 class AdversarialTraining(_Hook):
-    """The loss on inputs that an attack perturbed (Goodfellow et al. 2015, section 6; Miyato et al. 2017).
+    """The loss on inputs that an attack perturbed.
+
+    Follows Goodfellow et al. 2015, section 6, <https://arxiv.org/abs/1412.6572>, and Miyato et al. 2017,
+    <https://arxiv.org/abs/1605.07725>. The term is a scalar ``()``.
 
     Args:
         attack: Finds the perturbation: ``mmemo.training.FGSM``, ``FGM`` or ``PGD``.
         weight: Weight of this loss, above 0; the ordinary loss has weight 1.
+
+    Raises:
+        ValueError: ``weight`` is not above 0.
+
+    Example:
+        >>> from mmemo.data.batch import Example, collate
+        >>> from mmemo.models import ConvNeXtEncoder
+        >>> from mmemo.training import FGSM
+        >>> from mmemo.training.system import EmotionSystem
+        >>> system = EmotionSystem(EmotionModel(["anger", "sadness"], ConvNeXtEncoder(hidden_dim=8))).eval()
+        >>> batch = collate([Example(0, torch.randn(8_000), None, None, 0, torch.zeros(2), torch.zeros(3))])
+        >>> step = Step(system.model, system, batch, system(batch), lambda output: system.loss(output, batch), 1.0)
+        >>> bool(AdversarialTraining(FGSM("audio_features", relative_norm=0.05))(step) > step.loss(step.output))
+        True
     """
 
     def __init__(self, attack: Attack, weight: float = 1.0) -> None:
@@ -67,7 +84,7 @@ class AdversarialTraining(_Hook):
 class FreeLB(_Hook):
     """The mean loss along the steps of an attack, instead of at its end.
 
-    Follows Zhu et al. 2020, algorithm 1, <https://arxiv.org/abs/1909.11764>.
+    Follows Zhu et al. 2020, algorithm 1, <https://arxiv.org/abs/1909.11764>. The term is a scalar ``()``.
 
     Args:
         level: Where the model is perturbed.
@@ -76,6 +93,19 @@ class FreeLB(_Hook):
             Defaults to 0.05.
         steps: Number of steps, 1 or more.
         weight: Weight of the term, above 0.
+
+    Raises:
+        ValueError: A value is out of range, or the strength belongs to another level.
+
+    Example:
+        >>> from mmemo.data.batch import Example, collate
+        >>> from mmemo.models import ConvNeXtEncoder
+        >>> from mmemo.training.system import EmotionSystem
+        >>> system = EmotionSystem(EmotionModel(["anger", "sadness"], ConvNeXtEncoder(hidden_dim=8))).eval()
+        >>> batch = collate([Example(0, torch.randn(8_000), None, None, 0, torch.zeros(2), torch.zeros(3))])
+        >>> step = Step(system.model, system, batch, system(batch), lambda output: system.loss(output, batch), 1.0)
+        >>> bool(FreeLB("audio_features", relative_norm=0.05)(step) > step.loss(step.output))
+        True
     """
 
     def __init__(
@@ -116,7 +146,7 @@ class FreeLB(_Hook):
 class VirtualAdversarial(_Hook):
     """Consistency: the same prediction for an input and its worst neighbour. Needs no labels.
 
-    Follows Miyato et al. 2018, algorithm 1, <https://arxiv.org/abs/1704.03976>.
+    Follows Miyato et al. 2018, algorithm 1, <https://arxiv.org/abs/1704.03976>. The term is a scalar ``()``.
 
     Args:
         level: Where the model is perturbed.
@@ -125,6 +155,20 @@ class VirtualAdversarial(_Hook):
             Defaults to 0.05.
         power_iterations: Steps towards the worst direction, 1 or more.
         weight: Weight of the term, above 0.
+
+    Raises:
+        ValueError: A value is out of range, or the strength belongs to another level.
+
+    Example:
+        >>> from mmemo.data.batch import Example, collate
+        >>> from mmemo.models import ConvNeXtEncoder
+        >>> from mmemo.training.system import EmotionSystem
+        >>> system = EmotionSystem(EmotionModel(["anger", "sadness"], ConvNeXtEncoder(hidden_dim=8))).eval()
+        >>> batch = collate([Example(0, torch.randn(8_000), None, None, 0, torch.zeros(2), torch.zeros(3))])
+        >>> step = Step(system.model, system, batch, system(batch), lambda output: system.loss(output, batch), 1.0)
+        >>> near, far = (VirtualAdversarial(relative_norm=norm)(step) for norm in (0.01, 0.3))
+        >>> bool(0 <= near < far)
+        True
     """
 
     unlabelled = True
@@ -172,14 +216,26 @@ class VirtualAdversarial(_Hook):
 class TRADES(_Hook):
     """Trades accuracy for robustness: the divergence between the predictions for an input and its worst neighbour.
 
-    Follows Zhang et al. 2019, eq. 5, <https://arxiv.org/abs/1901.08573>.
+    Follows Zhang et al. 2019, eq. 5, <https://arxiv.org/abs/1901.08573>. The term is a scalar ``()``.
 
     Args:
         attack: Finds the neighbour: ``mmemo.training.PGD``, with a random start.
         weight: Weight of the divergence, 1 / lambda in the paper, above 0.
 
     Raises:
-        ValueError: The attack has no random start.
+        ValueError: The attack has no random start, or ``weight`` is not above 0.
+
+    Example:
+        >>> from mmemo.data.batch import Example, collate
+        >>> from mmemo.models import ConvNeXtEncoder
+        >>> from mmemo.training import PGD
+        >>> from mmemo.training.system import EmotionSystem
+        >>> system = EmotionSystem(EmotionModel(["anger", "sadness"], ConvNeXtEncoder(hidden_dim=8))).eval()
+        >>> batch = collate([Example(0, torch.randn(8_000), None, None, 0, torch.zeros(2), torch.zeros(3))])
+        >>> step = Step(system.model, system, batch, system(batch), lambda output: system.loss(output, batch), 1.0)
+        >>> near, far = (TRADES(PGD("audio_features", relative_norm=norm))(step) for norm in (0.01, 0.3))
+        >>> bool(0 <= near < far)
+        True
     """
 
     def __init__(self, attack: Attack, weight: float = 6.0) -> None:
@@ -224,7 +280,7 @@ class DomainAdversarial(_Hook):
 
     Under several processes, each has its own classifier. A resumed run keeps the classifier, but not its optimizer and
     memory. Utterances without labels take part, so the model can be adapted to a corpus without labels
-    (``unlabelled: true``).
+    (``unlabelled: true``). The term is a scalar ``()``.
 
     Args:
         column: Manifest column, such as ``speaker``, ``corpus`` or ``gender``; rows without a value are left out.
@@ -236,7 +292,24 @@ class DomainAdversarial(_Hook):
         memory: Number of latest utterances that the classifier learns from, 1 or more.
 
     Raises:
-        ValueError: A value is out of range.
+        ValueError: A value is out of range, or ``column`` is the emotion.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> import pandas as pd
+        >>> from mmemo.data.batch import Example, collate
+        >>> from mmemo.models import ConvNeXtEncoder
+        >>> from mmemo.training.system import EmotionSystem
+        >>> system = EmotionSystem(EmotionModel(["anger", "sadness"], ConvNeXtEncoder(hidden_dim=8))).eval()
+        >>> clips = [Example(row, torch.randn(8_000), None, None, 0, torch.zeros(2), torch.zeros(3)) for row in (0, 1)]
+        >>> batch = collate(clips)
+        >>> step = Step(system.model, system, batch, system(batch), lambda output: system.loss(output, batch), 1.0)
+        >>> manifest = SimpleNamespace(frame=pd.DataFrame({"speaker": ["ada", "ben"]}))
+        >>> hook = DomainAdversarial("speaker")
+        >>> hook.prepare(SimpleNamespace(manifest=manifest, split=SimpleNamespace(train=batch.row)), system.model)
+        >>> terms = [hook(step) for _ in range(20)]
+        >>> hook.accuracy  # the classifier distinguishes the two vectors
+        tensor(1.)
     """
 
     unlabelled = True

@@ -42,7 +42,13 @@ class Attack(Protocol):
     random_start: bool
 
     def search(self, objective: Objective, values: Tensor, mask: Tensor) -> Tensor:
-        """Returns the perturbation, of the shape of ``values``, with zeros where ``mask`` is False."""
+        """Returns the perturbation, of the shape of ``values``, with zeros where ``mask`` is False.
+
+        Args:
+            objective: Function to maximise, from a tensor of the shape of ``values``.
+            values: ``(batch, samples)``, ``(batch, token, dim)`` or ``(batch, layer, time, dim)``.
+            mask: ``(batch, samples)``, ``(batch, token)`` or ``(batch, time)`` bool.
+        """
 
 
 class Budget(NamedTuple):
@@ -108,6 +114,13 @@ class FGSM:
         relative_norm: Strength at other levels: norm of the perturbation divided by that of the perturbed tensor.
             Defaults to 0.05.
 
+    Raises:
+        ValueError: The strength is out of range, or belongs to another level.
+
+    Shape:
+        values ``(batch, samples)``, ``(batch, token, dim)`` or ``(batch, layer, time, dim)`` with its mask
+        -> perturbation of the same shape
+
     Example:
         >>> values, mask = torch.ones(1, 5, 2), torch.ones(1, 5, dtype=torch.bool)
         >>> change = FGSM("audio_features", relative_norm=0.1).search(lambda values: values.sum(), values, mask)
@@ -139,6 +152,13 @@ class FGM(FGSM):
         relative_norm: Strength at other levels: norm of the perturbation divided by that of the perturbed tensor.
             Defaults to 0.05.
 
+    Raises:
+        ValueError: The strength is out of range, or belongs to another level.
+
+    Shape:
+        values ``(batch, samples)``, ``(batch, token, dim)`` or ``(batch, layer, time, dim)`` with its mask
+        -> perturbation of the same shape
+
     Example:
         >>> values, mask = torch.ones(1, 5, 2), torch.ones(1, 5, dtype=torch.bool)
         >>> change = FGM("audio_features", relative_norm=0.1).search(lambda values: values.sum(), values, mask)
@@ -165,6 +185,13 @@ class PGD:
         step_size: Length of a step as a share of the budget, above 0. Defaults to 2.5 / steps.
         norm: ``linf`` bounds each value, ``l2`` the norm of all; both keep the strength.
         random_start: Whether to start at a random point of the budget instead of at the utterance itself.
+
+    Raises:
+        ValueError: A value is out of range, or the strength belongs to another level.
+
+    Shape:
+        values ``(batch, samples)``, ``(batch, token, dim)`` or ``(batch, layer, time, dim)`` with its mask
+        -> perturbation of the same shape
 
     Example:
         >>> values, mask = torch.ones(1, 5, 2), torch.ones(1, 5, dtype=torch.bool)
@@ -259,6 +286,10 @@ class PerturbationPoint:
         Args:
             forward: Runs the model on a batch.
             batch: Raw inputs if the level is below the cached features.
+
+        Returns:
+            Waveform ``(batch, samples)``, log-mel ``(batch, frame, mel)``, token embeddings ``(batch, token, dim)`` or
+            features ``(batch, layer, time, dim)``; mask ``(batch, time)`` bool.
         """
         if self.level == "waveform":
             assert batch.audio is not None
@@ -282,7 +313,7 @@ class PerturbationPoint:
         Args:
             forward: Runs the model on a batch.
             batch: As for :meth:`values`.
-            delta: Perturbation, of the shape of the tensor at the point.
+            delta: Perturbation, of the shape of the tensor at the point, such as ``(batch, samples)``.
         """
         if self.level == "waveform":
             return forward(add_to_waveform(batch, delta))
@@ -356,7 +387,11 @@ def running_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def real(values: Tensor, mask: Tensor) -> Tensor:
-    """Returns the mask broadcastable to a tensor of any level, with axes of size 1 for layer and feature."""
+    """Returns the mask ``(batch, time)`` broadcastable to a tensor of any level.
+
+    Shape:
+        ``(batch, time)``, ``(batch, time, 1)`` or ``(batch, 1, time, 1)`` for 2, 3 or 4 axes of ``values``
+    """
     if values.ndim == 4:
         return mask[:, None, :, None]
     return mask if values.ndim == 2 else mask[..., None]
@@ -368,12 +403,12 @@ def length(values: Tensor) -> Tensor:
 
 
 def scaled(values: Tensor, factor: Tensor) -> Tensor:
-    """Multiplies each utterance by its own factor ``(batch,)``."""
+    """Multiplies each utterance of ``(batch, ...)`` by its own factor ``(batch,)``."""
     return values * factor.view(-1, *[1] * (values.ndim - 1))
 
 
 def unit(values: Tensor) -> Tensor:
-    """Scales each utterance to norm 1."""
+    """Scales each utterance of ``(batch, ...)`` to norm 1."""
     return scaled(values, 1 / length(values).clamp(min=1e-20))
 
 

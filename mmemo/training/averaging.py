@@ -16,7 +16,7 @@ def first_views(batch: EmotionBatch, num_views: int) -> EmotionBatch:
     """Returns each utterance once, from a batch that holds its views one after the other.
 
     Args:
-        batch: ``num_views`` views of each utterance.
+        batch: ``num_views`` views of each utterance; every tensor is ``(utterance * view, ...)``.
         num_views: Views of each utterance, 1 or more.
     """
     if num_views == 1:

@@ -66,6 +66,13 @@ class DistillationSystem(EmotionSystem):
 
     Raises:
         ValueError: There is no teacher, or the parts do not fit together.
+
+    Example:
+        >>> from mmemo.models import ConvNeXtEncoder
+        >>> student = EmotionModel(["anger", "sadness"], audio_encoder=ConvNeXtEncoder(hidden_dim=8))
+        >>> system = DistillationSystem(student, teacher="runs/teacher/fold{fold}/checkpoints/best.ckpt")
+        >>> [path.as_posix() for path in system.teachers(fold=2)]
+        ['runs/teacher/fold2/checkpoints/best.ckpt']
     """
 
     def __init__(
@@ -214,6 +221,11 @@ class DistillationSystem(EmotionSystem):
         return {"embedding": self.model.fusion.dim, "hidden": hidden_dim(self.model)}
 
     def criterion(self, output: EmotionOutput, batch: EmotionBatch) -> Tensor:
+        """Returns the loss on the labels plus the distillation losses.
+
+        Shape:
+            output and batch, each ``(batch, ...)`` -> scalar
+        """
         loss = super().criterion(output, batch)
         assert self._teachers is not None
         masks = [mask for mask in (batch.audio_mask, batch.descriptors_mask, batch.text_mask) if mask is not None]

@@ -242,6 +242,19 @@ def read_experiment(config: str | Path, changes: Mapping[str, Any] | None = None
 
     Raises:
         ValueError: There is no such file, or a setting does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> parts = {"audio_encoder": {"class_path": "mmemo.models.ConvNeXtEncoder"}}
+        >>> model = {"class_path": "mmemo.EmotionModel", "init_args": parts}
+        >>> settings = {
+        ...     "model": {"class_path": "mmemo.EmotionSystem", "init_args": {"model": model}},
+        ...     "data": {"manifest": "clips.csv", "classes": ["anger", "sadness"]},
+        ... }
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(f"{folder}/audio.yaml").write_text(yaml.safe_dump(settings))
+        ...     read_experiment(f"{folder}/audio.yaml", {"data.batch_size": 8}).data.batch_size
+        8
     """
     path = Path(config)
     path = path / CONFIG_FILE if path.is_dir() else path

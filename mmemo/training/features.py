@@ -60,6 +60,9 @@ class Waveforms:
         contents: Checksum of each row's audio; empty without audio.
         augmentation: Changes every view but the first.
         redraw: Whether an augmented view is drawn anew each time, as in training.
+
+    Shape:
+        row, view -> waveform ``(samples,)`` float32 at 16 kHz; no samples without audio
     """
 
     utterances: Sequence[Utterance]

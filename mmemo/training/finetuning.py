@@ -192,6 +192,9 @@ class ProgressiveUnfreezing(LastBlocks):
         lr_ratio: Learning rate of the highest block as a share of the optimizer's, above 0.
         layer_decay: Learning rate of each block as a share of the next higher block's, in (0, 1].
 
+    Raises:
+        ValueError: A value is out of range, or the encoder runs fewer blocks.
+
     Example:
         >>> strategy = ProgressiveUnfreezing(num_blocks=2, epochs_per_block=3)
         >>> [strategy.first_epoch(block, top=6) for block in (6, 5)]
@@ -221,6 +224,9 @@ class LinearProbeFirst(LastBlocks):
         num_blocks: Number of blocks that are trained then.
         lr_ratio: Learning rate of the highest block as a share of the optimizer's, above 0.
         layer_decay: Learning rate of each block as a share of the next higher block's, in (0, 1].
+
+    Raises:
+        ValueError: A value is out of range, or the encoder runs fewer blocks.
 
     Example:
         >>> LinearProbeFirst(probe_epochs=7).first_epoch(block=6, top=6)
@@ -254,7 +260,20 @@ class LoRA(LastBlocks):
         lr_ratio: Learning rate of the updates as a share of the optimizer's, above 0.
 
     Raises:
-        ValueError: No module has the name of a target.
+        ValueError: A value is out of range, the encoder runs fewer blocks, or no module has the name of a target.
+
+    Example:
+        >>> import tempfile
+        >>> from mmemo.models import HuggingFaceTextEncoder
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     BertModel(config).save_pretrained(folder)
+        ...     encoder = HuggingFaceTextEncoder(folder)
+        ...     LoRA(rank=4, num_blocks=1).prepare(encoder)
+        >>> trained = [parameter for parameter in encoder.trained_blocks.parameters() if parameter.requires_grad]
+        >>> sum(parameter.numel() for parameter in trained)  # two updates of two 64 x 4 matrices
+        1024
     """
 
     def __init__(
@@ -310,6 +329,21 @@ class LowRank(LastBlocks):
             cached.
         lr_ratio: Learning rate of the highest block as a share of the optimizer's, above 0.
         layer_decay: Learning rate of each block as a share of the next higher block's, in (0, 1].
+
+    Raises:
+        ValueError: A value is out of range, or the encoder runs fewer blocks.
+
+    Example:
+        >>> import tempfile
+        >>> from mmemo.models import HuggingFaceTextEncoder
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     BertModel(config).save_pretrained(folder)
+        ...     encoder = HuggingFaceTextEncoder(folder)
+        ...     LowRank(rank=8, num_blocks=1).prepare(encoder)
+        >>> sum(parameter.numel() for parameter in encoder.trained_blocks.parameters())  # 33 472 in the original block
+        7872
     """
 
     def __init__(self, rank: int = 64, num_blocks: int = 2, lr_ratio: float = 0.3, layer_decay: float = 1.0) -> None:

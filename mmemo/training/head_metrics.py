@@ -26,7 +26,7 @@ class HeadMetrics(nn.Module):
         self.dimensions = DimensionMetrics(prefix) if model.dimension_head is not None else None
 
     def update(self, output: EmotionOutput, batch: EmotionBatch) -> None:
-        """Adds a batch."""
+        """Adds a batch: logits ``(batch, num_classes)`` and dimensions ``(batch, 3)`` with their labels."""
         if self.classes is not None:
             self.classes.update(output.logits, batch.target)
         if self.dimensions is not None:
@@ -34,7 +34,7 @@ class HeadMetrics(nn.Module):
             self.dimensions.update(output.dimensions, batch.dimensions)
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns name -> value over all processes."""
+        """Returns name -> value, a scalar ``()``, over all processes."""
         values = {} if self.classes is None else dict(self.classes.compute())
         return values | ({} if self.dimensions is None else self.dimensions.compute())
 
@@ -64,7 +64,7 @@ class ConditionMetrics(nn.Module):
         """Adds a batch.
 
         Args:
-            outputs: Condition -> output.
+            outputs: Condition -> output, with logits ``(batch, num_classes)`` and dimensions ``(batch, 3)``.
             batch: Its utterances.
         """
         for metrics, output in zip(self.conditions, outputs.values(), strict=True):
@@ -74,7 +74,7 @@ class ConditionMetrics(nn.Module):
             self.matrix.update(logits, batch.target)
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns name -> value over all processes, and starts again."""
+        """Returns name -> value, a scalar ``()``, over all processes, and starts again."""
         values: dict[str, Tensor] = {}
         for metrics in self.conditions:
             values |= cast(HeadMetrics, metrics).compute()

@@ -28,7 +28,7 @@ class Step(NamedTuple):
         forward: Runs it on a batch.
         batch: Inputs of the step.
         output: Output of the model for them.
-        loss: Function from an output to the loss that is minimised.
+        loss: Function from an output to the loss that is minimised, a scalar ``()``.
         progress: Share of the training that is over, in [0, 1].
         number: Number of the step.
     """
@@ -49,7 +49,7 @@ class Hook(Protocol):
     Args:
         levels: Where it perturbs the model; empty if it does not.
         unlabelled: Whether it also learns from utterances without labels.
-        accuracy: A share to log beside the term, or None.
+        accuracy: A share to log beside the term, a scalar ``()``; or None.
     """
 
     levels: tuple[Level, ...]
@@ -60,7 +60,7 @@ class Hook(Protocol):
         """Prepares for training on a table, once per run."""
 
     def __call__(self, step: Step) -> Tensor:
-        """Returns the term, a scalar."""
+        """Returns the term, a scalar ``()``."""
 
 
 class Hooks(nn.ModuleList):
@@ -120,7 +120,7 @@ class Hooks(nn.ModuleList):
         self.to(device)
 
     def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the sum of all terms, and name -> value to log.
+        """Returns the sum of all terms, a scalar ``()``, and name -> value to log.
 
         Args:
             step: The training step.
@@ -132,7 +132,7 @@ class Hooks(nn.ModuleList):
         return torch.stack(list(terms.values())).sum(), logged | accuracies
 
     def terms(self, step: Step) -> dict[str, Tensor]:
-        """Returns name -> term of each hook; hooks of one class are numbered.
+        """Returns name -> term of each hook, a scalar ``()``; hooks of one class are numbered.
 
         Args:
             step: The training step.
@@ -146,7 +146,7 @@ class Hooks(nn.ModuleList):
 
 
 def hook_term(hook: nn.Module, step: Step, index: int = 0) -> Tensor:
-    """Returns the term of a hook; random generators and batch statistics are restored afterwards.
+    """Returns the term of a hook, a scalar ``()``; random generators and batch statistics are restored afterwards.
 
     Args:
         hook: A module that satisfies :class:`Hook`.

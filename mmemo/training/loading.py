@@ -53,6 +53,19 @@ def load_model(checkpoint: str | os.PathLike[str], model: EmotionModel | None = 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is not a checkpoint of mmemo, or it stores no settings and there is no ``model``.
+
+    Example:
+        >>> import tempfile
+        >>> from mmemo.models import ConvNeXtEncoder
+        >>> from pytorch_lightning import Trainer
+        >>> system = EmotionSystem(EmotionModel(["anger", "sadness"], audio_encoder=ConvNeXtEncoder(hidden_dim=8)))
+        >>> trainer = Trainer(logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
+        >>> system.trainer = trainer  # as `trainer.fit` does
+        >>> trainer.strategy.connect(system)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     trainer.save_checkpoint(f"{folder}/model.ckpt")
+        ...     load_model(f"{folder}/model.ckpt").classes
+        ('anger', 'sadness')
     """
     return load_system(checkpoint, model).model
 

@@ -34,7 +34,7 @@ class Mixed(NamedTuple):
     share: float = 1.0
 
     def criterion(self, criterion: Criterion) -> Callable[[EmotionOutput], Tensor]:
-        """Returns the loss of an output for the labels of both batches, weighted by their shares."""
+        """Returns the loss for the labels of both batches, weighted by their shares: output -> scalar ``()``."""
 
         def weighted(output: EmotionOutput) -> Tensor:
             if self.share == 1.0:
@@ -50,8 +50,15 @@ def mixup(batch: EmotionBatch, alpha: float) -> Mixed:
     Follows Zhang et al. 2018, <https://arxiv.org/abs/1710.09412>. A time step is real if it is real in either batch.
 
     Args:
-        batch: Features or waveforms with their masks.
+        batch: Waveforms ``(batch, samples)`` or features ``(batch, layer, time, dim)`` with their masks.
         alpha: Parameter of the Beta distribution, above 0.
+
+    Example:
+        >>> from mmemo.data.batch import Example, collate
+        >>> clips = [Example(row, torch.rand(4), None, None, row, torch.zeros(2), torch.zeros(3)) for row in (0, 1)]
+        >>> mixed = mixup(collate(clips), alpha=0.2)
+        >>> mixed.inputs.audio.shape, 0 <= mixed.share <= 1
+        (torch.Size([2, 4]), True)
     """
     share = float(torch.distributions.Beta(alpha, alpha).sample())
     other = reordered(batch, torch.randperm(len(batch.row), device=batch.row.device))
@@ -70,7 +77,7 @@ def drop_modalities(batch: EmotionBatch, chance: float) -> EmotionBatch:
     """Removes the text of some utterances and the audio of others, never the last modality of an utterance.
 
     Args:
-        batch: Audio and text with their masks.
+        batch: Audio and text with their masks ``(batch, time)``; only the masks change.
         chance: Probability of each, in [0, 0.5].
     """
     masks = [mask for mask in (batch.audio_mask, batch.descriptors_mask) if mask is not None]
@@ -101,7 +108,7 @@ def restricted(batch: EmotionBatch, condition: str) -> EmotionBatch:
     """Returns a batch with the inputs of a condition only.
 
     Args:
-        batch: The utterances.
+        batch: The utterances, with masks ``(batch, time)``; only the masks change.
         condition: One of ``CONDITIONS``.
     """
     if condition == "audio_only":

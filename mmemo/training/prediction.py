@@ -153,7 +153,7 @@ def gate_values(
         prediction: For all of them.
         feature_names: Name of each gated feature, ``modality/group/feature``.
         modalities: Modalities of the model, in its order.
-        layer_weights: Name -> weight of each layer.
+        layer_weights: Name -> weight of each layer, a scalar ``()``.
     """
     assert prediction.gates is not None
     gates = pd.DataFrame(prediction.gates.float().numpy(), columns=list(feature_names))

@@ -41,7 +41,13 @@ def hidden(output: EmotionOutput) -> Tensor:
 
 
 def hidden_dim(model: EmotionModel) -> int:
-    """Returns the size of :func:`hidden` for a model."""
+    """Returns the size of :func:`hidden` for a model.
+
+    Example:
+        >>> from mmemo.models import ConvNeXtEncoder
+        >>> hidden_dim(EmotionModel(["anger", "sadness"], audio_encoder=ConvNeXtEncoder(hidden_dim=8)))
+        8
+    """
     return sum(cast(Any, part).dim for part in model.modalities.values())
 
 

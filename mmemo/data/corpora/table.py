@@ -27,6 +27,15 @@ def table(
     Raises:
         ManifestError: The file is not a readable table, the CSV lacks a mapped column, or a mapped name is not a
             manifest column.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     pd.DataFrame({"file": ["a.wav"], "mood": ["joy"]}).to_csv(f"{folder}/own.csv", index=False)
+        ...     columns, values = {"path": "file", "emotion": "mood"}, {"emotion": {"joy": "happiness"}}
+        ...     manifest = table(f"{folder}/own.csv", columns, constants={"language": "en"}, values=values)
+        >>> manifest[["id", "emotion", "language"]].iloc[0].tolist()
+        ['a', 'happiness', 'en']
     """
     root = Path(root)
     frame = _read_csv(root)
