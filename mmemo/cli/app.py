@@ -6,7 +6,7 @@ import os
 import sys
 from argparse import ArgumentError
 
-from cyclopts import App
+from cyclopts import App, CycloptsError, UnknownOptionError
 
 import mmemo
 from mmemo.lightning import lightning_runs
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.path.insert(0, "")  # class_path: my_fusion.MyFusion finds my_fusion.py in the current folder
     try:
         with lightning_runs():
-            status = app(argv, exit_on_error=True)
+            status = app(argv, exit_on_error=False, print_error=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except BrokenPipeError:  # such as `mmemo ... | head`
@@ -81,12 +81,24 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except CycloptsError as mistake:
+        print(f"{f'mmemo {verb}'.rstrip()}: {_sentence(mistake, verb)}", file=sys.stderr)
+        return 2
     except Exception as raised:
         error = _innermost(raised)
         if not _is_expected(error) or not str(error) or is_debugging():
             raise  # a bug, ours or in a user's own part: the traceback matters
         print(f"mmemo {verb}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ArgumentError) else 1
+
+
+def _sentence(error: CycloptsError, verb: str) -> str:
+    """Returns an error of the command line, with a remedy for the common mistakes."""
+    if isinstance(error, UnknownOptionError) and "." in (error.token.keyword or ""):
+        name = str(error.token.keyword).removeprefix("--")
+        return f"unknown option --{name}; settings of the YAML are changed with --set, such as --set {name}=VALUE"
+    message = " ".join(str(error).split()).replace(f'Command "{verb}" parameter', "Option")
+    return f"{message} See `mmemo{f' {verb}' * (verb in app)} --help`."
 
 
 def _innermost(error: Exception) -> Exception:

@@ -21,7 +21,7 @@ def backbone(
     if (out / "config.json").exists():
         raise ValueError(f"{out} already holds a model; choose another --out, or delete it")
     from mmemo.models.pretrained_encoder import PretrainedEncoder
-    from mmemo.training.finetuning import save_backbone
+    from mmemo.training.backbone import save_backbone
     from mmemo.training.loading import load_model
 
     model = load_model(checkpoint)

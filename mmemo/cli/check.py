@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmemo.cli.output import console, print_line
+from mmemo.wording import counted
 
 if TYPE_CHECKING:
     from mmemo.data.leaks import Shortcut
@@ -38,7 +39,7 @@ def check(manifest: Path, *, picture: Path | None = None, leaks: bool = False, p
     facts = audio_facts(utterances)
     seconds = sum(fact.seconds for fact in facts if fact is not None)
     print_line(
-        f"{manifest}: {len(loaded)} utterances, {loaded.frame['speaker'].nunique()} speakers, "
+        f"{manifest}: {counted(len(loaded), 'utterance')}, {counted(loaded.frame['speaker'].nunique(), 'speaker')}, "
         f"{seconds / 3600:.2f} hours of audio, {int(loaded.frame['text'].notna().sum())} with text"
     )
     labels = Table("emotion", "utterances", "speakers")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mmemo.cli.output import console, print_line
+from mmemo.wording import counted
 
 if TYPE_CHECKING:
     from mmemo.evaluation.comparison import Comparison
@@ -74,7 +75,9 @@ def _print_table(
 
     is_share = comparisons[0].metric in METRICS
     unit = ", %" if is_share else ""
-    table = Table(title=f"{comparisons[0].metric}{unit}; 95 % intervals over {comparisons[0].num_speakers} speakers")
+    table = Table(
+        title=f"{comparisons[0].metric}{unit}; 95 % intervals over {counted(comparisons[0].num_speakers, 'speaker')}"
+    )
     for name in (
         "runs", "first", "second", "second - first", "p (permutation)", f"p ({correction})", "p (McNemar)", "p (folds)",
     ):  # fmt: skip
@@ -107,8 +110,8 @@ def _print_notes(labels: Sequence[str], comparisons: Sequence[Comparison]) -> No
             else f"{comparison.detectable_difference:.3f}"
         )
         print_line(
-            f"{pair}: with {comparison.num_speakers} speakers, a difference under {detectable} is detected less than "
-            "four times in five"
+            f"{pair}: with {counted(comparison.num_speakers, 'speaker')}, a difference under {detectable} is detected "
+            "less than four times in five"
         )
 
 

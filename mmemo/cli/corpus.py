@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from mmemo.cli.output import parse_pairs
+from mmemo.wording import counted
 
 if TYPE_CHECKING:
     from mmemo.data.manifest import Manifest
@@ -79,7 +80,7 @@ def corpus(
     if replaces:
         print(f"mmemo corpus: {out} was replaced", file=sys.stderr)
     num_speakers = manifest.frame["speaker"].nunique()
-    print(f"{out}: {len(manifest)} utterances, {num_speakers} speakers; next: mmemo check {out}")
+    print(f"{out}: {counted(len(manifest), 'utterance')}, {counted(num_speakers, 'speaker')}; next: mmemo check {out}")
     return 0
 
 

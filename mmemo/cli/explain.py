@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from mmemo.cli.output import console, parse_pairs, print_line
+from mmemo.wording import counted
 
 
 def explain(
@@ -53,5 +54,5 @@ def explain(
             part = "sound" if level == "log_mel" else "words"
             table.add_row(part, f"{100 * share:.0f} %", f"{100 * highest:.1f}", f"{100 * random:.1f}")
     console().print(table)
-    print_line(f"{len(result.utterances)} utterances: {result.folder}")
+    print_line(f"{counted(len(result.utterances), 'utterance')}: {result.folder}")
     return 0

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mmemo.wording import counted
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -67,7 +69,7 @@ def transcribe(
     num_done = sum(part is not None for part in transcripts)
     print(f"{target}: {num_done} transcripts, {num_empty} of them empty (silence, laughter, noise)")
     if num_broken:
-        print(f"{num_broken} recordings could not be read; `mmemo check {manifest}` lists them")
+        print(f"{counted(num_broken, 'recording')} could not be read; `mmemo check {manifest}` lists them")
         return 1
     return 0
 

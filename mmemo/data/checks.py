@@ -12,6 +12,7 @@ import pandas as pd
 from mmemo.audio.reader import AudioFacts
 from mmemo.data.manifest import Manifest, Utterance
 from mmemo.files import replacing
+from mmemo.wording import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +58,9 @@ def draw_distributions(manifest: Manifest, facts: Sequence[AudioFacts | None], p
         levels, [fact.level_db for fact in usable if np.isfinite(fact.level_db)], "Loudness", "dB of full scale"
     )
     _draw_histogram(lengths, frame["text"].dropna().str.split().str.len().tolist(), "Transcript length", "words")
-    figure.suptitle(f"{manifest.path.name}: {len(frame)} utterances, {frame['speaker'].nunique()} speakers")
+    figure.suptitle(
+        f"{manifest.path.name}: {counted(len(frame), 'utterance')}, {counted(frame['speaker'].nunique(), 'speaker')}"
+    )
     with replacing(path) as partial:
         figure.savefig(partial, dpi=120)
 

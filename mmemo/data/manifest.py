@@ -373,7 +373,8 @@ def _check_values(table: Mapping[str, pd.Series], emotions: Sequence[str], probl
         problems.lines.append(
             f"{problems.path}: unknown emotions are {counts}; `mmemo corpus table --values` renames them"
         )
-    problems.add(table["split"].notna() & ~table["split"].isin(SPLITS), "split", f"one of {SPLITS}")
+    unknown = table["split"].notna() & ~table["split"].isin(SPLITS)
+    problems.add(unknown & ~table["split"].duplicated(), "split", f"one of {SPLITS}")  # the first row of each
     for name in DIMENSIONS:
         low, high = DIMENSION_RANGE
         problems.add((table[name] < low) | (table[name] > high), name, f"a number in [{low:g}, {high:g}]")

@@ -10,6 +10,7 @@ import pandas as pd
 from sklearn.model_selection import GroupKFold as SklearnGroupKFold
 
 from mmemo.data.manifest import SPLITS, Manifest
+from mmemo.wording import counted
 
 
 class SplitError(ValueError):
@@ -351,7 +352,7 @@ def hold_out_speakers(
     names = np.sort(speakers.dropna().unique().astype(str))
     if len(names) <= num_speakers:
         raise SplitError(
-            f"{manifest.path}: the training side has {len(names)} speakers, too few to hold out "
+            f"{manifest.path}: the training side has {counted(len(names), 'speaker')}, too few to hold out "
             f"data.split.init_args.num_val_speakers={num_speakers}; lower it, or mark val rows in the split column"
         )
     chosen = np.random.default_rng(seed).permutation(names)[:num_speakers]

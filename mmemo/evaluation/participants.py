@@ -11,6 +11,7 @@ from natsort import natsort_key
 from mmemo.data.clinical_study import ClinicalStudy
 from mmemo.evaluation.predictions import Predictions
 from mmemo.evaluation.statistics import Interval, ccc, speaker_bootstrap
+from mmemo.wording import counted
 
 MIN_UTTERANCES = 5
 """Values of participants and visits with fewer utterances are unreliable; changes from or to them have no interval."""
@@ -123,7 +124,9 @@ def _warnings(participants: pd.DataFrame, has_durations: bool) -> list[str]:
     if num_few:
         warnings.append(f"{num_few} participants have fewer than {MIN_UTTERANCES} utterances; their values are noisy")
     if len(participants) < MIN_PARTICIPANTS:
-        warnings.append(f"{len(participants)} participants: intervals are wide, and only large effects can be shown")
+        warnings.append(
+            f"{counted(len(participants), 'participant')}: intervals are wide, and only large effects can be shown"
+        )
     return warnings
 
 

@@ -19,6 +19,7 @@ from mmemo.evaluation.statistics import (
     bootstrap_weights,
     per_class_metrics,
 )
+from mmemo.wording import counted
 
 MIN_UTTERANCES = 30  # groups with fewer utterances
 MIN_SPEAKERS = 5  # or fewer speakers are left out of gaps
@@ -264,9 +265,8 @@ def _group_warning(predictions: Predictions, sample: _Sample, metrics: Mapping[s
     elif sample.num_speakers < 2:
         parts.append("only one speaker; the result may not hold for others")
     elif not sample.is_large:
-        parts.append(
-            f"small: {sample.num_utterances} utterances of {sample.num_speakers} speakers; its intervals are too narrow"
-        )
+        size = f"{counted(sample.num_utterances, 'utterance')} of {counted(sample.num_speakers, 'speaker')}"
+        parts.append(f"small: {size}; its intervals are too narrow")
     present = set(predictions.table["emotion"])
     absent = present - set(predictions.table["emotion"][sample.rows])
     missing = [name for name in predictions.classes if name in absent]

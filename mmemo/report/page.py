@@ -11,6 +11,7 @@ import pandas as pd
 
 from mmemo.evaluation.statistics import Interval
 from mmemo.report.content import Classification, Confidence, ReportContent, StudySummary, SubgroupTable
+from mmemo.wording import counted
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -45,7 +46,9 @@ def _summarise_data(report: ReportContent) -> str:
     data = report.data
     hours = data.hours or 0
     duration = f", {hours:.1f} hours" if hours >= 1 else f", {60 * hours:.0f} minutes" if hours else ""
-    tested = f"Evaluated on {data.num_utterances:,} utterances of {data.num_speakers} speakers{duration}"
+    tested = (
+        f"Evaluated on {counted(data.num_utterances, 'utterance')} of {counted(data.num_speakers, 'speaker')}{duration}"
+    )
     if any(words in line for line in report.warnings for words in LEAK_WARNINGS):
         return f"{tested}; SOME OF THESE SPEAKERS WERE ALSO IN THE TRAINING SET."
     if report.reproduce.config:
@@ -98,7 +101,7 @@ def _summarise_gap(table: SubgroupTable) -> str | None:
 
 def _summarise_study(study: StudySummary) -> str:
     agreement = study.agreement.get("CCC")
-    line = f"{study.num_participants} participants: the {study.how} of {' or '.join(study.outcome)} "
+    line = f"{counted(study.num_participants, 'participant')}: the {study.how} of {' or '.join(study.outcome)} "
     if agreement is None:
         return line + "was estimated; there are no labels to compare it with."
     return line + f"agrees with the labels with a CCC of {agreement.value:.2f}."

@@ -37,6 +37,7 @@ from mmemo.report.sections import (
 )
 from mmemo.settings import is_offline
 from mmemo.training.experiment_cli import read_experiment
+from mmemo.wording import counted
 
 FOLDER = "report"
 MIN_SPEAKERS = 10
@@ -57,6 +58,9 @@ class Report(NamedTuple):
     content: ReportContent
     summary: list[str]
     folder: Path
+
+    def __repr__(self) -> str:
+        return f"Report(html={str(self.html)!r}, summary={self.summary})"
 
 
 def write_report(
@@ -274,4 +278,4 @@ def _check_classes(labelled: Predictions, warnings: list[str]) -> None:
     if num_speakers < 2:
         warnings.append("only one speaker was tested: results may not hold for others, and there are no intervals")
     elif num_speakers < MIN_SPEAKERS:
-        warnings.append(f"only {num_speakers} speakers were tested: intervals are rough")
+        warnings.append(f"tested on only {counted(num_speakers, 'speaker')}: intervals are rough")

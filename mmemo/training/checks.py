@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
+from mmemo.data.batch import EmotionBatch
+from mmemo.data.datamodule import EmotionDataModule
 from mmemo.losses import Loss
 from mmemo.models.emotion_model import EmotionModel
 
@@ -54,19 +54,34 @@ def check_mixup(model: EmotionModel, reads_raw_text: bool) -> None:
         )
 
 
-def check_finite(loss: Tensor, epoch: int, ids: Callable[[], list[str]]) -> None:
+def check_mixing(modality_dropout: float, mixup: float) -> None:
+    """Checks the ranges of a system's settings that change its training batches.
+
+    Raises:
+        ValueError: A setting is out of range.
+    """
+    if not 0.0 <= modality_dropout <= 0.5:
+        raise ValueError(f"modality_dropout={modality_dropout}, expected 0 to 0.5")
+    if mixup < 0:
+        raise ValueError(f"mixup={mixup}, expected 0 or more")
+
+
+def check_finite(loss: Tensor, epoch: int, batch: EmotionBatch, data: EmotionDataModule | None) -> None:
     """Checks that the training loss is a number.
 
     Args:
         loss: Scalar.
         epoch: Current epoch, from 0.
-        ids: Returns the utterances of the batch; called only for the error.
+        batch: The batch, ``row (batch,)``.
+        data: Data module that names its utterances; None if they have only row numbers.
 
     Raises:
         FloatingPointError: The loss is infinite or NaN.
     """
     if not loss.isfinite():
+        rows = batch.row.tolist()[:5]
+        ids = list(map(str, rows)) if data is None else data.table.ids(rows)
         raise FloatingPointError(
-            f"the training loss became {float(loss):g} in epoch {epoch + 1} on utterances {', '.join(ids()[:5])}, ...; "
+            f"the training loss became {float(loss):g} in epoch {epoch + 1} on utterances {', '.join(ids)}, ...; "
             "lower the optimizer's lr, or set trainer.gradient_clip_val: 1"
         )

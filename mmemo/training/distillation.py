@@ -137,12 +137,9 @@ class DistillationSystem(EmotionSystem):
                 )
 
     @property
-    def learns_unlabelled(self) -> bool:
-        return True
-
-    @property
     def requirements(self) -> Requirements:
-        return super().requirements._replace(facts=True)  # a teacher may take audio that its student does not
+        # Unlabelled utterances have the teacher's labels; a teacher may take audio that its student does not.
+        return super().requirements._replace(unlabelled=True, facts=True)
 
     def setup(self, stage: str) -> None:
         datamodule = self.datamodule

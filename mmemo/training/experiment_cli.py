@@ -11,6 +11,8 @@ import yaml
 from jsonargparse import Namespace
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
 
 from mmemo.data.clinical_study import ClinicalStudy, read_clinical_study
 from mmemo.data.datamodule import EmotionDataModule
@@ -150,6 +152,8 @@ class ExperimentCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         settings = self._settings
+        if self.subcommand in ("test", "validate"):
+            self._shows_metrics, settings.verbose = settings.verbose, False  # Lightning would print 16 digits
         if settings.offline or settings.study is not None:
             go_offline()
         if self.subcommand in ("test", "validate", "predict") and settings.ckpt_path is None:
@@ -193,6 +197,12 @@ class ExperimentCLI(LightningCLI):
         kwargs["callbacks"] = [*callbacks, *(own if isinstance(own, list) else [own])]
         return super().instantiate_trainer(**kwargs)
 
+    def after_test(self) -> None:
+        if self._shows_metrics:
+            print_metrics(self.trainer.callback_metrics)
+
+    after_validate = after_test
+
     @property
     def experiment(self) -> Experiment:
         """The parsed experiment."""
@@ -205,6 +215,18 @@ class ExperimentCLI(LightningCLI):
             seed=0 if seed in (None, True) else int(seed), checkpoint=settings.checkpoint, monitor=settings.monitor,
             patience=settings.patience, study=self.study, offline=settings.offline,
         )  # fmt: skip
+
+
+@rank_zero_only
+def print_metrics(metrics: Mapping[str, Tensor]) -> None:
+    """Prints metric -> value with four decimals."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "value")
+    for name, value in metrics.items():
+        table.add_row(name, f"{float(value):.4f}")
+    Console().print(table)
 
 
 def _given_settings(args: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

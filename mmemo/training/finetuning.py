@@ -7,20 +7,14 @@ the blocks above are trained, and a checkpoint holds only those.
 
 from __future__ import annotations
 
-import copy
-import shutil
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from pytorch_lightning import Trainer
 from torch import nn
 
-from mmemo import pretrained
 from mmemo.models.emotion_model import EmotionModel
 from mmemo.models.pretrained_encoder import PretrainedEncoder
-from mmemo.training.low_rank import LowRankLinear
+from mmemo.training.low_rank import LowRankLinear, replace_modules
 
 LORA_TARGETS = ("q_proj", "v_proj", "query", "value", "q", "v", "q_lin", "v_lin")
 """Query and value projections as the families of encoders name them."""
@@ -127,6 +121,21 @@ class EncoderTuning:
             for block, parameters in blocks.items()
         ]
         return [group for group in groups if group["params"]]
+
+
+def encoder_tunings(model: EmotionModel, audio: Finetuning | None, text: Finetuning | None) -> list[EncoderTuning]:
+    """Returns the fine-tuned encoders of a model; strategies that are None are left out.
+
+    Args:
+        model: Model whose encoders are tuned.
+        audio: Strategy of the audio encoder.
+        text: Strategy of the text encoder.
+
+    Raises:
+        ValueError: The model has no such encoder, or the strategy does not fit it.
+    """
+    given = {"audio": audio, "text": text}
+    return [EncoderTuning(name, model, strategy) for name, strategy in given.items() if strategy is not None]
 
 
 class LastBlocks:
@@ -355,55 +364,9 @@ class LowRank(LastBlocks):
     def prepare(self, encoder: PretrainedEncoder) -> None:
         super().prepare(encoder)
         names = encoder.replaceable
-        _replace(encoder.trained_blocks, nn.Linear, lambda linear: LowRankLinear.factored(linear, self.rank), names)
-
-
-def _replace(
-    module: nn.Module, kind: type[nn.Module], other: Callable[[Any], nn.Module], names: Sequence[str] | None = None
-) -> None:
-    """Replaces every module of a kind, at any depth; with ``names``, only modules of these names."""
-    for name, child in module.named_children():
-        if not isinstance(child, kind):
-            _replace(child, kind, other, names)
-        elif not names or name in names:
-            setattr(module, name, other(child))
-
-
-def save_backbone(encoder: nn.Module, folder: Path) -> Path:
-    """Writes an encoder with its trained blocks as a model folder, which another experiment uses as ``model_id``.
-
-    LoRA's updates are added to their matrices, and LowRank's factors are multiplied.
-
-    Args:
-        encoder: Encoder of a trained model.
-        folder: Folder for ``config.json``, ``model.safetensors`` and the model's other files.
-
-    Raises:
-        ValueError: The encoder is not a pretrained one, or none of its blocks was trained.
-    """
-    encoder = check_pretrained("save_backbone", encoder)
-    if encoder.trained is None:
-        raise ValueError(
-            f"{encoder.model_id} was frozen in this run, so there is nothing new to save; train it with "
-            "audio_finetuning or text_finetuning"
+        replace_modules(
+            encoder.trained_blocks, nn.Linear, lambda linear: LowRankLinear.factored(linear, self.rank), names
         )
-    merged = copy.deepcopy(encoder.trained_blocks)
-    for part in merged.modules():
-        if hasattr(part, "lora_A") and hasattr(part, "merge"):
-            part.merge()  # type: ignore[operator]
-    _replace(merged, LowRankLinear, lambda part: part.product)
-    model = encoder.whole_model(_merged_names(merged.state_dict()))
-    source = pretrained.resolve(encoder.model_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        if path.suffix in (".json", ".txt", ".model") and not path.name.endswith(".index.json"):
-            shutil.copy(path, folder / path.name)  # tokenizer, preprocessor, generation settings
-    model.save_pretrained(folder)
-    return folder
-
-
-def _merged_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.replace(".base_layer", ""): tensor for name, tensor in state.items() if ".lora_" not in name}
 
 
 def _check(name: str, num_blocks: int, lr_ratio: float, layer_decay: float) -> None:

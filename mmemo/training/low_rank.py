@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -75,3 +78,14 @@ class LowRankLinear(nn.Module):
         if torch.distributed.is_available() and torch.distributed.is_initialized():  # each process has another batch
             for tensor in (self.widen.weight, self.narrow.weight):
                 torch.distributed.broadcast(tensor, 0)
+
+
+def replace_modules(
+    module: nn.Module, kind: type[nn.Module], other: Callable[[Any], nn.Module], names: Sequence[str] | None = None
+) -> None:
+    """Replaces every module of a kind, at any depth; with ``names``, only modules of these names."""
+    for name, child in module.named_children():
+        if not isinstance(child, kind):
+            replace_modules(child, kind, other, names)
+        elif not names or name in names:
+            setattr(module, name, other(child))

@@ -28,6 +28,7 @@ from mmemo.files import checksum, write_json, write_table, write_text
 from mmemo.lightning import is_first_process
 from mmemo.training.prediction import Prediction, embedding_table, gate_values, prediction_table
 from mmemo.training.system import EmotionSystem
+from mmemo.wording import counted
 
 CHECKPOINTS = Path("checkpoints")
 BEST = CHECKPOINTS / "best.ckpt"
@@ -144,7 +145,7 @@ class RunFiles(Callback):
         self.predictions = prediction_table(table, list(model.modalities), prediction, warnings)
         write_table(path, self.predictions)
         num_without_text = table.texts().count("")
-        lines = [f"Predictions of {len(prediction.row)} utterances: {path}"]
+        lines = [f"Predictions of {counted(len(prediction.row), 'utterance')}: {path}"]
         if num_without_text and model.takes_text:
             lines.insert(
                 0, f"{num_without_text} of {len(table.manifest)} utterances have no text; `mmemo transcribe` adds it"

@@ -17,10 +17,10 @@ from mmemo.losses import CrossEntropy, Loss, set_class_counts
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
 from mmemo.training.averaging import average_views, first_views
 from mmemo.training.checkpoint import check_classes, check_encoders, complete_state
-from mmemo.training.checks import check_finite, check_heads, check_mixup
+from mmemo.training.checks import check_finite, check_heads, check_mixing, check_mixup
 from mmemo.training.exposure import Exposure
 from mmemo.training.features import attach_sources
-from mmemo.training.finetuning import EncoderTuning, Finetuning
+from mmemo.training.finetuning import Finetuning, encoder_tunings
 from mmemo.training.head_metrics import ConditionMetrics, HeadMetrics
 from mmemo.training.hooks import Hooks, Step
 from mmemo.training.mixing import CONDITIONS, Mixed, drop_modalities, mixup, restricted
@@ -38,8 +38,7 @@ class EmotionSystem(LightningModule):
         model: The parts of the model.
         loss: What is minimised; see ``mmemo.losses``. Defaults to ``CrossEntropy``.
         optimizer: Builds the optimizer from the parameters, such as ``functools.partial(torch.optim.AdamW, lr=1e-3)``.
-        audio_finetuning: Which blocks of the audio encoder are trained, such as ``mmemo.training.LastBlocks``. Frozen
-            by default.
+        audio_finetuning: Trained blocks of the audio encoder, such as ``mmemo.training.LastBlocks``; None freezes it.
         text_finetuning: The same for the text encoder.
         one_cycle: Warm the learning rate up, then anneal it to zero (Smith and Topin 2018,
             <https://arxiv.org/abs/1708.07120>); otherwise it is constant.
@@ -49,8 +48,7 @@ class EmotionSystem(LightningModule):
             [0, 0.5]. Applies to models with both; an utterance never loses its last modality.
         mixup: Parameter of the Beta distribution from which mixup draws its shares (Zhang et al. 2018,
             <https://arxiv.org/abs/1710.09412>); 0 turns it off. Cached features are mixed where there are any.
-        hooks: Terms added to the loss, such as ``mmemo.training.AdversarialTraining`` or
-            ``mmemo.training.DomainAdversarial``.
+        hooks: Terms added to the loss, such as ``mmemo.training.AdversarialTraining``.
 
     Raises:
         ValueError: The parts do not fit together.
@@ -77,18 +75,14 @@ class EmotionSystem(LightningModule):
         hooks: list[nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        if not 0.0 <= modality_dropout <= 0.5:
-            raise ValueError(f"modality_dropout={modality_dropout}, expected 0 to 0.5")
-        if mixup < 0:
-            raise ValueError(f"mixup={mixup}, expected 0 or more")
+        check_mixing(modality_dropout, mixup)
         self.model = model
         self.loss = loss if loss is not None else CrossEntropy()
         self.optimizer = optimizer
         self.audio_finetuning, self.text_finetuning = audio_finetuning, text_finetuning
         self.one_cycle, self.cache_features, self.by_modality = one_cycle, cache_features, by_modality
         self.modality_dropout, self.mixup = modality_dropout, mixup
-        strategies = {"audio": audio_finetuning, "text": text_finetuning}
-        self.tunings = [EncoderTuning(name, model, given) for name, given in strategies.items() if given is not None]
+        self.tunings = encoder_tunings(model, audio_finetuning, text_finetuning)
         check_heads(model, self.loss)
         self.hooks = Hooks(hooks or [], model)
         if mixup:
@@ -102,12 +96,7 @@ class EmotionSystem(LightningModule):
     def requirements(self) -> Requirements:
         """Labels and modalities that training and inference need."""
         labels = cast(Loss, self.loss).required_labels
-        return Requirements(labels, self.model.takes_audio, self.model.takes_text, self.learns_unlabelled)
-
-    @property
-    def learns_unlabelled(self) -> bool:
-        """Whether training also uses utterances without labels."""
-        return self.hooks.unlabelled
+        return Requirements(labels, self.model.takes_audio, self.model.takes_text, self.hooks.unlabelled)
 
     def caches(self, modality: str, fitting: bool) -> bool:
         """Returns whether a modality can come from the cache: not if a hook perturbs it below the cached features."""
@@ -182,13 +171,9 @@ class EmotionSystem(LightningModule):
             term, logged = self.hooks(step)
             self.log_dict(logged, **options)
             loss = loss + term
-        check_finite(loss, self.current_epoch, lambda: self._ids(batch))
+        check_finite(loss, self.current_epoch, batch, self.datamodule)
         self.log("train/loss", loss, prog_bar=True, **options)
         return loss
-
-    def _ids(self, batch: EmotionBatch) -> list[str]:
-        rows = batch.row.tolist()
-        return [str(row) for row in rows] if self.datamodule is None else self.datamodule.table.ids(rows)
 
     def validation_step(self, batch: EmotionBatch, batch_idx: int) -> None:
         output = self(batch)

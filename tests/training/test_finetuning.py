@@ -20,6 +20,7 @@ from mmemo.models import (
     HuggingFaceTextEncoder,
     WhisperAudioEncoder,
 )
+from mmemo.training.backbone import save_backbone
 from mmemo.training.experiment_cli import ExperimentCLI, read_experiment
 from mmemo.training.finetuning import (
     Full,
@@ -29,7 +30,6 @@ from mmemo.training.finetuning import (
     LowRank,
     LowRankLinear,
     ProgressiveUnfreezing,
-    save_backbone,
 )
 from tests.conftest import ROOT, padded, tone
 from tests.models.test_pretrained_encoder import random_model
