@@ -18,6 +18,7 @@ ADVICE = (
     "Total length of `list` across ranks is zero",  # num_val_speakers: 0
     "is not supported by the model summary",  # bf16-mixed
     "skip_none parameter",
+    "You have overridden `on_after_batch_transfer`",
 )
 LOGGERS = ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed")
 

@@ -53,6 +53,11 @@ class EmotionBatch(NamedTuple):
         votes: Share of the raters' votes for each class ``(batch, num_classes)``; zeros without votes.
         dimensions: Valence, arousal, dominance ``(batch, 3)``; NaN if unlabelled.
         view: Number of each utterance's view ``(batch,)`` int64; 0 is the utterance itself.
+        audio_speaker: Mean and deviation of each speaker's audio features ``(batch, 2, layer, dim)``; None if
+            uncalibrated.
+        descriptors_speaker: The same for the second encoder of the waveform.
+        speaker_offsets: Offset of each class's scores for the speaker ``(batch, num_classes, num_classes)``; None
+            likewise.
 
     Example:
         >>> short, long = (
@@ -75,6 +80,13 @@ class EmotionBatch(NamedTuple):
     votes: Tensor
     dimensions: Tensor
     view: Tensor | None = None
+    audio_speaker: Tensor | None = None
+    descriptors_speaker: Tensor | None = None
+    speaker_offsets: Tensor | None = None
+
+    def uncalibrated(self) -> EmotionBatch:
+        """Returns the same utterances of unknown speakers."""
+        return self._replace(audio_speaker=None, descriptors_speaker=None, speaker_offsets=None)
 
     def audio_only(self) -> EmotionBatch:
         """Returns the same utterances without text."""

@@ -16,6 +16,7 @@ from mmemo.data.audio_facts import audio_facts
 from mmemo.data.augmentation import WaveformAugmentation, WordAugmentation
 from mmemo.data.batch import BucketSampler, EmotionBatch
 from mmemo.data.dataset import EmotionDataset, Sources
+from mmemo.data.enrolment import Enrolment
 from mmemo.data.manifest import Manifest, ManifestError
 from mmemo.data.splits import OfficialSplit, Split, SplitError, Splitter, check_speakers_disjoint
 from mmemo.data.table import (
@@ -76,6 +77,8 @@ class EmotionDataModule(LightningDataModule):
         empty_rows: Refuse to start if an utterance has no input for the model, or keep it and predict without input.
         allow_speaker_overlap: Allow a speaker on two sides of the split; every result then carries a warning.
         predict_on: Rows that ``predict`` predicts: all of them, or one side of the split.
+        enrolment: Utterances that calibrate a model with a ``speaker_norm`` to each speaker. Defaults to all
+            utterances of the speaker; their labels are not read.
         seed: Seed of the order of training batches.
 
     Raises:
@@ -107,6 +110,7 @@ class EmotionDataModule(LightningDataModule):
         empty_rows: Literal["refuse", "keep"] = "refuse",
         allow_speaker_overlap: bool = False,
         predict_on: Literal["all", "train", "val", "test"] = "all",
+        enrolment: Enrolment | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -129,6 +133,7 @@ class EmotionDataModule(LightningDataModule):
         self.empty_rows = empty_rows
         self.allow_speaker_overlap = allow_speaker_overlap
         self.predict_on = predict_on
+        self.enrolment = enrolment or Enrolment()
         self.seed = seed
         self._check_settings()
         self._manifest: Manifest | None = None

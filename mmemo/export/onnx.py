@@ -45,6 +45,8 @@ MIN_AGREEMENT = 0.98
 NEAR_TIE_MARGIN = 0.1
 """Largest difference in probability between the two most probable classes of a near tie."""
 
+log = logging.getLogger(__name__)
+
 _FILES = {CONFIG_FILE, MODEL_FILE, INT8_FILE, WEIGHTS_FILE, TOKENIZER_FILE, EXAMPLE_FILE, CARD_FILE}
 _BOUNDED = ("probabilities", "dimensions")  # outputs with a fixed range
 _OUTPUT_PREFIX = "outer_"
@@ -122,6 +124,8 @@ def export_onnx(
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
     if others := sorted(names - _FILES):
         raise ValueError(f"{folder}: holds other files ({', '.join(others[:3])}); choose an empty or new folder")
+    if model.speaker_norms:
+        log.warning("%s: exported as for an unknown speaker; model folders do not calibrate to speakers", folder)
     encoder = model.encoder("audio")
     max_seconds = encoder.max_seconds if isinstance(encoder, HasMaxSeconds) else None
     if max_seconds is not None:

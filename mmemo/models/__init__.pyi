@@ -11,10 +11,12 @@ from .fusion import (
     LowRankFusion,
 )
 from .gates import FeatureGate, HardConcreteGate, ModalityGate, NoGate, VariableSelection
-from .heads import ClassHead, DimensionHead, NoHead
+from .heads import ClassHead, DimensionHead, DiscriminantHead, NoHead
 from .huggingface import ASTAudioEncoder, HuggingFaceAudioEncoder
 from .layer_mix import LayerConcat, LayerMix
-from .pooling import AttentiveStatisticsPooling, StatisticsPooling
+from .pooling import AttentiveStatisticsPooling, MeanPooling, StatisticsPooling
+from .speaker_mixture import SpeakerMixture
+from .speaker_norm import SpeakerNorm, StatisticsEncoder
 from .text import HuggingFaceTextEncoder
 from .vggish import VGGishEncoder
 from .whisper import WhisperAudioEncoder
@@ -30,6 +32,7 @@ __all__ = [
     "ConvRecurrentEncoder",
     "CrossModalAttention",
     "DimensionHead",
+    "DiscriminantHead",
     "EGeMAPS",
     "EmotionModel",
     "EmotionOutput",
@@ -43,10 +46,14 @@ __all__ = [
     "LayerConcat",
     "LayerMix",
     "LowRankFusion",
+    "MeanPooling",
     "ModalityGate",
     "NoGate",
     "NoHead",
     "ResNetEncoder",
+    "SpeakerMixture",
+    "SpeakerNorm",
+    "StatisticsEncoder",
     "StatisticsPooling",
     "VGGEncoder",
     "VGGishEncoder",

@@ -1,4 +1,7 @@
-"""The parts of a model in order: encoders, layer mix, gates, fusion, heads. Tensors in, tensors out."""
+"""The parts of a model in order: encoders, speaker normalisation, layer mix, gates, fusion, heads.
+
+Tensors in, tensors out.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from mmemo.models.fusion import AttentionMap, CrossModalAttention
 from mmemo.models.gates import FeatureGate
 from mmemo.models.heads import ClassHead
 from mmemo.models.layer_mix import LayerConcat, LayerMix, WeighsLayers
+from mmemo.models.speaker_mixture import SpeakerMixture
 
 
 class EmotionOutput(NamedTuple):
@@ -60,6 +64,10 @@ class EmotionModel(nn.Module):
         head: Predicts the classes; built from the size of the fused vector and the number of classes. Defaults to
             ``ClassHead``.
         dimension_head: Predicts valence, arousal and dominance; built from the size of the fused vector.
+        speaker_norm: Calibrates audio features to the speaker, such as ``SpeakerNorm``; built from the number of layers
+            and their feature size. Defaults to none.
+        speaker_mixture: Rescores the classes for the speaker, such as ``SpeakerMixture``; built from the number of
+            classes. Defaults to none.
 
     Raises:
         ValueError: There is no encoder, nothing to predict, a single class, or a repeated class; or an input of
@@ -68,7 +76,9 @@ class EmotionModel(nn.Module):
     Shape:
         audio, descriptors: waveform ``(batch, samples)`` at 16 kHz, or the output of the encoder's ``precompute``
         ``(batch, layer, time, dim)``; text: token ids ``(batch, token)``, or precomputed
-        ``(batch, layer, token, dim)``; each with its mask -> :class:`EmotionOutput`
+        ``(batch, layer, token, dim)``; each with its mask. Of the speakers: ``audio_speaker`` and
+        ``descriptors_speaker`` ``(batch, 2, layer, dim)``, mean and deviation; ``speaker_offsets``
+        ``(batch, num_classes, num_classes)``. Without them the model is uncalibrated. -> :class:`EmotionOutput`
 
     Example:
         >>> from mmemo.models import ConvNeXtEncoder
@@ -89,6 +99,8 @@ class EmotionModel(nn.Module):
         fusion: Callable[[Sequence[int]], nn.Module] | None = None,
         head: Callable[[int, int], nn.Module] | None = None,
         dimension_head: Callable[[int], nn.Module] | None = None,
+        speaker_norm: Callable[[int, int], nn.Module] | None = None,
+        speaker_mixture: Callable[[int], SpeakerMixture] | None = None,
     ) -> None:
         super().__init__()
         encoders = {"audio": audio_encoder, "descriptors": descriptors, "text": text_encoder}
@@ -104,18 +116,22 @@ class EmotionModel(nn.Module):
         self.arguments = {  # the parts that are built below, as they were given
             "classes": list(classes), "audio_encoder": audio_encoder, "descriptors": descriptors,
             "text_encoder": text_encoder, "layer_mix": layer_mix, "gate": gate, "fusion": fusion, "head": head,
-            "dimension_head": dimension_head,
+            "dimension_head": dimension_head, "speaker_norm": speaker_norm, "speaker_mixture": speaker_mixture,
         }  # fmt: skip
         self.classes = tuple(classes)
         self.modalities = nn.ModuleDict(
             {
-                name: ModalityBranch(encoder, layer_mix or LayerMix, gate or FeatureGate)
+                name: ModalityBranch(
+                    encoder, layer_mix or LayerMix, gate or FeatureGate, None if name == "text" else speaker_norm
+                )
                 for name, encoder in encoders.items()
             }
         )
         self.fusion = cast(Any, (fusion or CrossModalAttention)([part.dim for part in self.branches]))
         self.head = (head or ClassHead)(self.fusion.dim, len(classes)) if classes else None
         self.dimension_head = None if dimension_head is None else dimension_head(self.fusion.dim)
+        build_mixture = speaker_mixture if classes else None
+        self.speaker_mixture = None if build_mixture is None else build_mixture(len(classes))
 
     @property
     def branches(self) -> list[ModalityBranch]:
@@ -131,6 +147,12 @@ class EmotionModel(nn.Module):
     def takes_text(self) -> bool:
         """Whether there is a text encoder."""
         return "text" in self.modalities
+
+    @property
+    def speaker_norms(self) -> dict[str, Any]:
+        """Modality -> its speaker normalisation; empty for a model that is not calibrated to speakers."""
+        branches = zip(self.modalities, self.branches, strict=True)
+        return {name: branch.speaker_norm for name, branch in branches if branch.speaker_norm is not None}
 
     def fingerprints(self) -> dict[str, str]:
         """Returns modality -> what its encoder's cached features depend on."""
@@ -164,6 +186,9 @@ class EmotionModel(nn.Module):
         text_mask: Tensor | None = None,
         descriptors: Tensor | None = None,
         descriptors_mask: Tensor | None = None,
+        audio_speaker: Tensor | None = None,
+        descriptors_speaker: Tensor | None = None,
+        speaker_offsets: Tensor | None = None,
     ) -> EmotionOutput:
         given = {
             "audio": (audio, audio_mask), "descriptors": (descriptors, descriptors_mask), "text": (text, text_mask)
@@ -173,12 +198,18 @@ class EmotionModel(nn.Module):
                 raise ValueError(
                     f"this model needs {name}= and {name}_mask=; the mask is all False for an utterance without {name}"
                 )
-        encoded: list[EncodedModality] = [part(*given[name]) for name, part in self.modalities.items()]
+        speakers = {"audio": audio_speaker, "descriptors": descriptors_speaker}
+        encoded: list[EncodedModality] = [
+            part(*given[name], speakers.get(name)) for name, part in self.modalities.items()
+        ]
         fused = self.fusion([part.features for part in encoded], [part.mask for part in encoded])
         penalties = [part.penalty for part in encoded if part.penalty is not None]
+        logits = None if self.head is None else self.head(fused.vector)
+        if self.speaker_mixture is not None:
+            logits = self.speaker_mixture(logits, speaker_offsets)
         return EmotionOutput(
             embedding=fused.vector,
-            logits=None if self.head is None else self.head(fused.vector),
+            logits=logits,
             dimensions=None if self.dimension_head is None else self.dimension_head(fused.vector),
             gates=tuple(part.gate for part in encoded),
             modality_weights=fused.weights,
@@ -205,16 +236,18 @@ class EncodedModality(NamedTuple):
 
 
 class ModalityBranch(nn.Module):
-    """One modality up to the fusion: encoder, layer mix, gate.
+    """One modality up to the fusion: encoder, speaker normalisation, layer mix, gate.
 
     Args:
         encoder: An :class:`~mmemo.models.encoder.Encoder`.
         layer_mix: Builds the layer mix.
         gate: Builds the gate.
+        speaker_norm: Builds the speaker normalisation. Defaults to none.
 
     Shape:
         waveform ``(batch, samples)``, token ids ``(batch, token)`` or precomputed ``(batch, layer, time, dim)``, with
-        mask ``(batch, samples)``, ``(batch, token)`` or ``(batch, time)`` bool -> :class:`EncodedModality`
+        mask ``(batch, samples)``, ``(batch, token)`` or ``(batch, time)`` bool, and the statistics of the speakers
+        ``(batch, 2, layer, dim)`` or None -> :class:`EncodedModality`
     """
 
     def __init__(
@@ -222,9 +255,11 @@ class ModalityBranch(nn.Module):
         encoder: Any,
         layer_mix: Callable[[int, int], nn.Module],
         gate: Callable[[Sequence[int]], nn.Module],
+        speaker_norm: Callable[[int, int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.encoder: Any = encoder
+        self.speaker_norm = None if speaker_norm is None else speaker_norm(encoder.num_layers, encoder.dim)
         mix = layer_mix if encoder.num_layers > 1 else LayerConcat  # a single layer has nothing to mix
         self.layer_mix = cast(Any, mix(encoder.num_layers, encoder.dim))
         self.dim: int = self.layer_mix.dim
@@ -250,9 +285,11 @@ class ModalityBranch(nn.Module):
             return {}
         return dict(zip(self.encoder.layers, self.layer_mix.weights.detach(), strict=True))
 
-    def forward(self, features: Tensor, mask: Tensor) -> EncodedModality:
+    def forward(self, features: Tensor, mask: Tensor, speaker: Tensor | None = None) -> EncodedModality:
         if features.ndim == 2:  # waveforms or token ids, not precomputed
             features, mask = self.encoder.precompute(features, mask)
         features, mask = self.encoder(features, mask)
+        if self.speaker_norm is not None:
+            features = self.speaker_norm(features, mask, speaker)
         gated = self.gate(self.layer_mix(features), mask)
         return EncodedModality(gated.features, mask, gated.gate, gated.penalty)

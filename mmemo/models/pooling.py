@@ -21,6 +21,30 @@ def weighted_statistics(features: Tensor, weights: Tensor) -> Tensor:
     return torch.cat([mean, (variance + 1e-6).sqrt() * (variance > 0)], dim=-1)
 
 
+class MeanPooling(nn.Module):
+    """Mean over time.
+
+    Args:
+        input_dim: Size of the feature axis.
+
+    Shape:
+        features ``(batch, time, input_dim)``, mask ``(batch, time)`` bool -> ``(batch, input_dim)``; zeros if every
+        frame is masked
+
+    Example:
+        >>> MeanPooling(input_dim=8)(torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)).shape
+        torch.Size([2, 8])
+    """
+
+    def __init__(self, input_dim: int) -> None:
+        super().__init__()
+        self.dim = input_dim
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        weights = mask / mask.sum(1, keepdim=True).clamp(min=1)
+        return (weights[..., None] * features).sum(1)
+
+
 class StatisticsPooling(nn.Module):
     """Mean and standard deviation over time with equal weights (Snyder et al. 2018, x-vectors).
 

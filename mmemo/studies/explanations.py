@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +27,11 @@ from mmemo.settings import is_offline
 from mmemo.studies.charts import draw_explanation
 from mmemo.training.attacks import Level, PerturbationPoint, evaluation_gradients
 from mmemo.training.experiment import Experiment
+from mmemo.training.forward import run_model
 from mmemo.training.loading import load_model
 from mmemo.training.run_folder import checkpoint_path
+
+log = logging.getLogger(__name__)
 
 FOLDER = "explanations"
 SHARES = (0.05, 0.1, 0.2, 0.3)
@@ -94,7 +98,7 @@ def explain_utterance(
     if model.head is None:
         raise ValueError("explanations are of classes, but this model predicts dimensions only")
     batch, tokens = _batch(model, utterance)
-    forward = partial(_forward, model)
+    forward = partial(run_model, model)
     with evaluation_gradients(model):
         output, attention = _output_with_attention(model, batch)
         assert output.logits is not None
@@ -120,19 +124,12 @@ def explain_utterance(
     )  # fmt: skip
 
 
-def _forward(model: EmotionModel, batch: EmotionBatch) -> EmotionOutput:
-    output: EmotionOutput = model(
-        batch.audio, batch.audio_mask, batch.text, batch.text_mask, batch.descriptors, batch.descriptors_mask
-    )
-    return output
-
-
 def _output_with_attention(model: EmotionModel, batch: EmotionBatch) -> tuple[EmotionOutput, dict[str, np.ndarray]]:
     attention: dict[str, np.ndarray] = {}
     handles = _record_pooling(model, attention)
     try:
         with torch.no_grad():
-            output = _forward(model, batch)
+            output = run_model(model, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -213,7 +210,7 @@ class _Path:
     target: int
 
     def _logits(self, delta: Tensor) -> Tensor:
-        forward = partial(_forward, self.point.model)
+        forward = partial(run_model, self.point.model)
         return cast(Tensor, self.point.run(forward, self.batch, delta).logits)
 
     def _score(self, changed: Tensor) -> Tensor:
@@ -347,6 +344,8 @@ def explain(
         FileNotFoundError: The run has no checkpoint.
     """
     model = load_model(checkpoint_path(run.folder, checkpoint or run.checkpoint))
+    if model.speaker_norms:
+        log.warning("%s: explained as for an unknown speaker, without speaker calibration", run.folder)
     if show_words is None:
         show_words = not is_offline() and run.study is None
     table = run.data.prepare("test")

@@ -31,8 +31,10 @@ from mmemo.training.attacks import Attack, PerturbationPoint, add_to_waveform, e
 from mmemo.training.experiment import Experiment
 from mmemo.training.feature_cache import FeatureCache
 from mmemo.training.features import CachedFeatures, Clip, Waveforms, cache_audio, empty_features, transcripts_of
+from mmemo.training.forward import run_model
 from mmemo.training.loading import load_model
 from mmemo.training.run_folder import checkpoint_path
+from mmemo.training.speakers import SpeakerProfiles, speaker_profiles
 
 FOLDER = "robustness"
 
@@ -215,6 +217,9 @@ class _Evaluator:
             )
             for row in table.split.test
         ]
+        if self.model.speaker_norms:  # a prediction also depends on the speaker's other utterances
+            speakers = table.manifest.frame[["speaker", "session"]].iloc[table.split.test].to_numpy().tolist()
+            return hashlib.sha256(repr((content, speakers, vars(self.datamodule.enrolment))).encode()).hexdigest()
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
     def path(self, condition: Condition) -> Path:
@@ -238,10 +243,12 @@ class _Evaluator:
     def __call__(self, condition: Condition, title: str) -> pd.DataFrame:
         """Returns id, speaker, target and prediction of each labelled test row."""
         self.datamodule.attach(self._sources(condition))
+        profiles = self._profiles()
         loader = self.datamodule.test_dataloader()
         rows, predicted, target = [], [], []
         for batch in track(loader, title, len(loader), self.settings.progress):
             batch = EmotionBatch(*(None if values is None else values.to(self.device) for values in batch))  # type: ignore[arg-type]
+            batch = batch if profiles is None else profiles.calibrated(batch)
             output = self._attacked(batch, condition.attack) if condition.attack else self._plain(batch)
             assert output.logits is not None
             rows.append(batch.row.cpu())
@@ -257,6 +264,13 @@ class _Evaluator:
             }
         )
         return table[table["target"] != UNLABELLED].sort_values("id", ignore_index=True)
+
+    def _profiles(self) -> SpeakerProfiles | None:
+        """Returns what calibrates the model to the test speakers, from recordings changed by the condition."""
+        if not self.model.speaker_norms:
+            return None
+        forward = partial(run_model, self.model)
+        return speaker_profiles(self.datamodule, self.model, forward, self.datamodule.table.split.test)
 
     def _sources(self, condition: Condition) -> Sources:
         changed = ChangedWaveforms(self.waveforms, condition.effect)
@@ -276,19 +290,20 @@ class _Evaluator:
 
     @torch.no_grad()
     def _plain(self, batch: EmotionBatch) -> EmotionOutput:
-        return _forward(self.model, batch)
+        return run_model(self.model, batch)
 
     def _attacked(self, batch: EmotionBatch, attack: Attack) -> EmotionOutput:
         point = PerturbationPoint(self.surrogate, attack.level)
-        forward = partial(_forward, self.surrogate)
+        forward = partial(run_model, self.surrogate)
         is_half = self.settings.half_precision
         precision: Any = torch.autocast(self.device.type, torch.bfloat16) if is_half else nullcontext()
         with evaluation_gradients(self.surrogate):
             torch.manual_seed(0)  # the same random start each time
-            values, mask = point.values(forward, batch)
+            searched = batch if self.surrogate is self.model else batch.uncalibrated()
+            values, mask = point.values(forward, searched)
 
             def losses(perturbed: Tensor) -> Tensor:
-                logits = point.run(forward, batch, perturbed - values).logits
+                logits = point.run(forward, searched, perturbed - values).logits
                 assert logits is not None
                 return nn.functional.cross_entropy(
                     logits.float(), batch.target, ignore_index=UNLABELLED, reduction="none"
@@ -298,15 +313,8 @@ class _Evaluator:
                 delta = attack.search(losses, values, mask)
         with torch.no_grad():
             if attack.level == "waveform":
-                return _forward(self.model, add_to_waveform(batch, delta))
-            return PerturbationPoint(self.model, attack.level).run(partial(_forward, self.model), batch, delta)
-
-
-def _forward(model: EmotionModel, batch: EmotionBatch) -> EmotionOutput:
-    output: EmotionOutput = model(
-        batch.audio, batch.audio_mask, batch.text, batch.text_mask, batch.descriptors, batch.descriptors_mask
-    )
-    return output
+                return run_model(self.model, add_to_waveform(batch, delta))
+            return PerturbationPoint(self.model, attack.level).run(partial(run_model, self.model), batch, delta)
 
 
 def summarise(predictions: Mapping[str, pd.DataFrame], conditions: Mapping[str, Condition]) -> pd.DataFrame:

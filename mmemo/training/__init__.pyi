@@ -1,5 +1,6 @@
 from .adversarial import TRADES, AdversarialTraining, DomainAdversarial, FreeLB, VirtualAdversarial
 from .attacks import FGM, FGSM, PGD
+from .closed_form import ClosedFormSystem
 from .distillation import DistillationSystem
 from .experiment import Experiment
 from .experiment_cli import read_experiment
@@ -11,6 +12,7 @@ __all__ = [
     "PGD",
     "TRADES",
     "AdversarialTraining",
+    "ClosedFormSystem",
     "DistillationSystem",
     "DomainAdversarial",
     "Experiment",

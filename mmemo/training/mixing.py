@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from mmemo.data.batch import EmotionBatch
-from mmemo.models.emotion_model import EmotionOutput
+from mmemo.models.emotion_model import EmotionModel, EmotionOutput
 
-CONDITIONS = ("", "audio_only", "text_only")
-"""Inputs that ``by_modality`` evaluates: everything, the audio only, the text only."""
+MODALITY_CONDITIONS = ("audio_only", "text_only")
+"""Inputs that ``by_modality`` evaluates besides everything: the audio only, the text only."""
+
+UNCALIBRATED = "uncalibrated"
+"""Condition of a model that is calibrated to speakers: as for an unknown speaker."""
 
 Criterion = Callable[[EmotionOutput, EmotionBatch], Tensor]
 """Function of a model's output and the labels that returns a loss."""
@@ -104,13 +107,26 @@ def reordered(batch: EmotionBatch, order: Tensor) -> EmotionBatch:
     return EmotionBatch(*(None if values is None else values[order] for values in batch))  # type: ignore[arg-type]
 
 
+def conditions_of(model: EmotionModel, by_modality: bool) -> tuple[str, ...]:
+    """Returns the conditions that a model is tested in; the first is the empty name, for everything.
+
+    Args:
+        model: The model.
+        by_modality: Whether each modality is also tested alone, if the model has both.
+    """
+    alone = MODALITY_CONDITIONS if by_modality and model.takes_audio and model.takes_text else ()
+    return ("", *([UNCALIBRATED] if model.speaker_norms else []), *alone)
+
+
 def restricted(batch: EmotionBatch, condition: str) -> EmotionBatch:
     """Returns a batch with the inputs of a condition only.
 
     Args:
         batch: The utterances, with masks ``(batch, time)``; only the masks change.
-        condition: One of ``CONDITIONS``.
+        condition: One of ``MODALITY_CONDITIONS``, ``UNCALIBRATED``, or empty for everything.
     """
     if condition == "audio_only":
         return batch.audio_only()
+    if condition == UNCALIBRATED:
+        return batch.uncalibrated()
     return batch.text_only() if condition == "text_only" else batch

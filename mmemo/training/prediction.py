@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class Prediction(NamedTuple):
         modality_weights: Weight of each modality ``(batch, modality)``; None for a fusion without weights.
         gates: Gate of each feature of all modalities ``(batch, dim)``, in [0, 1].
         embedding: Fused vector ``(batch, dim)``.
+        uncalibrated_probs: Class probabilities as for an unknown speaker; None unless the model is calibrated.
     """
 
     row: Tensor
@@ -40,6 +42,7 @@ class Prediction(NamedTuple):
     modality_weights: Tensor | None = None
     gates: Tensor | None = None
     embedding: Tensor | None = None
+    uncalibrated_probs: Tensor | None = None
 
     @staticmethod
     def of(row: Tensor, outputs: Mapping[str, EmotionOutput]) -> Prediction:
@@ -47,7 +50,7 @@ class Prediction(NamedTuple):
 
         Args:
             row: Manifest rows ``(batch,)``.
-            outputs: Condition (``""``, ``audio_only``, ``text_only``) -> output of the model.
+            outputs: Condition (``""``, ``audio_only``, ``text_only``, ``uncalibrated``) -> output of the model.
         """
         probs = {
             condition: None if output.logits is None else output.logits.float().softmax(-1)
@@ -63,6 +66,7 @@ class Prediction(NamedTuple):
             modality_weights=output.modality_weights,
             gates=torch.cat(output.gates, dim=-1),
             embedding=output.embedding,
+            uncalibrated_probs=probs.get("uncalibrated"),
         )
 
     @staticmethod
@@ -81,7 +85,11 @@ class Prediction(NamedTuple):
 
 
 def prediction_table(
-    table: DataTable, modalities: Sequence[str], prediction: Prediction, warnings: Sequence[str] = ()
+    table: DataTable,
+    modalities: Sequence[str],
+    prediction: Prediction,
+    warnings: Sequence[str] = (),
+    num_enrolled: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Returns one row per utterance: id, speaker, side, label, most likely class, and every predicted number.
 
@@ -90,6 +98,8 @@ def prediction_table(
         modalities: Modalities of the model, in its order.
         prediction: For all of them.
         warnings: Warnings that every row carries.
+        num_enrolled: Utterances that calibrated the model to the speaker of each manifest row ``(row,)``. Defaults to
+            none, for a model that is not calibrated.
     """
     rows = table.manifest.frame.iloc[prediction.row.long().numpy()]
     result = rows[["id", "speaker", "emotion"]].reset_index(drop=True)
@@ -101,6 +111,8 @@ def prediction_table(
         result["confidence"] = confidence.numpy()
     if prediction.dimensions is not None:
         result[list(DIMENSIONS)] = rows[list(DIMENSIONS)].to_numpy()
+    if num_enrolled is not None:
+        result["enrolled_utterances"] = num_enrolled[prediction.row.long().numpy()]
     if warnings:
         result["warning"] = "; ".join(warnings)
     columns = _number_columns(table.classes, modalities, prediction)
@@ -110,7 +122,10 @@ def prediction_table(
 
 def _number_columns(classes: Sequence[str], modalities: Sequence[str], prediction: Prediction) -> dict[str, Tensor]:
     columns: dict[str, Tensor] = {}
-    by_prefix = {"": prediction.probs, "audio_": prediction.audio_probs, "text_": prediction.text_probs}
+    by_prefix = {
+        "": prediction.probs, "audio_": prediction.audio_probs, "text_": prediction.text_probs,
+        "uncalibrated_": prediction.uncalibrated_probs,
+    }  # fmt: skip
     for prefix, probs in by_prefix.items():
         if probs is not None:
             columns |= {f"{prefix}prob_{name}": probs[:, index] for index, name in enumerate(classes)}

@@ -110,6 +110,7 @@ class RunFiles(Callback):
             "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
             "classes": list(system.model.classes),
             "confusion": None if confusion is None else confusion.tolist(),
+            "calibration": system.calibration,
             "warnings": self._warnings(trainer, system),
         }
         write_json(self.folder / METRICS_FILE, results)
@@ -142,7 +143,8 @@ class RunFiles(Callback):
         model = system.model
         path = Path(self.files.predictions) if self.files.predictions else self.folder / PREDICTIONS_FILE
         warnings = self._warnings(trainer, system)
-        self.predictions = prediction_table(table, list(model.modalities), prediction, warnings)
+        enrolled = None if system.profiles is None else system.profiles.num_enrolled
+        self.predictions = prediction_table(table, list(model.modalities), prediction, warnings, enrolled)
         write_table(path, self.predictions)
         num_without_text = table.texts().count("")
         lines = [f"Predictions of {counted(len(prediction.row), 'utterance')}: {path}"]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 
@@ -21,15 +20,17 @@ from mmemo.training.checks import check_finite, check_heads, check_mixing, check
 from mmemo.training.exposure import Exposure
 from mmemo.training.features import attach_sources
 from mmemo.training.finetuning import Finetuning, encoder_tunings
+from mmemo.training.forward import run_model
 from mmemo.training.head_metrics import ConditionMetrics, HeadMetrics
 from mmemo.training.hooks import Hooks, Step
-from mmemo.training.mixing import CONDITIONS, Mixed, drop_modalities, mixup, restricted
+from mmemo.training.mixing import Mixed, conditions_of, drop_modalities, mixup, restricted
 from mmemo.training.optimization import build_optimizer, one_cycle_schedule
 from mmemo.training.prediction import Prediction
 from mmemo.training.recipe import stored_recipe
+from mmemo.training.speakers import SpeakerCalibrated
 
 
-class EmotionSystem(LightningModule):
+class EmotionSystem(SpeakerCalibrated):
     """Trains an :class:`EmotionModel`, and reports UAR, accuracy and F1 of classes, CCC and MAE of dimensions.
 
     A checkpoint holds the trained weights and the settings of all parts; frozen weights are not saved.
@@ -87,7 +88,7 @@ class EmotionSystem(LightningModule):
         self.hooks = Hooks(hooks or [], model)
         if mixup:
             check_mixup(model, reads_raw_text=not self.caches("text", fitting=True))
-        self.conditions = CONDITIONS if by_modality and model.takes_audio and model.takes_text else CONDITIONS[:1]
+        self.conditions = conditions_of(model, by_modality)
         self.val_metrics = HeadMetrics(model, "val/")
         self.test_metrics = ConditionMetrics(model, self.conditions)
         self.warnings: list[str] = []  # about the model, for every result
@@ -150,9 +151,7 @@ class EmotionSystem(LightningModule):
         complete_state(checkpoint["state_dict"], self.state_dict(), [tuning.prefix for tuning in self.tunings])
 
     def forward(self, batch: EmotionBatch) -> EmotionOutput:
-        return self.model(
-            batch.audio, batch.audio_mask, batch.text, batch.text_mask, batch.descriptors, batch.descriptors_mask
-        )
+        return run_model(self.model, batch)
 
     def criterion(self, output: EmotionOutput, batch: EmotionBatch) -> Tensor:
         """Returns what training minimises, without the terms of gates and hooks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -24,7 +25,9 @@ from mmemo.progress import progress
 from mmemo.training.exposure import Exposure
 from mmemo.training.feature_cache import FeatureCache
 from mmemo.training.features import MODALITIES, attach_sources, text_content, transcripts_of
+from mmemo.training.forward import run_model
 from mmemo.training.loading import load_model
+from mmemo.training.speakers import speaker_profiles
 
 OUTPUTS_VERSION = 2
 """Part of the cache's name; raise it when a teacher's outputs change."""
@@ -249,14 +252,15 @@ def _run_teacher(
     model.eval().to(device)
     contents = datamodule.table.contents
     unreadable: list[int] = []
+    profiles = None
+    if model.speaker_norms:  # the student learns what the calibrated teacher predicts
+        profiles = speaker_profiles(datamodule, model, partial(run_model, model), rows)
     with progress("Teacher outputs", len(rows), trainer.is_global_zero) as advance:
         for batch in datamodule.views_dataloader(rows):
             batch = cast(EmotionBatch, move_data_to_device(batch, device))
             with trainer.precision_plugin.forward_context():
-                output = model(
-                    batch.audio, batch.audio_mask, batch.text, batch.text_mask, batch.descriptors,
-                    batch.descriptors_mask,
-                )  # fmt: skip
+                output = run_model(model, batch if profiles is None else profiles.calibrated(batch))
+            assert output.logits is not None
             values = torch.cat([output.logits.float(), output.embedding.float(), hidden(output)], dim=-1).cpu().numpy()
             values = values.reshape(-1, datamodule.num_views, 1, values.shape[-1])
             is_silent = _lacks_audio(batch).reshape(len(values), -1).all(1).tolist()

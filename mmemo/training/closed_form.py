@@ -1,0 +1,128 @@
+"""A head that is computed instead of trained: seconds for a corpus, with the same result every time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmemo.data.batch import EmotionBatch
+from mmemo.labels import UNLABELLED
+from mmemo.models.emotion_model import EmotionModel
+from mmemo.models.heads import DiscriminantHead
+from mmemo.training.speakers import evaluating
+from mmemo.training.system import EmotionSystem
+
+
+class ClosedFormSystem(EmotionSystem):
+    """Computes a :class:`~mmemo.models.DiscriminantHead` on frozen features; nothing is trained by gradients.
+
+    With a ``speaker_mixture``, the head is first computed without each group of training speakers in turn. The scores
+    of the left-out speakers show how much speakers differ.
+
+    Args:
+        model: Model with a ``DiscriminantHead``; all its other parts are frozen.
+        num_groups: Groups of training speakers for the mixture, 2 or more.
+        balanced: Whether every class of every corpus has the same weight. By default every utterance has.
+
+    Raises:
+        ValueError: The head is another, or there are too few training speakers.
+
+    Example:
+        >>> from functools import partial
+        >>> from mmemo.models import Concatenation, ConvNeXtEncoder, MeanPooling, NoGate, StatisticsEncoder
+        >>> model = EmotionModel(
+        ...     ["anger", "sadness"], StatisticsEncoder(ConvNeXtEncoder(hidden_dim=8)), gate=NoGate,
+        ...     fusion=partial(Concatenation, pooling=MeanPooling), head=DiscriminantHead,
+        ... )
+        >>> ClosedFormSystem(model).model.head.num_groups
+        1
+    """
+
+    def __init__(self, model: EmotionModel, num_groups: int = 5, balanced: bool = False) -> None:
+        if not isinstance(model.head, DiscriminantHead):
+            raise ValueError(
+                f"ClosedFormSystem computes a DiscriminantHead, but the model has {type(model.head).__name__}; set "
+                "head: mmemo.models.DiscriminantHead"
+            )
+        if num_groups < 2:
+            raise ValueError(f"ClosedFormSystem(num_groups={num_groups}), expected 2 or more")
+        super().__init__(model, one_cycle=False)
+        self.num_groups = num_groups
+        self.balanced = balanced
+        self.automatic_optimization = False
+
+    def on_train_start(self) -> None:
+        """Computes the head, then the mixture."""
+        assert self.datamodule is not None
+        vectors, rows = self._vectors()
+        table = self.datamodule.table
+        target = torch.from_numpy(table.targets.emotion[rows])
+        weights = torch.from_numpy(self._weights(rows)).float()
+        head, mixture = self.model.head, self.model.speaker_mixture
+        assert isinstance(head, DiscriminantHead)
+        if mixture is not None:
+            speaker, scores = self._speakers(rows), torch.zeros(len(rows), len(self.model.classes))
+            for group in range(self.num_groups):
+                left_out = speaker % self.num_groups == group
+                head.fit(vectors[~left_out], target[~left_out], weights[~left_out])
+                scores[left_out] = head(vectors[left_out])
+            mixture.fit(scores, target, speaker, weights)
+        head.fit(vectors, target, weights)
+        self.on_fit_start()  # the offsets of validation speakers depend on head and mixture
+
+    def _vectors(self) -> tuple[Tensor, np.ndarray]:
+        """Returns the fused vectors ``(utterance, dim)`` of all views of the labelled training rows, and their rows."""
+        assert self.datamodule is not None
+        labelled = self.datamodule.table.targets.emotion != UNLABELLED
+        train = self.datamodule.table.train_rows
+        vectors, rows = [], []
+        with evaluating(self.model):
+            for batch in self.datamodule.views_dataloader(train[labelled[train]]):
+                batch = self.on_after_batch_transfer(batch, 0)
+                vectors.append(self(batch).embedding)
+                rows.append(batch.row)
+        return torch.cat(vectors), torch.cat(rows).numpy()
+
+    def _speakers(self, rows: np.ndarray) -> Tensor:
+        """Returns the index of each row's speaker, in random order of the speakers ``(row,)``."""
+        assert self.datamodule is not None
+        speakers = self.datamodule.enrolment.choose(self.datamodule.table, np.unique(rows))
+        if len(speakers) < self.num_groups:
+            raise ValueError(
+                f"{self.datamodule.table.name}: {len(speakers)} training speakers, too few for the "
+                f"{self.num_groups} groups of the speaker_mixture; lower num_groups, or remove speaker_mixture"
+            )
+        order = np.random.default_rng(0).permutation(len(speakers))
+        index = {int(row): int(number) for number, one in zip(order, speakers, strict=True) for row in one.rows}
+        return torch.tensor([index[int(row)] for row in rows])
+
+    def _weights(self, rows: np.ndarray) -> np.ndarray:
+        """Returns a weight per row ``(row,)``, with mean 1."""
+        assert self.datamodule is not None
+        if not self.balanced:
+            return np.ones(len(rows))
+        table = self.datamodule.table
+        corpus = _corpora(table.manifest.frame["id"].iloc[rows].astype(str).tolist(), self.datamodule.corpora)
+        keys = [*zip(corpus, table.targets.emotion[rows].tolist(), strict=True)]
+        counts: dict[tuple[str, int], int] = {}
+        for key in keys:
+            counts[key] = counts.get(key, 0) + 1
+        num_classes = {name: sum(1 for other, _ in counts if other == name) for name in set(corpus)}
+        weights = np.array([1 / (counts[key] * num_classes[key[0]]) for key in keys])
+        return weights / weights.mean()
+
+    def training_step(self, batch: EmotionBatch, batch_idx: int) -> None:  # type: ignore[override]
+        """Changes nothing, since the head has been computed; Lightning writes checkpoints only after steps."""
+        self.optimizers().step()  # type: ignore[union-attr]
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.model.parameters(), lr=0.0)  # no parameter has a gradient
+
+
+def _corpora(ids: Sequence[str], corpora: Sequence[object] | None) -> list[str]:
+    """Returns the corpus of each id; ids of several corpora start with its name."""
+    return [name.partition("/")[0] if corpora is not None else "" for name in ids]
