@@ -31,7 +31,7 @@ OUTPUTS_VERSION = 2
 HALF_MAX = torch.finfo(torch.float16).max  # teachers' outputs are cached in half precision
 
 
-def hidden(output: EmotionOutput) -> Tensor:
+def mean_features(output: EmotionOutput) -> Tensor:
     """Returns the mean over time of the fusion's input, all modalities side by side ``(batch, dim)``."""
     means = []
     for part in output.encoded:
@@ -41,7 +41,7 @@ def hidden(output: EmotionOutput) -> Tensor:
 
 
 def hidden_dim(model: EmotionModel) -> int:
-    """Returns the size of :func:`hidden` for a model.
+    """Returns the size of :func:`mean_features` for a model.
 
     Example:
         >>> from mmemo.models import ConvNeXtEncoder
@@ -257,7 +257,11 @@ def _run_teacher(
                     batch.audio, batch.audio_mask, batch.text, batch.text_mask, batch.descriptors,
                     batch.descriptors_mask,
                 )  # fmt: skip
-            values = torch.cat([output.logits.float(), output.embedding.float(), hidden(output)], dim=-1).cpu().numpy()
+            values = (
+                torch.cat([output.logits.float(), output.embedding.float(), mean_features(output)], dim=-1)
+                .cpu()
+                .numpy()
+            )
             values = values.reshape(-1, datamodule.num_views, 1, values.shape[-1])
             is_silent = _lacks_audio(batch).reshape(len(values), -1).all(1).tolist()
             batch_rows = batch.row[:: datamodule.num_views].tolist()

@@ -227,7 +227,9 @@ def test_a_search_is_not_resumed_after_the_manifest_changed(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("- 1\n", "expected a table of settings"),
+        ("- 1\n", "expected YAML with settings"),
+        ("a.b: [1, 2\n", r"space.yaml: not valid YAML"),
+        ("{}\n", "expected a table of settings"),
         ("a.b: 3\n", "expected a list of choices, or low below high"),
         ("a.b: {low: 2, high: 1}\n", "low below high"),
         ("a.b: {low: 0.0, high: 1.0, log: true}\n", "log needs low above 0"),
