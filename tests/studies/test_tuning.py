@@ -39,7 +39,7 @@ def tune(
     config: Path, space: Path, run: Path, settings: SearchSettings, changes: dict[str, Any] | None = None,
     notify: Callable[[str], None] = print,
 ) -> TuningResult:  # fmt: skip
-    return tuning.tune(read_experiment(config, changes), read_space(space), run, settings, notify)
+    return tuning.tune(read_experiment(config, changes), read_space(space), str(run), settings, notify)
 
 
 def learning_rate(experiment: Experiment) -> float:
