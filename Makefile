@@ -1,4 +1,4 @@
-# Two commands do all the set-up: `make demo` runs the main job, `make test` passes the tests.
+# `make demo` and `make test` both create `.venv` first.
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo

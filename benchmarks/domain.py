@@ -84,7 +84,7 @@ def measure_speaker_removal(manifest: Path) -> dict[str, Any]:
 def measure_transfer(ravdess_table: pd.DataFrame) -> dict[str, float]:
     """Returns the UAR on EMO-DB of models that are trained on the labels of RAVDESS only.
 
-    The stored results name three models. ``plain`` has no EMO-DB in training. ``heard`` also has unlabelled EMO-DB
+    The stored results name three models. ``plain`` has no EMO-DB in training. ``unlabelled`` also has unlabelled EMO-DB
     speakers in its training batches, which changes the batch statistics, but its gradient reversal has almost no
     weight. ``reversed`` is the same with full weight.
     """
@@ -102,7 +102,7 @@ def measure_transfer(ravdess_table: pd.DataFrame) -> dict[str, float]:
             "ravdess": Manifest(source, RUN / "source.csv").write(RUN / "source.csv"),
             "emodb": Manifest(target, path).write(path),
         }
-        for name in ("plain", "heard", "reversed"):
+        for name in ("plain", "unlabelled", "reversed"):
             config = yaml.safe_load(CONFIG.read_text())
             del config["data"]["manifest"]
             target_corpus = {"manifest": str(manifests["emodb"]), "name": "emodb", "unlabelled": True}
@@ -117,7 +117,7 @@ def measure_transfer(ravdess_table: pd.DataFrame) -> dict[str, float]:
             settings["hooks"][0]["init_args"]["column"] = "corpus"
             if name == "plain":
                 del settings["hooks"]
-            if name == "heard":
+            if name == "unlabelled":
                 settings["hooks"][0]["init_args"]["weight"] = 1e-9
             values.setdefault(name, []).append(measure_uar(fit_and_predict(f"transfer_{name}{number}", config)))
     return {f"uar_emodb_{name}": round(sum(halves) / len(halves), 2) for name, halves in values.items()}

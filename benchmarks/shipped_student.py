@@ -6,7 +6,7 @@
 The teacher (`configs/two_channel.yaml`, audio and Whisper transcripts) is trained on RAVDESS without the actors of
 folds 1 and 2, on the training split of spoken words, and on five of EMO-DB's ten speakers. The student
 (`configs/student.yaml`, audio only) is trained on the same without spoken words, whose emotion is not in the audio.
-This model ships; its results are those of the int8 file on the other speakers. A second teacher and student, trained
+This model ships; its results are those of the int8 file on unseen speakers. A second teacher and student, trained
 without EMO-DB, show how much remains on a corpus in another language. Clips are trimmed of silence, like the segments
 that `mmemo analyze` cuts.
 """
@@ -56,19 +56,19 @@ LIMITS = (
     "or noisy rooms, and evaluate the model on your own recordings first. The German training speakers cover only "
     "four of the emotions. The training clips had no silence around the speech, like the segments that `mmemo "
     "analyze` cuts; the table above gives the accuracy on whole files, at 8 kHz and at a much lower recording "
-    "level. The model uses how something is said, not what is said. It is not a medical device and is not suited "
+    "level. The model uses prosody and voice quality, not the words. It is not a medical device and is not suited "
     "to assessing individual people."
 )
 CORPORA = {  # corpus -> its name on the model card
-    "ravdess": "RAVDESS, 8 other actors",
-    "emodb": "EMO-DB (four of the classes), 5 other speakers",
-    "spoken": "spoken-words test set, emotion in the words only",
+    "ravdess": "RAVDESS, 8 unseen actors",
+    "emodb": "EMO-DB (four of the classes), 5 unseen speakers",
+    "spoken": "GoEmotions sentences read by espeak-ng (emotion in the text only)",
 }
 CONDITIONS = {  # condition -> its name on the model card
-    "uar_ravdess_whole_files": "RAVDESS, 8 other actors, with the second of silence at both ends of each clip",
-    "uar_ravdess_8_khz": "RAVDESS, 8 other actors, at a telephone's 8 kHz",
-    "uar_ravdess_as_analyze_cuts": "RAVDESS, 8 other actors, as `mmemo analyze` finds the speech",
-    "uar_ravdess_20_db_quieter": "RAVDESS, 8 other actors, recorded 20 dB quieter",
+    "uar_ravdess_whole_files": "RAVDESS, 8 unseen actors, untrimmed clips (about 1 s of silence at each end)",
+    "uar_ravdess_8_khz": "RAVDESS, 8 unseen actors, resampled to 8 kHz",
+    "uar_ravdess_as_analyze_cuts": "RAVDESS, 8 unseen actors, segmented by `mmemo analyze`",
+    "uar_ravdess_20_db_quieter": "RAVDESS, 8 unseen actors, recorded 20 dB quieter",
 }
 
 
@@ -214,7 +214,7 @@ def main() -> None:
     folder = RUN / "exported_without_emodb"
     export_checkpoint(train_student("without_emodb_", training_paths), folder, num_clips=200, audio_only=True)
     by_class = recalls(predict(folder, {"emodb": RUN / "emodb_all.csv"}, side=None))
-    values["uar_emodb_corpus_never_heard"] = uar = round(float(by_class.mean()), 2)
+    values["uar_emodb_unseen_corpus"] = uar = round(float(by_class.mean()), 2)
     metrics["EMO-DB, all speakers, by a student trained without EMO-DB: UAR, %"] = uar
     exported = export_checkpoint(checkpoint, OUT, num_clips=200, audio_only=True, card={**card, "metrics": metrics})
     values["int8_kilobytes"] = round(exported.num_bytes["model.int8.onnx"] / 1000, 1)

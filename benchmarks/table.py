@@ -116,7 +116,7 @@ GROUPS = {  # result file -> title and, for each result with a row, its descript
             "probe_test_reversed": ("the same, with gradient reversal (chance: 25 %), %", ""),
             "probe_test_ratio": ("ratio of the two", "at most 0.5"),
             "uar_emodb_plain": ("RAVDESS to EMO-DB, four emotions: UAR, trained on RAVDESS only, %", ""),
-            "uar_emodb_heard": ("with unlabelled EMO-DB speakers in training, without gradient reversal, %", ""),
+            "uar_emodb_unlabelled": ("with unlabelled EMO-DB speakers in training, without gradient reversal, %", ""),
             "uar_emodb_reversed": ("with unlabelled EMO-DB speakers in training and gradient reversal, %", ""),
         },
     ),
@@ -184,13 +184,13 @@ GROUPS = {  # result file -> title and, for each result with a row, its descript
         "`checkpoints/mmemo-student` (int8) on test speakers",
         {
             "uar_ravdess": ("RAVDESS, 8 actors, seven emotions, UAR, %", ""),
-            "uar_ravdess_as_analyze_cuts": ("the same, as `mmemo analyze` finds the speech, %", ""),
-            "uar_ravdess_whole_files": ("the same, with the silence at both ends of each clip, %", ""),
-            "uar_ravdess_8_khz": ("the same, at a telephone's 8 kHz, %", ""),
+            "uar_ravdess_as_analyze_cuts": ("the same, segmented by `mmemo analyze`, %", ""),
+            "uar_ravdess_whole_files": ("the same, untrimmed clips (about 1 s of silence at each end), %", ""),
+            "uar_ravdess_8_khz": ("the same, resampled to 8 kHz, %", ""),
             "uar_ravdess_20_db_quieter": ("the same, 20 dB quieter, %", ""),
             "uar_emodb": ("EMO-DB, 5 speakers, four of the seven emotions, UAR, %", ""),
-            "uar_spoken": ("spoken words, whose emotion is not in the audio, UAR, %", ""),
-            "uar_emodb_corpus_never_heard": ("a student trained without EMO-DB, on all of EMO-DB, UAR, %", ""),
+            "uar_spoken": ("GoEmotions sentences read by espeak-ng (emotion in the text only), UAR, %", ""),
+            "uar_emodb_unseen_corpus": ("a student trained without EMO-DB, on all of EMO-DB, UAR, %", ""),
             "int8_kilobytes": ("file size, kB", "at most 500"),
             "int8_agreement": ("clips with the same class as PyTorch, %", "at least 98"),
         },
@@ -334,7 +334,10 @@ class Headline(NamedTuple):
 HEADLINES = (
     Headline("ravdess_frozen", "ua_mean", "RAVDESS, frozen Whisper base, six published folds: unweighted accuracy, %"),
     Headline(
-        "two_channel", "uar_fused", "Two-channel corpus, emotion in the audio or in the text, both together: UAR, %"
+        "two_channel",
+        "uar_fused",
+        "Two-channel corpus (emotion in the audio for half of the clips, in the text for the other half), "
+        "audio and text: UAR, %",
     ),
     Headline("meld_text", "weighted_f1", "MELD, text only: weighted F1, %"),
     Headline(
@@ -432,14 +435,14 @@ def render_headlines() -> str:
 
 
 def published_text(name: str, values: dict[str, Any]) -> str:
-    """Returns what README.md shows beside a result: published values, else the better modality alone, else ``-``."""
+    """Returns what README.md shows beside a result: published values, else the best single modality, else ``-``."""
     rows = [row for row in PUBLISHED.get(name, []) if "readme" in row]
     if rows:
         sources = dict.fromkeys(row["source"].partition(",")[0] for row in rows)
         shown = "; ".join(f"{row['readme']}: {row['value']}" for row in rows)
         return f"{shown} ({', '.join(sources)})"
     if "gain_over_better_alone" in values:
-        return f"none; better of the two alone: {values['uar_fused'] - values['gain_over_better_alone']:.2f}"
+        return f"none (best single modality: {values['uar_fused'] - values['gain_over_better_alone']:.2f})"
     return "-"
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,6 +58,23 @@ def write_table(path: str | Path, table: pd.DataFrame) -> None:
             table.to_parquet(partial, index=False)
         else:
             table.to_csv(partial, index=False)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Reads a YAML file of settings.
+
+    Raises:
+        ValueError: The file is not YAML, or not a mapping.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected YAML with settings, as KEY: VALUE")
+    return content
 
 
 def checksum(path: str | Path) -> str:

@@ -1,4 +1,4 @@
-"""Words of messages."""
+"""Counts with singular or plural nouns, for messages."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
+import mmemo
 from mmemo import read_experiment
 from mmemo.cli.app import TRAINER_VERBS, VERBS, app
 from mmemo.cli.trainer import check_option_names
@@ -24,6 +25,7 @@ from mmemo.data.corpora.table import table
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 OTHERS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")]
+NOT_RUN = "<!-- not run: "  # before a block that is only compiled
 NEEDS_DEMO = "<!-- needs: demo -->"
 BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^ *```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)|<img[^>]* src=\"(?P<source>[^\"]+)\"")
@@ -62,9 +64,11 @@ def anchors_of(page: Path) -> set[str]:
 def run_python(page: Path) -> None:
     """Runs the Python blocks of a page in order, in one namespace, with the page's line numbers."""
     namespace: dict[str, object] = {"__name__": "__docs__"}
+    lines = page.read_text().splitlines()
     for block in blocks_of(page, "python"):
-        code = "\n" * (block.line - 1) + block.code
-        exec(compile(code, name_of(page), "exec"), namespace)
+        code = compile("\n" * (block.line - 1) + block.code, name_of(page), "exec")
+        if not any(line.startswith(NOT_RUN) for line in lines[max(block.line - 4, 0) : block.line - 1]):
+            exec(code, namespace)
 
 
 def link_repository(folder: Path) -> Path:
@@ -187,6 +191,11 @@ def test_a_wrong_command_line_is_found() -> None:
 def test_yaml_blocks_parse(page: Path) -> None:
     for block in blocks_of(page, "yaml"):
         assert isinstance(yaml.safe_load(block.code), dict), f"{name_of(page)}:{block.line}"
+
+
+def test_the_page_of_the_package_lists_its_public_names() -> None:
+    names = re.findall(r"^::: mmemo\.(\w+)$", (ROOT / "docs/api/mmemo.md").read_text(), re.MULTILINE)
+    assert sorted(names) == sorted(mmemo.__all__)
 
 
 @pytest.mark.slow

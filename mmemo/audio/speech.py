@@ -127,6 +127,9 @@ def detect_speech(
         min_speech_seconds: Segments with less speech are discarded.
         margin_seconds: Silence to keep on both sides of a segment.
 
+    Yields:
+        The segments, in the order of their start; each as soon as it ends.
+
     Example:
         >>> list(detect_speech([np.zeros(32_000, dtype=np.float32)]))  # silence
         []

@@ -191,14 +191,14 @@ class _Printer:
         table.add_column("to", justify="right")
         table.add_column("emotion")
         table.add_column("probability", justify="right")
-        has_words = any(segment.text is not None for segment in analysis.segments)
-        if has_words:
-            table.add_column("words")
+        has_text = any(segment.text is not None for segment in analysis.segments)
+        if has_text:
+            table.add_column("text")
         for segment in analysis.segments:
             cells = [
                 format_time(segment.start), format_time(segment.end), segment.emotion, f"{segment.confidence:.2f}"
             ]  # fmt: skip
-            table.add_row(*cells, *([Text(segment.text or "")] if has_words else []))  # Whisper's [sighs] is not markup
+            table.add_row(*cells, *([Text(segment.text or "")] if has_text else []))  # Whisper's [sighs] is not markup
         console().print(table)
         means = sorted(analysis.probabilities.items(), key=lambda item: -item[1])
         listing = ", ".join(f"{name} {mean:.2f}" for name, mean in means if mean >= 0.005)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from argparse import ArgumentError
 
 from cyclopts import App, CycloptsError, UnknownOptionError
 
 import mmemo
 from mmemo.lightning import lightning_runs
-from mmemo.settings import is_debugging
+from mmemo.settings import DEBUG_VARIABLE, is_debugging
 
 INTERRUPTED = 130  # exit code after Ctrl-C, by convention of the shell
 BROKEN_PIPE = 141  # exit code when nobody reads the output
@@ -18,7 +19,7 @@ BROKEN_PIPE = 141  # exit code when nobody reads the output
 app = App(
     name="mmemo",
     help="Predicts emotion from recordings and their transcripts.",
-    help_epilogue="`mmemo VERB --help` explains a verb. `mmemo --install-completion` sets up your shell.",
+    help_epilogue="`mmemo VERB --help` explains a verb. `mmemo --install-completion` installs shell completion.",
     version=mmemo.__version__,
     result_action="return_value",
     suppress_keyboard_interrupt=False,  # main() prints a sentence
@@ -48,6 +49,8 @@ TRAINER_VERBS = {
     "test": "Evaluate a model on the test rows.",
     "predict": "Write the probabilities of every class, one row per utterance.",
 }
+RESUMABLE = {"crossval", "tune", "transcribe", "robustness"}
+OWN_PACKAGES = {"mmemo", "jsonargparse", "cyclopts"}  # their errors are sentences, without need for a traceback
 for _verb, _help in VERBS.items():
     app.command(f"mmemo.cli.{_verb}:{_verb}", name=_verb, help=_help)
 for _verb, _help in TRAINER_VERBS.items():
@@ -76,8 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except KeyboardInterrupt:
-        remedy = "`fit ... --ckpt_path last` resumes it" if verb == "fit" else "the same command resumes it"
-        print(f"\nInterrupted. Finished work is kept; {remedy}.", file=sys.stderr)
+        print(f"\n{_interruption(verb)}", file=sys.stderr)
         return INTERRUPTED
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -87,9 +89,23 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as raised:
         error = _innermost(raised)
         if not _is_expected(error) or not str(error) or is_debugging():
-            raise  # a bug, ours or in a user's own part: the traceback matters
-        print(f"mmemo {verb}: {error}", file=sys.stderr)
+            raise  # a bug, or MMEMO_DEBUG=1; a ValueError of a user's own part gets a hint
+        print(f"mmemo {verb}: {error}{_traceback_hint(error)}", file=sys.stderr)
         return 2 if isinstance(error, ArgumentError) else 1
+
+
+def _interruption(verb: str) -> str:
+    if verb == "fit":
+        return "Interrupted. Finished work is kept; `fit ... --ckpt_path last` resumes it."
+    return f"Interrupted.{' Finished work is kept; the same command resumes it.' * (verb in RESUMABLE)}"
+
+
+def _traceback_hint(error: Exception) -> str:
+    """Returns how to see the traceback of an error from a library or from a user's own part."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    package = str(frames[-1].f_globals.get("__name__", "")).partition(".")[0] if frames else "mmemo"
+    is_own = package in OWN_PACKAGES or not isinstance(error, ValueError | OSError | ImportError)
+    return "" if is_own else f" ({DEBUG_VARIABLE}=1 shows the traceback)"
 
 
 def _sentence(error: CycloptsError, verb: str) -> str:

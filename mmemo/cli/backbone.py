@@ -11,7 +11,7 @@ def backbone(
 ) -> int:  # fmt: skip
     """Saves a fine-tuned encoder as a model folder; another experiment uses it with `model_id: OUT`.
 
-    This is emotion-enhanced pretraining: fine-tune an encoder on a large emotion corpus once, then use it anywhere.
+    Fine-tune an encoder on a large emotion corpus once, then reuse it.
 
     Args:
         checkpoint: Checkpoint of a run with an audio_finetuning or a text_finetuning.

@@ -70,20 +70,20 @@ def check(manifest: Path, *, picture: Path | None = None, leaks: bool = False, p
     return 0
 
 
-def _print_shortcuts(found: Sequence[Shortcut]) -> list[str]:
+def _print_shortcuts(shortcuts: Sequence[Shortcut]) -> list[str]:
     """Prints the leak audit; returns the names of the flagged shortcuts."""
     from rich.table import Table
 
     from mmemo.data.leaks import FLAG_THRESHOLD
 
-    if not found:
+    if not shortcuts:
         print_line("Too few labelled utterances for a leak audit")
         return []
     audit = Table(
         "known alone", "UAR, %", "chance, %", "information, %", "tested on", "",
         title="Leak audit: how well each of these alone predicts the emotion",
     )  # fmt: skip
-    for shortcut in found:
+    for shortcut in shortcuts:
         audit.add_row(
             shortcut.name, f"{100 * shortcut.uar:.1f}", f"{100 * shortcut.chance:.1f}",
             f"{100 * shortcut.information:.0f}",
@@ -95,7 +95,7 @@ def _print_shortcuts(found: Sequence[Shortcut]) -> list[str]:
         "Information is the reduction of the log loss relative to chance. A red flag is "
         f"{100 * FLAG_THRESHOLD:.0f} % of the way from chance to certainty, in UAR or in information."
     )
-    flagged = [shortcut.name for shortcut in found if shortcut.flagged]
+    flagged = [shortcut.name for shortcut in shortcuts if shortcut.flagged]
     for name in flagged:
         print_line(
             f"{name}: a model may learn it instead of the emotion. Balance the corpus, or split it so that this does "

@@ -47,20 +47,20 @@ def corpus(
         columns: For `table`: manifest column and your column, such as path=file speaker=who.
         constants: For `table`: manifest column and one value for all rows, such as language=en.
         values: For `table`: your value and ours, such as emotion.joy=happiness emotion.angry=anger.
-        channel: For `cremad`: what the raters had, whose votes are used. Defaults to voice.
+        channel: For `cremad`: whose votes are used, those of raters of the voice, the face or both. Defaults to voice.
         labels: For `cremad`: the emotion the actor was asked for, or the one most raters chose (none if they are tied).
             Defaults to intended.
         trim_db: Cut silence at both ends: everything this many dB below a clip's loudest moment, such as 35. The files
-            stay unchanged; `start` and `end` say where the sound is.
+            stay unchanged; `start` and `end` mark the part that is kept.
         denoise: Reduce steady noise; the manifest then points to new files.
         loudness_lufs: Give every utterance this loudness in LUFS, such as -23; the manifest then points to new files.
-        cleaned: Folder for the new files. Defaults to OUT without its ending, with `_audio`.
+        cleaned: Folder for the new files. Defaults to NAME_audio beside the manifest NAME.csv.
     """
     from mmemo.data.manifest import ManifestError
 
     options = _reader_options(name, root, columns, constants, values, channel, labels)
     if out.exists() and root.exists() and out.resolve() == root.resolve():
-        raise ManifestError(f"--out {out}: is the table that is read; choose another file, such as manifest.csv")
+        raise ManifestError(f"--out {out}: would overwrite the input table; choose another file, such as manifest.csv")
     if cleaned is not None and not (denoise or loudness_lufs is not None):
         raise ValueError("--cleaned is for the files that --denoise or --loudness-lufs write; set one of them")
     replaces = out.exists()

@@ -57,7 +57,7 @@ def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:
         option: Its name, for the error message.
 
     Raises:
-        ValueError: A word has no ``=``.
+        ValueError: A word has no ``=``, or a value is not YAML.
 
     Example:
         >>> parse_pairs(["trainer.max_epochs=5", "data.split=mmemo.data.GroupKFold"], "--set")
@@ -68,5 +68,8 @@ def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:
         key, separator, value = pair.partition("=")
         if not separator or not key:
             raise ValueError(f"{option} {pair}: expected KEY=VALUE")
-        result[key] = yaml.safe_load(value)
+        try:
+            result[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"{option} {pair}: the value is not valid YAML") from None
     return result

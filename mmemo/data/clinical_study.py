@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
 from mmemo.data.manifest import Manifest
 from mmemo.data.splits import Split, check_speakers_disjoint
+from mmemo.files import read_yaml
 
 Aggregation = Literal["share", "mean", "max"]
 AGGREGATIONS = get_args(Aggregation)
@@ -106,11 +105,8 @@ def read_clinical_study(path: Path) -> ClinicalStudy:
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file, expected a YAML with a block `study`")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
-    block = content.get("study", content if "outcome" in content else None) if isinstance(content, dict) else None
+    content = read_yaml(path)
+    block = content.get("study", content if "outcome" in content else None)
     if not isinstance(block, dict):
         raise ValueError(f"{path}: has no block `study`, such as `study: {{outcome: [sadness]}}`")
     _check_settings(path, block)

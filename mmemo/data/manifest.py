@@ -303,8 +303,8 @@ class _Problems:
         rows = np.flatnonzero(invalid.to_numpy(dtype=bool, na_value=False))
         for row in rows[:MAX_SHOWN]:
             value = self.frame[column].iat[row] if column in self.frame else None
-            found = "nothing" if pd.isna(value) else repr(value)
-            self.lines.append(f"{self.path} row {row + 2}, column {column}: found {found}, expected {expected}")
+            shown = "nothing" if pd.isna(value) else repr(value)
+            self.lines.append(f"{self.path} row {row + 2}, column {column}: found {shown}, expected {expected}")
         self.num_omitted += max(len(rows) - MAX_SHOWN, 0)
 
     def raise_if_any(self) -> None:
@@ -327,10 +327,10 @@ def _validated(frame: pd.DataFrame, path: Path, emotions: Sequence[str]) -> pd.D
 
 def _check_columns(frame: pd.DataFrame, path: Path) -> None:
     if "id" not in frame or len(frame) == 0:
-        found = ", ".join(map(str, frame.columns)) or "nothing"
+        columns = ", ".join(map(str, frame.columns)) or "nothing"
         problem = "no column id" if len(frame) else "no rows"
         raise ManifestError(
-            f"{path}: {problem}, found columns {found}; expected some of {', '.join(COLUMNS)} (`mmemo corpus table` "
+            f"{path}: {problem}, found columns {columns}; expected some of {', '.join(COLUMNS)} (`mmemo corpus table` "
             "converts any table to a manifest)"
         )
     duplicates = sorted({str(name) for name in frame.columns[frame.columns.duplicated()]})

@@ -12,6 +12,12 @@ from sklearn.model_selection import GroupKFold as SklearnGroupKFold
 from mmemo.data.manifest import SPLITS, Manifest
 from mmemo.wording import counted
 
+BOTH_SIDES = "are both in {first} and in {second}"
+MAYBE_BOTH_SIDES = "may be on two sides"
+SHARED_RECORDINGS = "recordings are on two sides of the split"
+TAUGHT_SPEAKERS = "the student or its teachers were trained on its test speakers"
+"""Wording of the warnings about overlap, by which a report recognises them in a table of predictions."""
+
 
 class SplitError(ValueError):
     """A split that would give a biased result, or that cannot be made from this manifest."""
@@ -383,10 +389,11 @@ def check_speakers_disjoint(
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
         overlap = sorted(map(str, set(sides[first].dropna()) & set(sides[second].dropna())))
         if overlap:
-            problems.append(f"{len(overlap)} {column}s are both in {first} and in {second}: {', '.join(overlap[:5])}")
+            both = BOTH_SIDES.format(first=first, second=second)
+            problems.append(f"{len(overlap)} {column}s {both}: {', '.join(overlap[:5])}")
     unnamed = sum(int(side.isna().sum()) for side in sides.values())
     if unnamed:
-        problems.append(f"{unnamed} rows have no {column}, so a {column} may be on two sides")
+        problems.append(f"{unnamed} rows have no {column}, so a {column} {MAYBE_BOTH_SIDES}")
     if problems and not allow_overlap:
         raise SplitError(
             f"{manifest.path}: {'; '.join(problems)}. Results would be too optimistic; split by {column}, "

@@ -23,7 +23,7 @@ from mmemo.data.checks import list_broken_audio
 from mmemo.data.dataset import Targets
 from mmemo.data.manifest import MAX_SHOWN, SPLITS, Manifest, ManifestError, join_manifests, read_manifest
 from mmemo.data.ratings import map_votes, vote_shares, voted_emotions
-from mmemo.data.splits import Split
+from mmemo.data.splits import SHARED_RECORDINGS, Split
 from mmemo.labels import DIMENSIONS, UNLABELLED
 from mmemo.settings import is_offline
 
@@ -411,7 +411,7 @@ def with_audio(
         split = Split(*(np.setdiff1d(rows, broken, assume_unique=True).astype(int) for rows in split))
     shared = _shared_recordings(table.manifest, split, facts)
     if shared:
-        problem = f"{len(shared)} recordings are on two sides of the split: {', '.join(shared[:5])}"
+        problem = f"{len(shared)} {SHARED_RECORDINGS}: {', '.join(shared[:5])}"
         if not allow_overlap:
             raise ManifestError(
                 f"{table.name}: {problem}; remove the copies, or set data.allow_speaker_overlap: true, and every "

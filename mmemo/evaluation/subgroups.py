@@ -21,8 +21,8 @@ from mmemo.evaluation.statistics import (
 )
 from mmemo.wording import counted
 
-MIN_UTTERANCES = 30  # groups with fewer utterances
-MIN_SPEAKERS = 5  # or fewer speakers are left out of gaps
+MIN_UTTERANCES = 30  # gaps leave out groups with fewer utterances
+MIN_SPEAKERS = 5  # gaps leave out groups with fewer speakers
 MIN_CLASS_UTTERANCES = 10  # a class's rates are compared only if every group has this many utterances of it
 MAX_GROUPS = 12
 AGE_BANDS = (0, 18, 30, 45, 60, 75, 130)  # years

@@ -219,7 +219,10 @@ def analyze(
 def _notes(stored: AudioFormat, separate_channels: bool) -> tuple[str, ...]:
     notes = []
     if stored.channels > 1 and not separate_channels:
-        notes.append(f"its {stored.channels} channels were averaged; if each is one speaker, set separate_channels")
+        notes.append(
+            f"its {stored.channels} channels were averaged; if each is one speaker, "
+            "use separate_channels (`--separate-channels`)"
+        )
     if stored.sample_rate < SAMPLE_RATE:
         notes.append(
             f"recorded at {stored.sample_rate} Hz, so it has nothing above {stored.sample_rate / 2000:g} kHz; "

@@ -42,61 +42,61 @@ class AnalysisFolder:
         """
         folder = cls(Path(out), classes, picture)
         if folder.out.exists() and not folder.out.is_dir():
-            raise ValueError(f"out {out}: is a file, expected a folder")
+            raise ValueError(f"{out}: is a file, expected a folder")
         try:
             folder.out.mkdir(parents=True, exist_ok=True)
-            previous = folder._keep(set())  # all but an incomplete last line
+            previous = folder._rewrite_tables(set())  # all but an incomplete last line
         except OSError as error:  # now, not after an hour of analysis
-            raise ValueError(f"out {out}: cannot be written to ({error.strerror})") from None
+            raise ValueError(f"{out}: cannot be written to ({error.strerror})") from None
         folder._used = {row["files"] for row in previous if row["files"]}
         folder._stale = {row["recording"] for row in previous}
         return folder
 
-    def _keep(self, again: set[str]) -> list[dict[str, Any]]:
+    def _rewrite_tables(self, excluding: set[str]) -> list[dict[str, Any]]:
         """Removes recordings from the tables; returns the remaining rows of ``recordings.csv``."""
         tables = {"recordings.csv": _summary_columns(self.classes), "segments.csv": segment_columns(self.classes)}
-        rows = {name: self._others(name, columns, again) for name, columns in tables.items()}
-        lines = self._other_lines(again)
+        rows = {name: self._others(name, columns, excluding) for name, columns in tables.items()}
+        lines = self._other_lines(excluding)
         for name, columns in tables.items():
             self._write(name, [",".join(columns), *(csv_line(row, columns) for row in rows[name])])
         self._write("segments.jsonl", lines)
         return rows["recordings.csv"]
 
-    def _forget(self, name: str) -> None:
+    def _remove(self, name: str) -> None:
         """Removes the results of an earlier command for a recording that is analysed again."""
         if name in self._stale:
             self._stale.remove(name)
-            self._used = {row["files"] for row in self._keep({name}) if row["files"]}
+            self._used = {row["files"] for row in self._rewrite_tables({name}) if row["files"]}
 
     def _lines(self, name: str) -> list[str]:
         """Returns the complete lines of a table."""
         path = self.out / name
         return path.read_bytes().decode(errors="replace").split("\n")[:-1] if path.exists() else []
 
-    def _others(self, name: str, columns: list[str], again: set[str]) -> list[dict[str, Any]]:
+    def _others(self, name: str, columns: list[str], excluding: set[str]) -> list[dict[str, Any]]:
         """Returns the rows of a CSV table that belong to other recordings."""
         table = csv.DictReader(f"{line}\n" for line in self._lines(name))
         if list(table.fieldnames or columns) != columns:
-            raise self._strange(name)
-        return [row for row in table if row["recording"] not in again]
+            raise self._foreign_table_error(name)
+        return [row for row in table if row["recording"] not in excluding]
 
-    def _other_lines(self, again: set[str]) -> list[str]:
+    def _other_lines(self, excluding: set[str]) -> list[str]:
         """Returns the lines of the JSON segments that belong to other recordings."""
         name = "segments.jsonl"
         try:
-            return [line for line in self._lines(name) if json.loads(line)["recording"] not in again]
+            return [line for line in self._lines(name) if json.loads(line)["recording"] not in excluding]
         except (ValueError, KeyError, TypeError):
-            raise self._strange(name) from None
+            raise self._foreign_table_error(name) from None
 
-    def _strange(self, name: str) -> ValueError:
-        return ValueError(f"out {self.out}: its {name} belongs to another model or program; choose another folder")
+    def _foreign_table_error(self, name: str) -> ValueError:
+        return ValueError(f"{self.out}: its {name} belongs to another model or program; choose another folder")
 
     def _write(self, name: str, lines: list[str]) -> None:
         write_text(self.out / name, "".join(f"{line}\n" for line in lines))
 
     def add(self, analysis: Analysis) -> None:
         """Writes the files of a recording, and adds it to the tables."""
-        self._forget(analysis.name)
+        self._remove(analysis.name)
         rows = segment_rows(analysis)
         name = self._file_name(analysis)
         self.has_results = True
@@ -128,7 +128,7 @@ class AnalysisFolder:
 
     def note(self, name: str, problem: str, channel: int | None = None) -> None:
         """Adds a line to ``recordings.csv`` for a recording without results."""
-        self._forget(name)
+        self._remove(name)
         row = {"recording": name, "channel": channel, "notes": problem}
         with (self.out / "recordings.csv").open("a", encoding="utf-8") as file:
             file.write(f"{csv_line(row, _summary_columns(self.classes))}\n")

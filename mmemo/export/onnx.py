@@ -384,7 +384,7 @@ def class_agreement(probs: Sequence[np.ndarray], expected: Sequence[np.ndarray])
         Share of clips with the same class, in [0, 1], and whether it is high enough.
     """
     pairs = enumerate(zip(probs, expected, strict=True))
-    different = [index for index, (ours, theirs) in pairs if ours.argmax() != theirs.argmax()]
+    different = [index for index, (exported, original) in pairs if exported.argmax() != original.argmax()]
     share = 1 - len(different) / len(expected)
     near_tie = len(different) == 1 and float(np.ptp(np.sort(expected[different[0]].ravel())[-2:])) <= NEAR_TIE_MARGIN
     return share, share >= MIN_AGREEMENT or near_tie
@@ -393,7 +393,7 @@ def class_agreement(probs: Sequence[np.ndarray], expected: Sequence[np.ndarray])
 def _largest_difference(
     outputs: Sequence[Mapping[str, np.ndarray]], expected: Sequence[Mapping[str, np.ndarray]], name: str
 ) -> float:
-    return _largest(ours[name] - theirs[name] for ours, theirs in zip(outputs, expected, strict=True))
+    return _largest(output[name] - reference[name] for output, reference in zip(outputs, expected, strict=True))
 
 
 def _largest(arrays: Iterable[np.ndarray]) -> float:

@@ -98,7 +98,7 @@ def set_class_counts(loss: nn.Module, counts: Tensor) -> None:
 
 
 def _checked(losses: Sequence[nn.Module]) -> list[Loss]:
-    """Returns the losses as losses; raises ValueError for a module that is not one."""
+    """The modules, typed as `Loss`; raises ValueError for another module."""
     checked: list[Loss] = []
     for loss in losses:
         if not isinstance(loss, Loss):

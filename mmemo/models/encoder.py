@@ -1,4 +1,4 @@
-"""What every encoder gives: raw input -> hidden states, in a part that may be cached and a part that is trained."""
+"""The interface of encoders: raw input -> hidden states, in a part that may be cached and a part that is trained."""
 
 from __future__ import annotations
 

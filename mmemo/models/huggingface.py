@@ -166,9 +166,9 @@ class ASTAudioEncoder(PretrainedEncoder):
     """Audio Spectrogram Transformer (Gong et al. 2021, <https://arxiv.org/abs/2104.01778>).
 
     AST was trained on a fixed number of frames (1024, 10.24 s) and attends to padding too. Each clip is therefore
-    padded to that length, whatever its batch mates are; longer clips are encoded in windows. The patches of one moment
-    are averaged over frequency. The encoder is frozen unless a fine-tuning strategy trains some of its blocks; it then
-    runs whole in every step, since its patches are too many to cache.
+    padded to that length, whatever its batch mates are; longer clips are encoded in windows. The patches of one time
+    step are averaged over frequency. The encoder is frozen unless a fine-tuning strategy trains some of its blocks; it
+    then runs whole in every step, since its patches are too many to cache.
 
     Args:
         model_id: Local folder or Hugging Face id.
@@ -205,7 +205,7 @@ class ASTAudioEncoder(PretrainedEncoder):
         self.window_frames: int = config["max_length"]
         self.time_stride: int = config["time_stride"]
         self.num_mels: int = config["num_mel_bins"]
-        self.patches_per_moment: int = (config["num_mel_bins"] - config["patch_size"]) // config["frequency_stride"] + 1
+        self.patches_per_step: int = (config["num_mel_bins"] - config["patch_size"]) // config["frequency_stride"] + 1
 
     def options(self) -> str:
         return str(self.layers)
@@ -245,17 +245,17 @@ class ASTAudioEncoder(PretrainedEncoder):
         window = self.window_frames * SAMPLE_RATE // 100  # samples; AST's frames are 10 ms apart
         features = []
         for samples, length in zip(inputs, mask.sum(1).tolist(), strict=True):
-            moments = [inputs.new_zeros(0, len(states), self.dim)]
+            steps = [inputs.new_zeros(0, len(states), self.dim)]
             for part in samples[:length].split(window) if length else ():
                 part = nn.functional.pad(part, (0, max(AST_WINDOW_SAMPLES - len(part), 0)))
                 array = part.detach().cpu().numpy().astype(np.float32)
                 spectrogram = extractor(array, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_values
                 computed = module(spectrogram.to(inputs), output_hidden_states=True).hidden_states
                 chosen = torch.stack([computed[state][0, 2:] for state in states])  # without the two class tokens
-                moment = chosen.unflatten(1, (self.patches_per_moment, -1)).mean(1)  # (layer, time, dim)
-                num_moments = -(-len(part) // (SAMPLE_RATE // 100 * self.time_stride))
-                moments.append(rearrange(moment, "layer time dim -> time layer dim")[:num_moments])
-            features.append(torch.cat(moments))
+                step = chosen.unflatten(1, (self.patches_per_step, -1)).mean(1)  # (layer, time, dim)
+                num_steps = -(-len(part) // (SAMPLE_RATE // 100 * self.time_stride))
+                steps.append(rearrange(step, "layer time dim -> time layer dim")[:num_steps])
+            features.append(torch.cat(steps))
         return pad_features(features)
 
 

@@ -42,7 +42,7 @@ class FrozenBackbone:
 
 
 class PretrainedEncoder(nn.Module, ABC):
-    """A stem and numbered blocks with pretrained weights; frozen until ``unfreeze`` draws the line.
+    """A stem and numbered blocks with pretrained weights; frozen until `unfreeze` is called.
 
     Hidden state 0 is the output of the stem, state n that of block n. Blocks above the last chosen state never run.
 
@@ -76,7 +76,7 @@ class PretrainedEncoder(nn.Module, ABC):
         self.trained: nn.Module | None = None
         self._backbone = FrozenBackbone(self._load_frozen)
 
-    # What a subclass gives.
+    # Implemented by subclasses.
 
     @abstractmethod
     def load_blocks(self, first: int, last: int) -> nn.Module:
@@ -146,7 +146,7 @@ class PretrainedEncoder(nn.Module, ABC):
         """
         return features, mask
 
-    # What all of them share.
+    # Shared by all encoders.
 
     @property
     def caches(self) -> bool:

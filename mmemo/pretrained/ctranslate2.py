@@ -231,9 +231,9 @@ def _huggingface_arrays(arrays: dict[str, np.ndarray]) -> Iterator[tuple[str, np
 
 
 def _renamed(arrays: dict[str, np.ndarray], old: str, new: str) -> Iterator[tuple[str, np.ndarray]]:
-    for theirs, ours in (("weight", "weight"), ("gamma", "weight"), ("bias", "bias"), ("beta", "bias")):
-        if f"{old}/{theirs}" in arrays:
-            yield f"{new}.{ours}", arrays[f"{old}/{theirs}"]
+    for source, target in (("weight", "weight"), ("gamma", "weight"), ("bias", "bias"), ("beta", "bias")):
+        if f"{old}/{source}" in arrays:
+            yield f"{new}.{target}", arrays[f"{old}/{source}"]
 
 
 def _unpacked(arrays: dict[str, np.ndarray], old: str, new: str, packed: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -136,11 +136,11 @@ def load_encoder(model_id: str) -> PreTrainedModel:
     folder = resolve(model_id)
     if load_config(model_id)["model_type"] != "whisper":
         with _no_progress_bars():
-            model, found = AutoModel.from_pretrained(
+            model, info = AutoModel.from_pretrained(
                 folder, local_files_only=True, dtype="float32", output_loading_info=True, ignore_mismatched_sizes=True
             )
-        missing = [name for name in found["missing_keys"] if not any(part in name for part in UNUSED_WEIGHTS)]
-        missing += [str(names[0]) for names in found["mismatched_keys"]]
+        missing = [name for name in info["missing_keys"] if not any(part in name for part in UNUSED_WEIGHTS)]
+        missing += [str(names[0]) for names in info["mismatched_keys"]]
         if missing:
             raise PretrainedError(
                 f"{model_id}: the weights do not fit config.json; {len(missing)} tensors are missing or have another "
@@ -295,6 +295,6 @@ OPENAI_NAMES = (  # Hugging Face -> openai-whisper, applied in this order
 
 
 def _openai_name(name: str) -> str:
-    for theirs, ours in OPENAI_NAMES:
-        name = name.replace(theirs, ours)
+    for huggingface_name, openai_name in OPENAI_NAMES:
+        name = name.replace(huggingface_name, openai_name)
     return name

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from mmemo.evaluation.statistics import Interval, to_json_types
 from mmemo.evaluation.subgroups import Group
 from mmemo.report.reproduction import Provenance
 
 ContentT = TypeVar("ContentT", covariant=True)
+TestSpeakers = Literal["disjoint", "overlap", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -350,6 +351,7 @@ class ReportContent:
         run: Name of the run or study.
         date: ISO date of the report.
         warnings: Warnings about the whole report.
+        test_speakers: Whether training used test speakers: ``disjoint``, ``overlap`` or ``unknown``.
         data: Test data.
         classification: Classification results.
         confidence: Quality of the probabilities.
@@ -365,6 +367,7 @@ class ReportContent:
     run: str
     date: str
     warnings: list[str]
+    test_speakers: TestSpeakers
     data: DataSummary
     classification: Classification | None
     confidence: Confidence | None

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 METRIC_NAMES = {"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro F1", "weighted_f1": "weighted F1"}
-LEAK_WARNINGS = ("not separated", "on two sides")
-"""Warnings with these words mean that test speakers were also trained on."""
+TEST_SPEAKERS = {
+    "disjoint": "none of these speakers were used in training.",
+    "overlap": "SOME OF THESE SPEAKERS WERE ALSO USED IN TRAINING.",
+    "unknown": "whether these speakers were used in training is unknown.",
+}
 
 
 def summary(report: ReportContent) -> list[str]:
@@ -49,11 +52,7 @@ def _summarise_data(report: ReportContent) -> str:
     tested = (
         f"Evaluated on {counted(data.num_utterances, 'utterance')} of {counted(data.num_speakers, 'speaker')}{duration}"
     )
-    if any(words in line for line in report.warnings for words in LEAK_WARNINGS):
-        return f"{tested}; SOME OF THESE SPEAKERS WERE ALSO IN THE TRAINING SET."
-    if report.reproduce.config:
-        return f"{tested}; none of these speakers were in the training set."
-    return f"{tested}; whether these speakers were in the training set is unknown."
+    return f"{tested}; {TEST_SPEAKERS[report.test_speakers]}"
 
 
 def _summarise_classes(results: Classification) -> list[str]:

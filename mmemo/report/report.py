@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from mmemo.data.audio_facts import audio_facts
 from mmemo.data.clinical_study import ClinicalStudy
 from mmemo.data.manifest import Manifest, read_manifest
+from mmemo.data.splits import BOTH_SIDES, MAYBE_BOTH_SIDES, SHARED_RECORDINGS, TAUGHT_SPEAKERS
 from mmemo.evaluation.participants import ClinicalResult, clinical_result
 from mmemo.evaluation.predictions import Predictions, read_predictions, with_manifest
 from mmemo.evaluation.statistics import Interval
 from mmemo.evaluation.subgroups import add_audio_bands
-from mmemo.files import write_table, write_text
+from mmemo.files import read_yaml, write_table, write_text
 from mmemo.report.classification import classification_section, confidence_section, validation_rows
-from mmemo.report.content import Classification, Confidence, ReportContent, Section, StudySummary
+from mmemo.report.content import Classification, Confidence, ReportContent, Section, StudySummary, TestSpeakers
 from mmemo.report.page import html_page, latex_tables, summary, template
 from mmemo.report.reproduction import Provenance, provenance
-from mmemo.report.sections import (
+from mmemo.report.results import (
     data_section,
     dimensions_section,
     fusion_section,
@@ -40,6 +40,11 @@ from mmemo.training.experiment_cli import read_experiment
 from mmemo.wording import counted
 
 FOLDER = "report"
+OVERLAPS = (
+    *(BOTH_SIDES.format(first=side, second="test") for side in ("train", "val")),
+    SHARED_RECORDINGS,
+    TAUGHT_SPEAKERS,
+)
 MIN_SPEAKERS = 10
 """Reports on fewer speakers get a warning."""
 
@@ -96,7 +101,7 @@ def write_report(
     run, manifest = Path(run), None if manifest is None else Path(manifest)
     inputs = _read_inputs(run, manifest, columns, study)
     predictions, study, warnings = inputs.predictions, inputs.study, list(inputs.warnings)
-    _check_speakers(predictions, warnings)
+    test_speakers = _check_speakers(predictions, warnings, bool(inputs.config))
     data = data_section(predictions, inputs.manifest, inputs.seconds)
     classification: Section[Classification | None] = Section(None)
     confidence: Section[Confidence | None] = Section(None)
@@ -119,6 +124,7 @@ def write_report(
         run=run.name if study is None else study.name,  # a folder may be named after a patient
         date=date.today().isoformat(),
         warnings=warnings + confidence.warnings,
+        test_speakers=test_speakers,
         data=data.content,
         classification=classification.content,
         confidence=confidence.content,
@@ -166,7 +172,7 @@ def _read_inputs(run: Path, manifest: Path | None, columns: Sequence[str], study
     config_folder = _config_folder(run)
     config: dict[str, Any] = {}
     if config_folder is not None:
-        config = yaml.safe_load((config_folder / "config.yaml").read_text())
+        config = read_yaml(config_folder / "config.yaml")
     if study is None and config.get("study"):
         study = ClinicalStudy(**config["study"])
     private = study is not None or is_offline() or bool(config.get("offline"))
@@ -251,8 +257,10 @@ def _with_audio(predictions: Predictions, manifest: Manifest, warnings: list[str
     return predictions, float(predictions.table.drop_duplicates("id")["seconds"].sum())
 
 
-def _check_speakers(predictions: Predictions, warnings: list[str]) -> None:
-    """Warns of missing speakers and of speakers in several folds."""
+def _check_speakers(predictions: Predictions, warnings: list[str], has_config: bool) -> TestSpeakers:
+    """Warns of missing speakers and of speakers in several folds, and returns whether training used test speakers."""
+    is_shared = any(sentence in line for line in warnings for sentence in OVERLAPS)
+    is_unknown = not has_config or any(MAYBE_BOTH_SIDES in line for line in warnings)
     table = predictions.table.drop_duplicates("id")
     num_missing = int(table["speaker"].isna().sum())
     if num_missing:
@@ -261,6 +269,8 @@ def _check_speakers(predictions: Predictions, warnings: list[str]) -> None:
         )
     if "fold" in table and table[table["speaker"].notna()].groupby("speaker")["fold"].nunique().gt(1).any():
         warnings.append("speakers not separated: some are tested in several folds, so they were also trained on")
+        is_shared = True
+    return "overlap" if is_shared else "unknown" if is_unknown or num_missing else "disjoint"
 
 
 def _check_classes(labelled: Predictions, warnings: list[str]) -> None:

@@ -36,7 +36,7 @@ Notify = Callable[[str], None]
 """Takes a line about the progress of long work."""
 
 
-def ignore(line: str) -> None:
+def no_notification(line: str) -> None:
     """Takes a line and does nothing."""
 
 
@@ -63,7 +63,10 @@ class CrossValidation:
 
 
 def crossval(
-    experiment: Experiment, folder: str | Path | None = None, seeds: Sequence[int] = (), notify: Notify = ignore
+    experiment: Experiment,
+    folder: str | Path | None = None,
+    seeds: Sequence[int] = (),
+    notify: Notify = no_notification,
 ) -> CrossValidation:
     """Trains, tests and predicts every fold; keeps finished folds and resumes an interrupted one.
 
@@ -92,7 +95,7 @@ def crossval(
     check_same_experiment(folder, experiment)
     for fold_folder, fold in folds_to_run(folder, num_folds, notify, experiment.num_processes > 1):
         run_fold(experiment.with_fold(fold, fold_folder))
-    result = collect(folder, num_folds)
+    result = read_folds(folder, num_folds)
     write_results(result)
     return result
 
@@ -116,7 +119,7 @@ def _repeated(experiment: Experiment, folder: Path, seeds: Sequence[int], notify
 
 
 def folds_to_run(
-    folder: Path, num_folds: int, notify: Notify = ignore, exclusive: bool = False
+    folder: Path, num_folds: int, notify: Notify = no_notification, exclusive: bool = False
 ) -> Iterator[tuple[Path, int]]:
     """Yields the folds that are not finished, each locked while it runs, until all folds are finished.
 
@@ -208,7 +211,7 @@ def write_results(result: CrossValidation) -> None:
     write_json(result.folder / SUMMARY_FILE, {"metrics": metrics, "warnings": result.warnings})
 
 
-def collect(folder: Path, num_folds: int) -> CrossValidation:
+def read_folds(folder: Path, num_folds: int) -> CrossValidation:
     """Reads the finished folds of a cross-validation.
 
     Args:

@@ -217,7 +217,11 @@ class _Path:
         return self._logits(changed - self.values)[:, self.target]
 
     def integrate(self, num_steps: int) -> tuple[Tensor, float]:
-        """Returns the attributions of the class's logit, and by how much their sum is wrong."""
+        """Returns the attributions of the class's logit, and the relative error of their sum.
+
+        Raises:
+            ImportError: captum is not installed.
+        """
         try:
             from captum.attr import IntegratedGradients
         except ImportError:
@@ -321,7 +325,7 @@ class Explanations:
 
 def explain(
     run: Experiment,
-    folder: Path,
+    folder: str | Path,
     ids: Sequence[str] = (),
     num_utterances: int = 8,
     checkpoint: str | None = None,
@@ -343,6 +347,7 @@ def explain(
         ValueError: An id is not a test utterance of the run.
         FileNotFoundError: The run has no checkpoint.
     """
+    folder = Path(folder)
     model = load_model(checkpoint_path(run.folder, checkpoint or run.checkpoint))
     if model.speaker_norms:
         log.warning("%s: explained as for an unknown speaker, without speaker calibration", run.folder)
@@ -399,12 +404,12 @@ def _some_of_each(frame: pd.DataFrame, count: int) -> list[int]:
     rows: list[int] = []
     table = pd.DataFrame({"emotion": frame["emotion"].to_numpy(), "speaker": frame["speaker"].to_numpy(dtype=object)})
     table["turn"] = table.groupby(["emotion", "speaker"], dropna=False).cumcount()
-    table["place"] = table["speaker"].astype("category").cat.codes
-    num_speakers = table["place"].nunique()
+    table["speaker_index"] = table["speaker"].astype("category").cat.codes
+    num_speakers = table["speaker_index"].nunique()
     queues = []
     for index, (_, part) in enumerate(table.groupby("emotion")):
-        rotated = (part["place"] - index) % num_speakers  # each class starts with another speaker
-        queues.append(list(part.assign(place=rotated).sort_values(["turn", "place"]).index))
+        rotated = (part["speaker_index"] - index) % num_speakers  # each class starts with another speaker
+        queues.append(list(part.assign(speaker_index=rotated).sort_values(["turn", "speaker_index"]).index))
     while len(rows) < count and any(queues):
         rows += [queue.pop(0) for queue in queues if queue]
     return rows[:count] or list(range(min(count, len(frame))))

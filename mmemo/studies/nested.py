@@ -19,10 +19,10 @@ from mmemo.studies.crossval import (
     Notify,
     check_folds,
     check_same_experiment,
-    collect,
     crossval,
     folds_to_run,
-    ignore,
+    no_notification,
+    read_folds,
     run_fold,
     write_results,
 )
@@ -35,12 +35,12 @@ DECISIONS_FILE = "decisions.json"
 
 def nested(
     experiment: Experiment,
-    folder: Path,
+    folder: str | Path,
     num_inner: int,
     space: Mapping[str, Any] | None = None,
     num_trials: int = 20,
     answered: float = 0.8,
-    notify: Notify = ignore,
+    notify: Notify = no_notification,
 ) -> CrossValidation:
     """Cross-validates an experiment, and makes every choice on inner folds, so that no outer test speaker affects it.
 
@@ -65,6 +65,7 @@ def nested(
     Raises:
         ValueError: There are fewer than 2 inner folds, or the model predicts dimensions only.
     """
+    folder = Path(folder)
     if num_inner < 2:
         raise ValueError(f"nested {num_inner}: expected 2 inner folds or more")
     if not experiment.data.classes:
@@ -83,7 +84,7 @@ def nested(
         decisions = Decisions.fitted(inner.predictions, answered)
         write_json(fold_folder / DECISIONS_FILE, decisions.as_json())
         run_fold(chosen.with_fold(fold, fold_folder), decisions.apply)
-    result = collect(folder, num_folds)
+    result = read_folds(folder, num_folds)
     write_results(result)
     return result
 

@@ -1,4 +1,4 @@
-"""Robustness: what a trained model still recognises in noise, rooms and channels, with wrong words, under attack."""
+"""Robustness: UAR of a trained model in noise, rooms and channels, with wrong words, and under attack."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class RobustnessSettings:
 def robustness(
     runs: Sequence[Experiment],
     conditions: Sequence[Condition],
-    folder: Path,
+    folder: str | Path,
     surrogates: Sequence[Experiment] = (),
     settings: RobustnessSettings | None = None,
 ) -> Robustness:
@@ -113,9 +113,12 @@ def robustness(
         settings: How the models are evaluated.
 
     Raises:
-        ValueError: The model predicts dimensions only, or a surrogate does not fit.
+        ValueError: There are no runs, the model predicts dimensions only, or a surrogate does not fit.
         FileNotFoundError: A run has no checkpoint.
     """
+    if not runs:
+        raise ValueError('runs is empty; expected experiments such as mmemo.read_runs("runs/my_run") returns')
+    folder = Path(folder)
     settings = settings or RobustnessSettings()
     if len(runs) > 1 and settings.checkpoint not in (None, "best", "last"):
         raise ValueError(

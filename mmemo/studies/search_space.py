@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
+from mmemo.files import read_yaml
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -38,7 +38,7 @@ def read_space(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file, expected a YAML of settings, each with low and high, or choices")
-    return check_space(yaml.safe_load(path.read_text()), str(path))
+    return check_space(read_yaml(path), str(path))
 
 
 def check_space(space: object, name: str = "space") -> dict[str, Any]:

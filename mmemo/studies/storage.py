@@ -25,7 +25,11 @@ NUM_ATTEMPTS = 5
 
 
 def open_study(settings: SearchSettings, folder: Path, space: Space, key: str) -> Study:
-    """Creates or opens the Optuna study of a search; several workers may do this at once."""
+    """Creates or opens the Optuna study of a search; several workers may do this at once.
+
+    Raises:
+        ValueError: The storage cannot be used, or its driver is missing.
+    """
     import optuna
     import sqlalchemy.exc
 

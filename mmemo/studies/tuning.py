@@ -23,7 +23,7 @@ from mmemo.evaluation.predictions import labelled_probs
 from mmemo.evaluation.statistics import SpeakerCounts
 from mmemo.files import checksum, write_json, write_table, write_text
 from mmemo.studies.charts import draw_search
-from mmemo.studies.crossval import PREDICTIONS_FILE, Notify, ignore, input_files, mean_and_deviation, run_fold
+from mmemo.studies.crossval import PREDICTIONS_FILE, Notify, input_files, mean_and_deviation, no_notification, run_fold
 from mmemo.studies.search_space import (
     Sampler,
     Space,
@@ -121,7 +121,6 @@ class _Search:
     """Everything that a worker needs."""
 
     experiment: Experiment
-    inner: Experiment
     space: Space
     folder: Path
     settings: SearchSettings
@@ -130,9 +129,9 @@ class _Search:
     own: dict[str, Any] | None = field(default=None)
 
     @property
-    def asking(self) -> FileLock:
-        """Workers ask for settings one after the other, or two would get the same."""
-        return FileLock(self.folder / ".asking.lock")
+    def proposal_lock(self) -> FileLock:
+        """Workers get proposals one after the other; otherwise two could get the same settings."""
+        return FileLock(self.folder / ".proposal.lock")
 
 
 def inner_experiment(experiment: Experiment, outer_fold: int, num_folds: int) -> Experiment:
@@ -161,9 +160,9 @@ def inner_experiment(experiment: Experiment, outer_fold: int, num_folds: int) ->
 def tune(
     experiment: Experiment,
     space: Space,
-    folder: Path,
+    folder: str | Path,
     settings: SearchSettings | None = None,
-    notify: Notify = ignore,
+    notify: Notify = no_notification,
 ) -> TuningResult:
     """Searches for better settings, or resumes a search. Several processes may share its folder or storage.
 
@@ -179,7 +178,7 @@ def tune(
     """
     import optuna
 
-    settings = settings or SearchSettings()
+    settings, folder = settings or SearchSettings(), Path(folder)
     space = check_space(space)
     experiment.prepared_table()  # raises for a table or split that cannot be used
     inner = inner_experiment(experiment, settings.outer_fold, settings.num_folds)
@@ -187,11 +186,11 @@ def tune(
     key = _search_key(inner, space, settings)
     _check_same_search(folder, key)
     search = _Search(
-        experiment, inner, space, folder, settings, notify, key, own_values(experiment.settings(), space)
+        experiment, space, folder, settings, notify, key, own_values(experiment.settings(), space)
     )  # fmt: skip
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = open_study(settings, folder, space, key)
-    with search.asking:
+    with search.proposal_lock:
         if not study.trials and search.own is not None and settings.sampler != "grid":  # a grid has its own cells
             study.enqueue_trial(search.own, skip_if_exists=True)
     try:
@@ -217,7 +216,7 @@ def _run_trials(study: Study, search: _Search) -> None:
         if num_running and num_finished + num_running >= settings.num_trials and not drop_stale(study):
             time.sleep(1.0)  # other workers run the last ones
             continue
-        lock = search.asking
+        lock = search.proposal_lock
         with lock:
             study.sampler = build_sampler(
                 settings.sampler, settings.seed, search.space, len(study.trials), settings.storage is not None
@@ -385,7 +384,8 @@ def _test_once(best: Experiment, chosen: Mapping[str, Any], search: _Search) -> 
     num_evaluations = len(list(outer.glob(f"best_*/{PREDICTIONS_FILE}")))
     if num_evaluations > 1:
         search.notify(
-            f"This search used the outer test speakers {num_evaluations} times: the best of several results is too good"
+            f"This search used the outer test speakers {num_evaluations} times: reporting the best of several "
+            "evaluations is too optimistic"
         )
     return results | {"num_evaluations": num_evaluations}
 
@@ -394,11 +394,12 @@ def _compared(counts: Sequence[SpeakerCounts], notify: Notify) -> dict[str, floa
     comparison = compare_counts(counts[0], counts[1])
     difference = comparison.difference
     num_speakers = len(counts[0].speakers)
-    side = "above" if difference.value > 0 else "below" if difference.value < 0 else "from"
+    points = f"{100 * abs(difference.value):.1f} points {'above' if difference.value > 0 else 'below'}"
+    result = "as good as" if difference.value == 0 else points
     caution = "; too few speakers for a conclusion" if num_speakers < MIN_SPEAKERS else ""
     notify(
-        f"On {num_speakers} outer test speakers the best settings are {100 * abs(difference.value):.1f} points {side} "
-        f"the experiment's own (95 % {100 * difference.low:+.1f} to {100 * difference.high:+.1f}, "
+        f"On {num_speakers} outer test speakers the best settings are {result} the "
+        f"experiment's own (95 % {100 * difference.low:+.1f} to {100 * difference.high:+.1f}, "
         f"p = {comparison.p_permutation:.2f}){caution}"
     )
     return {

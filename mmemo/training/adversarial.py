@@ -31,7 +31,7 @@ from mmemo.training.hooks import Step
 
 
 class _Hook(nn.Module):
-    """What the hooks below share: they log no accuracy, and need no preparation unless they say so."""
+    """Shared defaults: no logged accuracy, and no preparation."""
 
     unlabelled = False
     accuracy: Tensor | None = None

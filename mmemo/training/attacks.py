@@ -67,7 +67,7 @@ class Budget(NamedTuple):
         return self.ratio * length(values * real(values, mask))
 
     def bound(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Returns the largest change of a single value with which all together keep the norm ``(batch,)``."""
+        """Returns the change of every value ``(batch,)`` at which the perturbation has its largest norm."""
         count = real(values, mask).expand_as(values).flatten(1).sum(1)
         return self.radius(values, mask) / count.clamp(min=1).sqrt()
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmemo.data.batch import EmotionBatch
 from mmemo.data.datamodule import EmotionDataModule
-from mmemo.data.splits import InnerFolds
+from mmemo.data.splits import TAUGHT_SPEAKERS, InnerFolds
 from mmemo.data.table import DataTable, Requirements
 from mmemo.losses import DistillationLoss, Knowledge, SoftenedLogits
 from mmemo.models.emotion_model import EmotionModel, EmotionOutput
@@ -24,8 +24,8 @@ from mmemo.training.teachers import (
     TeacherOutputs,
     check_teacher,
     exposed_test_speakers,
-    hidden,
     hidden_dim,
+    mean_features,
     teacher_outputs,
 )
 
@@ -196,7 +196,7 @@ class DistillationSystem(EmotionSystem):
             return
         names = exposed_test_speakers(exposure, datamodule)
         if names:
-            warning = f"the student or its teachers were trained on its test speakers: {', '.join(names[:5])}"
+            warning = f"{TAUGHT_SPEAKERS}: {', '.join(names[:5])}"
             if warning not in self.warnings:
                 log.warning("%s", warning)
                 self.warnings.append(warning)
@@ -229,7 +229,7 @@ class DistillationSystem(EmotionSystem):
         has_input = torch.stack([mask.any(1) for mask in masks]).any(0)
         if not has_input.any():
             return loss
-        student = Knowledge(cast(Tensor, output.logits), output.embedding, hidden(output))
+        student = Knowledge(cast(Tensor, output.logits), output.embedding, mean_features(output))
         student = Knowledge(*(values[has_input] for values in student))
         teacher = Knowledge(*(values[has_input] for values in self._teachers.of(batch)))
         for part in self.distillation:

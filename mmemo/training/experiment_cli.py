@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from jsonargparse import Namespace
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from mmemo.data.clinical_study import ClinicalStudy, read_clinical_study
 from mmemo.data.datamodule import EmotionDataModule
+from mmemo.files import read_yaml
 from mmemo.settings import go_offline
 from mmemo.training.experiment import (
     CLASSES_KEY,
@@ -246,13 +246,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file, expected the YAML of an experiment")
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path}: expected the YAML of an experiment, with model, data and trainer")
-    return settings
+    return read_yaml(path)
 
 
 def read_experiment(config: str | Path, changes: Mapping[str, Any] | None = None) -> Experiment:
@@ -267,6 +261,7 @@ def read_experiment(config: str | Path, changes: Mapping[str, Any] | None = None
 
     Example:
         >>> import tempfile
+        >>> import yaml
         >>> parts = {"audio_encoder": {"class_path": "mmemo.models.ConvNeXtEncoder"}}
         >>> model = {"class_path": "mmemo.EmotionModel", "init_args": parts}
         >>> settings = {
@@ -330,17 +325,17 @@ def changed_settings(settings: Mapping[str, Any], changes: Mapping[str, Any]) ->
     result: dict[str, Any] = {key: _copied(value) for key, value in settings.items()}
     for key, value in changes.items():
         *parents, last = key.split(".")
-        place = result
+        parent = result
         for name in parents:
-            inner = place.get(name)
+            inner = parent.get(name)
             if isinstance(inner, str):
                 inner = {"class_path": inner}
-            place[name] = inner = inner if isinstance(inner, dict) else {}
-            place = inner
-        previous = place.get(last)
+            parent[name] = inner = inner if isinstance(inner, dict) else {}
+            parent = inner
+        previous = parent.get(last)
         if isinstance(previous, dict) and previous.get("class_path") == value:
             continue
-        place[last] = value
+        parent[last] = value
     return result
 
 
@@ -350,7 +345,9 @@ def _copied(value: Any) -> Any:
     return [_copied(part) for part in value] if isinstance(value, list) else value
 
 
-def read_runs(folder: Path, folds: Sequence[int] = (), changes: Mapping[str, Any] | None = None) -> list[Experiment]:
+def read_runs(
+    folder: str | Path, folds: Sequence[int] = (), changes: Mapping[str, Any] | None = None
+) -> list[Experiment]:
     """Reads the experiment of a finished run, or those of all folds of a cross-validation.
 
     Args:
@@ -362,7 +359,7 @@ def read_runs(folder: Path, folds: Sequence[int] = (), changes: Mapping[str, Any
         ValueError: There is no run, or no such fold.
     """
     runs = []
-    for run in fold_folders(folder, folds):
+    for run in fold_folders(Path(folder), folds):
         experiment = read_experiment(run, changes)
         runs.append(replace(experiment, folder=run))  # the folder may have been moved
     return runs

@@ -113,7 +113,7 @@ class Exposure:
         }
 
     def __or__(self, other: Exposure) -> Exposure:
-        """Returns both together."""
+        """Returns the union."""
         files = {
             name: list(dict.fromkeys([*self.files.get(name, ()), *other.files.get(name, ())]))
             for name in {**self.files, **other.files}

@@ -17,7 +17,7 @@ from mmemo.models.pretrained_encoder import PretrainedEncoder
 from mmemo.training.low_rank import LowRankLinear, replace_modules
 
 LORA_TARGETS = ("q_proj", "v_proj", "query", "value", "q", "v", "q_lin", "v_lin")
-"""Query and value projections as the families of encoders name them."""
+"""Names of the query and value projections in the supported encoders."""
 
 
 class Finetuning(Protocol):

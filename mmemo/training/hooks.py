@@ -88,7 +88,7 @@ class Hooks(nn.ModuleList):
 
     @property
     def all(self) -> list[Hook]:
-        """The hooks as hooks."""
+        """The modules, typed as `Hook`."""
         return [cast(Hook, hook) for hook in self]
 
     @property

@@ -30,8 +30,8 @@ class ProgressLines(ProgressBar):
         loss = trainer.callback_metrics.get("train/loss")
         shown = "" if loss is None else f", train/loss {float(loss):.3f}"
         epochs = "" if trainer.max_epochs in (None, -1) else f" of {trainer.max_epochs}"
-        place = f"epoch {trainer.current_epoch + 1}{epochs}, step {batch_idx + 1} of {self.total_train_batches}"
-        self._print(trainer, f"Training: {place}{shown}")
+        position = f"epoch {trainer.current_epoch + 1}{epochs}, step {batch_idx + 1} of {self.total_train_batches}"
+        self._print(trainer, f"Training: {position}{shown}")
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *others: Any) -> None:
         self._print(trainer, "Validation")

@@ -34,7 +34,7 @@ OUTPUTS_VERSION = 2
 HALF_MAX = torch.finfo(torch.float16).max  # teachers' outputs are cached in half precision
 
 
-def hidden(output: EmotionOutput) -> Tensor:
+def mean_features(output: EmotionOutput) -> Tensor:
     """Returns the mean over time of the fusion's input, all modalities side by side ``(batch, dim)``."""
     means = []
     for part in output.encoded:
@@ -44,7 +44,7 @@ def hidden(output: EmotionOutput) -> Tensor:
 
 
 def hidden_dim(model: EmotionModel) -> int:
-    """Returns the size of :func:`hidden` for a model.
+    """Returns the size of :func:`mean_features` for a model.
 
     Example:
         >>> from mmemo.models import ConvNeXtEncoder
@@ -261,7 +261,11 @@ def _run_teacher(
             with trainer.precision_plugin.forward_context():
                 output = run_model(model, batch if profiles is None else profiles.calibrated(batch))
             assert output.logits is not None
-            values = torch.cat([output.logits.float(), output.embedding.float(), hidden(output)], dim=-1).cpu().numpy()
+            values = (
+                torch.cat([output.logits.float(), output.embedding.float(), mean_features(output)], dim=-1)
+                .cpu()
+                .numpy()
+            )
             values = values.reshape(-1, datamodule.num_views, 1, values.shape[-1])
             is_silent = _lacks_audio(batch).reshape(len(values), -1).all(1).tolist()
             batch_rows = batch.row[:: datamodule.num_views].tolist()

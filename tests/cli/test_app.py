@@ -9,11 +9,13 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from mmemo.cli.app import TRAINER_VERBS, VERBS, main
+from mmemo.cli.app import TRAINER_VERBS, VERBS, _interruption, _traceback_hint, main
+from mmemo.data.manifest import read_manifest
 from tests.audio.test_reader import BAD, make_bad
 
 ROOT = Path(__file__).parent.parent.parent
@@ -58,6 +60,7 @@ def test_an_unknown_verb_is_rejected(capsys: pytest.CaptureFixture[str]) -> None
         (["transcribe", "gone.csv", "--language", "klingon"], "language 'klingon': not supported by Whisper"),
         (["crossval", "--config", "gone.yaml"], "mmemo crossval: gone.yaml: no such file"),
         (["crossval", "--config", "configs/demo.yaml", "--set", "trainer"], "--set trainer: expected KEY=VALUE"),
+        (["crossval", "--config", "configs/demo.yaml", "--set", "a=[1"], "--set a=[1: the value is not valid YAML"),
         (["cache", "--clear", "typo"], "mmemo cache: no feature cache 'typo'"),
         (["fit"], "mmemo fit: name the YAML of an experiment"),
     ],
@@ -126,6 +129,27 @@ def test_ctrl_c_ends_with_a_sentence_and_exit_code_130(tiny_config: Path, tmp_pa
     assert process.returncode == 130, errors
     assert "Interrupted. Finished work is kept; the same command resumes it." in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("verb", "message"),
+    [
+        ("tune", "Interrupted. Finished work is kept; the same command resumes it."),
+        ("fit", "Interrupted. Finished work is kept; `fit ... --ckpt_path last` resumes it."),
+        ("export", "Interrupted."),
+    ],
+)
+def test_an_interrupted_verb_names_its_remedy(verb: str, message: str) -> None:
+    assert _interruption(verb) == message
+
+
+def test_the_traceback_is_offered_for_errors_that_mmemo_did_not_raise() -> None:
+    with pytest.raises(ValueError, match="broadcast") as raised:
+        np.ones(2) + np.ones(3)
+    assert _traceback_hint(raised.value) == " (MMEMO_DEBUG=1 shows the traceback)"
+    with pytest.raises(ValueError, match="no such file") as raised:
+        read_manifest(Path("gone.csv"))
+    assert _traceback_hint(raised.value) == ""
 
 
 def test_check_lists_every_unreadable_file_and_fails(tmp_path: Path, tiny_corpus: Path) -> None:

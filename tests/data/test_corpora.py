@@ -49,7 +49,7 @@ def test_the_input_table_is_not_overwritten(tmp_path: Path, capsys: pytest.Captu
     mine.write_text("name,mood,said\na,angry,leave\n")
     options = ["--columns", "id=name", "emotion=mood", "text=said", "--values", "emotion.angry=anger"]
     assert main(["corpus", "table", str(mine), *options, "--out", str(mine)]) == 1
-    assert "is the table that is read" in capsys.readouterr().err
+    assert "would overwrite the input table" in capsys.readouterr().err
     assert mine.read_text() == "name,mood,said\na,angry,leave\n"
     assert main(["corpus", "table", str(mine), *options, "--out", str(out)]) == 0
     assert "was replaced" not in capsys.readouterr().err

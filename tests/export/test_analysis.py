@@ -349,7 +349,7 @@ def test_standard_input_is_analysed(
     assert "standard input: truncated" in capsys.readouterr().err
 
 
-def test_a_folder_stands_for_its_audio_files(folder: Path, recording: Path, tmp_path: Path) -> None:
+def test_a_folder_is_expanded_to_its_audio_files(folder: Path, recording: Path, tmp_path: Path) -> None:
     assert list_audio_files([recording.parent, "-"]) == [recording, Path("-")]
     with pytest.raises(AudioError, match="a folder without audio"):
         list_audio_files([tmp_path])

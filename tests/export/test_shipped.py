@@ -36,7 +36,7 @@ def test_the_student_is_complete_and_small_and_its_card_is_current() -> None:
         assert text in card
     result = json.loads((ROOT / "benchmarks" / "results" / "shipped_student.json").read_text())["figures"]
     metrics = json.loads((folder / "config.json").read_text())["metrics"]
-    assert metrics["RAVDESS, 8 other actors: UAR, %"] == result["uar_ravdess"]
+    assert metrics["RAVDESS, 8 unseen actors: UAR, %"] == result["uar_ravdess"]
 
 
 def test_analyze_uses_the_student_by_default(capsys: pytest.CaptureFixture[str]) -> None:

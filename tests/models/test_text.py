@@ -84,7 +84,7 @@ def test_an_empty_transcript_has_no_tokens_and_a_long_one_is_cut(tiny_bert: Path
 
 
 @pytest.mark.weights
-def test_the_real_minilm_knows_what_words_are_alike() -> None:
+def test_minilm_embeds_similar_words_closely() -> None:
     encoder = HuggingFaceTextEncoder(layers=[6])
     with torch.inference_mode():
         features, mask = encoder.precompute(*batch(encoder, ["I am so happy!", "What a joy.", "The train is late."]))

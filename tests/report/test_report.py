@@ -14,12 +14,15 @@ import yaml
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from mmemo.cli.app import main
+from mmemo.data import splits
 from mmemo.data.clinical_study import ClinicalStudy
+from mmemo.data.splits import MAYBE_BOTH_SIDES, SHARED_RECORDINGS, TAUGHT_SPEAKERS
 from mmemo.evaluation.calibration import reliability, temperature_scaling
 from mmemo.report.classification import sample_areas
 from mmemo.report.report import write_report
 from mmemo.report.reproduction import hide_paths
 
+BOTH_SIDES = splits.BOTH_SIDES.format(first="train", second="test")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CLASSES = ["anger", "neutral", "sadness"]
 
@@ -231,6 +234,42 @@ def test_a_file_of_predictions_has_a_report(tmp_path: Path) -> None:
     (command,) = result.content.reproduce.commands
     assert command.endswith("elsewhere.parquet --manifest MANIFEST")
     assert list(result.content.reproduce.sha256) == ["predictions", "manifest"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({}, "disjoint"),
+        ({"warning": "6 utterances with broken audio left out"}, "disjoint"),
+        ({"warning": f"a note; speakers not separated: 1 speakers {BOTH_SIDES}: s01"}, "overlap"),
+        ({"warning": f"{TAUGHT_SPEAKERS}: s01"}, "overlap"),
+        ({"warning": f"2 {SHARED_RECORDINGS}: u1 (train and test)"}, "overlap"),
+        ({"warning": f"speakers not separated: 3 rows have no speaker, so a speaker {MAYBE_BOTH_SIDES}"}, "unknown"),
+        ({"speaker": None}, "unknown"),
+        ({"fold": np.arange(240) % 2}, "overlap"),
+    ],
+    ids=[
+        "no warning",
+        "other warning",
+        "speaker",
+        "teacher",
+        "recording",
+        "row without speaker",
+        "no speaker",
+        "folds",
+    ],
+)
+def test_the_report_knows_whether_training_used_test_speakers(
+    tmp_path: Path, columns: dict[str, Any], expected: str
+) -> None:
+    run = write_run(tmp_path / "run")
+    table = pd.read_parquet(run / "predictions.parquet")
+    table.assign(**columns).to_parquet(run / "predictions.parquet", index=False)
+    assert write_report(run).content.test_speakers == ("overlap" if expected == "overlap" else "unknown")
+    (run / "config.yaml").write_text("trainer: {}\n")
+    report = write_report(run)
+    assert report.content.test_speakers == expected
+    assert ("USED IN TRAINING" in report.summary[0]) == (expected == "overlap")
 
 
 def test_one_speaker_a_missing_class_and_a_wrong_manifest_are_reported(tmp_path: Path) -> None:

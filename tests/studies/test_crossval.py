@@ -13,7 +13,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from mmemo.cli.app import main
 from mmemo.data.splits import SplitError
-from mmemo.studies.crossval import collect, crossval, folds_to_run, mean_and_deviation, write_results
+from mmemo.studies.crossval import crossval, folds_to_run, mean_and_deviation, read_folds, write_results
 from mmemo.training.experiment import Experiment
 from mmemo.training.experiment_cli import ExperimentCLI, read_experiment
 
@@ -113,7 +113,7 @@ def test_a_metric_that_is_missing_in_a_fold_is_nan_for_that_fold(tmp_path: Path)
         folder.mkdir()
         (folder / "test_metrics.json").write_text(json.dumps({"metrics": metrics, "warnings": []}))
         pd.DataFrame({"id": [f"u{fold}"]}).to_parquet(folder / "predictions.parquet")
-    result = collect(tmp_path, 2)
+    result = read_folds(tmp_path, 2)
     assert result.num_values == 2
     assert np.isnan(result.metrics["test/ccc"][0])
     assert result.metrics["test/ccc"][1] == 0.2

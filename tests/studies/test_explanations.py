@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 
 def explain_run(run: Path, ids: list[str] | None = None, num_utterances: int = 8) -> Explanations:
-    return explain(read_runs(run)[0], run / FOLDER, ids or (), num_utterances, progress=False)
+    return explain(read_runs(run)[0], str(run / FOLDER), ids or (), num_utterances, progress=False)
 
 
 @pytest.fixture

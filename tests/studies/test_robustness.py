@@ -21,7 +21,13 @@ def robustness(
     run: Path, chosen: list[Condition], checkpoint: str | None = None, folds: list[int] | None = None
 ) -> Robustness:
     settings = RobustnessSettings(checkpoint, progress=False)
-    return robustness_module.robustness(read_runs(run, folds or ()), chosen, run / FOLDER, settings=settings)
+    runs = read_runs(str(run), folds or ())  # each folder may be a text or a Path
+    return robustness_module.robustness(runs, chosen, str(run / FOLDER), settings=settings)
+
+
+def test_robustness_needs_a_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="runs is empty; expected experiments"):
+        robustness_module.robustness([], [], tmp_path)
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def tune(
     config: Path, space: Path, run: Path, settings: SearchSettings, changes: dict[str, Any] | None = None,
     notify: Callable[[str], None] = print,
 ) -> TuningResult:  # fmt: skip
-    return tuning.tune(read_experiment(config, changes), read_space(space), run, settings, notify)
+    return tuning.tune(read_experiment(config, changes), read_space(space), str(run), settings, notify)
 
 
 def learning_rate(experiment: Experiment) -> float:
@@ -227,7 +227,9 @@ def test_a_search_is_not_resumed_after_the_manifest_changed(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("- 1\n", "expected a table of settings"),
+        ("- 1\n", "expected YAML with settings"),
+        ("a.b: [1, 2\n", r"space.yaml: not valid YAML"),
+        ("{}\n", "expected a table of settings"),
         ("a.b: 3\n", "expected a list of choices, or low below high"),
         ("a.b: {low: 2, high: 1}\n", "low below high"),
         ("a.b: {low: 0.0, high: 1.0, log: true}\n", "log needs low above 0"),

@@ -40,7 +40,7 @@ def table(
     root = Path(root)
     frame = _read_csv(root)
     _check_maps(root, frame, columns, constants or {})
-    result = pd.DataFrame({ours: frame[theirs] for ours, theirs in columns.items()})
+    result = pd.DataFrame({name: frame[source] for name, source in columns.items()})
     for name in frame.columns.difference(list(columns.values()), sort=False):
         if name not in result:
             result[name] = frame[name]
