@@ -56,7 +56,7 @@ class EmotionBatch(NamedTuple):
         audio_speaker: Mean and deviation of each speaker's audio features ``(batch, 2, layer, dim)``; None if
             uncalibrated.
         descriptors_speaker: The same for the second encoder of the waveform.
-        speaker_offsets: Offset of each class's scores for the speaker ``(batch, num_classes, num_classes)``; None
+        speaker_offsets: Offsets of the class scores for the speaker ``(batch, num_classes + 1, num_classes)``; None
             likewise.
 
     Example:

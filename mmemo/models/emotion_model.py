@@ -78,7 +78,7 @@ class EmotionModel(nn.Module):
         ``(batch, layer, time, dim)``; text: token ids ``(batch, token)``, or precomputed
         ``(batch, layer, token, dim)``; each with its mask. Of the speakers: ``audio_speaker`` and
         ``descriptors_speaker`` ``(batch, 2, layer, dim)``, mean and deviation; ``speaker_offsets``
-        ``(batch, num_classes, num_classes)``. Without them the model is uncalibrated. -> :class:`EmotionOutput`
+        ``(batch, num_classes + 1, num_classes)``. Without them the model is uncalibrated. -> :class:`EmotionOutput`
 
     Example:
         >>> from mmemo.models import ConvNeXtEncoder

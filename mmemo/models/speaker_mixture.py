@@ -5,6 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+SIZES = (1, 3, 5, 10, 20, 40)
+"""Numbers of enrolled utterances for which the usual variety is estimated."""
+
+DRAWS = 10
+"""Random draws of each training speaker and size."""
+
+QUANTILES = (0.02, 0.25)
+"""Of the variety of training speakers: up to the lower one, all of the emotion is added; from the higher on, none."""
+
 
 class SpeakerMixture(nn.Module):
     """Rescores class scores by what a Gaussian mixture infers from the speaker's unlabelled utterances.
@@ -16,6 +25,10 @@ class SpeakerMixture(nn.Module):
     The two weights minimise the cross-entropy of the same training speakers. This is probabilistic linear discriminant
     analysis (Ioffe 2006, <https://doi.org/10.1007/11744085_41>) with unknown classes.
 
+    If the enrolled utterances have fewer emotions than those of almost all training speakers, their average is not the
+    voice alone, and standardisation has removed the emotion too. The mixture then adds it again: the mean scores of
+    the classes, weighted by how much more probable than usual each class is in the enrolled utterances.
+
     It assumes speakers like those of training: across corpora and languages it does harm.
 
     Args:
@@ -24,13 +37,14 @@ class SpeakerMixture(nn.Module):
         temperature: Factor on the log-likelihoods in the estimation, above 0; below 1 makes it less certain of the
             classes.
         iterations: Rounds of expectation maximisation, 1 or more.
+        mean_prior: That of the model's ``SpeakerNorm``, above 0.
 
     Raises:
         ValueError: A setting is out of range.
 
     Shape:
-        logits ``(batch, num_classes)``, offsets ``(batch, num_classes, num_classes)``: class, score
-        -> logits ``(batch, num_classes)``
+        logits ``(batch, num_classes)``, offsets ``(batch, num_classes + 1, num_classes)``: one row of scores for each
+        class, and one that is added to all utterances -> logits ``(batch, num_classes)``
 
     Example:
         >>> mixture = SpeakerMixture(num_classes=2)
@@ -40,18 +54,23 @@ class SpeakerMixture(nn.Module):
         >>> mixture.fit(logits + 0.1 * torch.randn(200, 2), target, speaker)
         >>> shifted = logits[:20] + torch.tensor([5.0, -5.0])  # an unusual voice
         >>> offsets = mixture.adapt(shifted)
-        >>> bool((mixture(shifted, offsets[None].expand(20, 2, 2)).argmax(1) == target[:20]).all())
+        >>> bool((mixture(shifted, offsets[None].expand(20, 3, 2)).argmax(1) == target[:20]).all())
         True
     """
 
     def __init__(
-        self, num_classes: int, speaker_scale: float = 0.3, temperature: float = 0.5, iterations: int = 5
+        self,
+        num_classes: int,
+        speaker_scale: float = 0.3,
+        temperature: float = 0.5,
+        iterations: int = 5,
+        mean_prior: float = 3.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        if min(speaker_scale, temperature) <= 0 or iterations < 1:
+        if min(speaker_scale, temperature, mean_prior) <= 0 or iterations < 1:
             raise ValueError(
-                f"SpeakerMixture(speaker_scale={speaker_scale}, temperature={temperature}, iterations={iterations}), "
-                "expected scales above 0, and iterations 1 or more"
+                f"SpeakerMixture(speaker_scale={speaker_scale}, temperature={temperature}, iterations={iterations}, "
+                f"mean_prior={mean_prior}), expected numbers above 0, and iterations 1 or more"
             )
         self.speaker_scale = speaker_scale
         self.temperature = temperature
@@ -60,15 +79,29 @@ class SpeakerMixture(nn.Module):
         self.precision: Tensor  # inverse covariance of an utterance's scores
         self.speaker_precision: Tensor  # inverse covariance of the speakers' common offsets
         self.class_precision: Tensor  # inverse covariance of their offsets per class
+        self.mean_prior = mean_prior
         self.shares: Tensor  # weights of the scores and of the change (2,)
+        self.uncalibrated_share: Tensor  # weight of uncalibrated scores
+        self.usual: Tensor  # mean probability of each class for training speakers (class,)
+        self.variety: Tensor  # usual number of classes in enrolled utterances: sizes, low and high quantile (size, 2)
         self.fitted: Tensor
         self.register_buffer("shares", torch.ones(2))
+        self.register_buffer("uncalibrated_share", torch.ones(()))
+        self.register_buffer("usual", torch.full((num_classes,), 1 / num_classes))
+        self.register_buffer("variety", torch.zeros(len(SIZES), 2))
         self.register_buffer("class_means", torch.eye(num_classes))
         for name in ("precision", "speaker_precision", "class_precision"):
             self.register_buffer(name, torch.eye(num_classes))
         self.register_buffer("fitted", torch.tensor(False))
 
-    def fit(self, logits: Tensor, target: Tensor, speaker: Tensor, weights: Tensor | None = None) -> None:
+    def fit(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        speaker: Tensor,
+        weights: Tensor | None = None,
+        uncalibrated: Tensor | None = None,
+    ) -> None:
         """Estimates the mixture from scores of utterances that the scores were not trained on.
 
         Args:
@@ -76,6 +109,8 @@ class SpeakerMixture(nn.Module):
             target: Class indices ``(utterance,)``.
             speaker: Index of each speaker ``(utterance,)``.
             weights: Weight of each utterance ``(utterance,)``. Defaults to 1.
+            uncalibrated: Scores of the same utterances as for an unknown speaker. Without them, enrolled utterances
+                of few emotions are not recognised.
 
         Raises:
             ValueError: No speaker has two classes with two utterances each.
@@ -122,19 +157,51 @@ class SpeakerMixture(nn.Module):
         changes = torch.zeros_like(logits)
         for name in speaker.unique():
             own = logits[speaker == name]
-            changes[speaker == name] = self._changes(own, self.adapt(own)).double()
+            changes[speaker == name] = self._changes(own, self.adapt(own)[:-1]).double()
         self.shares.copy_(_best_shares(logits, changes, target, weights))
+        if uncalibrated is not None:
+            self._fit_variety(centred(uncalibrated.double()), target, speaker, weights)
 
-    def adapt(self, logits: Tensor) -> Tensor:
-        """Returns a speaker's offset of each class ``(class, score)``, by expectation maximisation without labels.
+    def _fit_variety(self, scores: Tensor, target: Tensor, speaker: Tensor, weights: Tensor) -> None:
+        """Estimates how many classes the enrolled utterances of training speakers usually seem to have."""
+        self.uncalibrated_share.copy_(_best_shares(scores, torch.zeros_like(scores), target, weights)[0])
+        probs = (self.uncalibrated_share * scores).softmax(-1).to(self.usual)
+        speakers = [probs[speaker == name] for name in speaker.unique()]
+        self.usual.copy_(torch.stack([own.mean(0) for own in speakers]).mean(0))
+        generator = torch.Generator().manual_seed(0)
+        for row, size in enumerate(SIZES):
+            draws = [
+                variety(own[torch.randperm(len(own), generator=generator)[:size]].mean(0))
+                for own in speakers
+                for _ in range(DRAWS)
+            ]
+            self.variety[row] = torch.stack(draws).quantile(torch.tensor(QUANTILES))
+
+    def _removed(self, uncalibrated: Tensor) -> Tensor:
+        """Returns the scores that standardisation has removed with the voice ``(score,)``; zeros for usual utterances.
+
+        Args:
+            uncalibrated: Scores of the enrolled utterances as for an unknown speaker ``(utterance, num_classes)``.
+        """
+        count = len(uncalibrated)
+        probs = (self.uncalibrated_share * centred(uncalibrated)).softmax(-1).mean(0)
+        low, high = self.variety[sum(size <= count for size in SIZES) - 1]
+        certainty = ((high - variety(probs)) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+        removed: Tensor = certainty * count / (count + self.mean_prior) * (probs - self.usual) @ self.class_means
+        return removed
+
+    def adapt(self, logits: Tensor, uncalibrated: Tensor | None = None) -> Tensor:
+        """Returns a speaker's offsets ``(num_classes + 1, score)``, by expectation maximisation without labels.
 
         Args:
             logits: Scores of the speaker's enrolled utterances ``(utterance, num_classes)``; none gives zeros.
+            uncalibrated: Their scores as for an unknown speaker. Without them, the last row is zeros.
         """
         offsets = torch.zeros_like(self.class_means)
         if not len(logits) or not self.fitted:
-            return offsets
-        scores = centred(logits.to(self.class_means))
+            return torch.cat([offsets, offsets[:1]])
+        removed = offsets[0] if uncalibrated is None else self._removed(uncalibrated.to(offsets))
+        scores = centred(logits.to(self.class_means)) + removed
         common = torch.zeros(len(self.class_means)).to(scores)
         for _ in range(self.iterations):
             # Without the scores themselves, which would be counted twice: their errors would confirm each other.
@@ -147,7 +214,7 @@ class SpeakerMixture(nn.Module):
             sums = probs.T @ scores - counts[:, None] * (self.class_means + common)  # (class, score)
             systems = self.class_precision + counts[:, None, None] * self.precision
             offsets = torch.linalg.solve(systems, sums @ self.precision.T)
-        return common + offsets
+        return torch.cat([common + offsets, removed[None]])
 
     def _log_likelihoods(self, scores: Tensor, offsets: Tensor) -> Tensor:
         """Returns ``(utterance, class)`` up to a constant, from centred scores ``(utterance, score)``.
@@ -161,15 +228,21 @@ class SpeakerMixture(nn.Module):
 
     def forward(self, logits: Tensor, offsets: Tensor | None = None) -> Tensor:
         if offsets is None:
-            offsets = torch.zeros_like(self.class_means)[None]
-        scores = centred(logits)
-        rescored = self.shares[0] * scores + self.shares[1] * self._changes(scores, offsets)
+            offsets = self.class_means.new_zeros(1, len(self.class_means) + 1, len(self.class_means))
+        scores = centred(logits) + offsets[:, -1]
+        rescored = self.shares[0] * scores + self.shares[1] * self._changes(scores, offsets[:, :-1])
         return torch.where(self.fitted, rescored, logits)
 
     def _changes(self, scores: Tensor, offsets: Tensor) -> Tensor:
         """Returns how much the offsets change each class's log-likelihood ``(utterance, class)``."""
         scores = scores.to(self.class_means)
         return self._log_likelihoods(scores, offsets) - self._log_likelihoods(scores, torch.zeros_like(offsets))
+
+
+def variety(probs: Tensor) -> Tensor:
+    """Returns the effective number of classes, the exponential of the entropy ``()``, of probabilities ``(class,)``."""
+    effective: Tensor = torch.special.entr(probs).sum().exp()
+    return effective
 
 
 def centred(logits: Tensor) -> Tensor:

@@ -58,34 +58,38 @@ class ClosedFormSystem(EmotionSystem):
     def on_train_start(self) -> None:
         """Computes the head, then the mixture."""
         assert self.datamodule is not None
-        vectors, rows = self._vectors()
+        vectors, uncalibrated, rows = self._vectors()
         table = self.datamodule.table
         target = torch.from_numpy(table.targets.emotion[rows])
         weights = torch.from_numpy(self._weights(rows)).float()
         head, mixture = self.model.head, self.model.speaker_mixture
         assert isinstance(head, DiscriminantHead)
         if mixture is not None:
-            speaker, scores = self._speakers(rows), torch.zeros(len(rows), len(self.model.classes))
+            speaker = self._speakers(rows)
+            scores, unknown = torch.zeros(2, len(rows), len(self.model.classes))
             for group in range(self.num_groups):
                 left_out = speaker % self.num_groups == group
                 head.fit(vectors[~left_out], target[~left_out], weights[~left_out])
-                scores[left_out] = head(vectors[left_out])
-            mixture.fit(scores, target, speaker, weights)
+                scores[left_out], unknown[left_out] = head(vectors[left_out]), head(uncalibrated[left_out])
+            mixture.fit(scores, target, speaker, weights, unknown)
         head.fit(vectors, target, weights)
         self.on_fit_start()  # the offsets of validation speakers depend on head and mixture
 
-    def _vectors(self) -> tuple[Tensor, np.ndarray]:
-        """Returns the fused vectors ``(utterance, dim)`` of all views of the labelled training rows, and their rows."""
+    def _vectors(self) -> tuple[Tensor, Tensor, np.ndarray]:
+        """Returns the fused vectors ``(utterance, dim)`` of all views of the labelled training rows, and their rows.
+
+        The vectors come calibrated, and as for unknown speakers.
+        """
         assert self.datamodule is not None
         labelled = self.datamodule.table.targets.emotion != UNLABELLED
         train = self.datamodule.table.train_rows
-        vectors, rows = [], []
+        vectors, uncalibrated, rows = [], [], []
         with evaluating(self.model):
             for batch in self.datamodule.views_dataloader(train[labelled[train]]):
-                batch = self.on_after_batch_transfer(batch, 0)
-                vectors.append(self(batch).embedding)
+                uncalibrated.append(self(batch).embedding)
+                vectors.append(self(self.on_after_batch_transfer(batch, 0)).embedding)
                 rows.append(batch.row)
-        return torch.cat(vectors), torch.cat(rows).numpy()
+        return torch.cat(vectors), torch.cat(uncalibrated), torch.cat(rows).numpy()
 
     def _speakers(self, rows: np.ndarray) -> Tensor:
         """Returns the index of each row's speaker, in random order of the speakers ``(row,)``."""

@@ -35,7 +35,7 @@ class SpeakerProfiles:
         speakers: The speakers, in order.
         speaker_of: Index of the speaker of each row of the manifest ``(row,)`` int64.
         statistics: Modality -> mean and deviation of each speaker ``(speaker, 2, layer, dim)``.
-        offsets: Class offsets of each speaker ``(speaker, class, score)``; None without a mixture.
+        offsets: Offsets of each speaker ``(speaker, num_classes + 1, score)``; None without a mixture.
     """
 
     speakers: Sequence[EnrolledSpeaker]
@@ -148,8 +148,9 @@ def speaker_profiles(
     profiles = SpeakerProfiles(speakers, speaker_of, statistics)
     if model.speaker_mixture is None:
         return profiles
-    scores = _scores(datamodule, model, forward, profiles)
-    offsets = torch.stack([model.speaker_mixture.adapt(logits).cpu() for logits in scores])
+    calibrated, uncalibrated = _scores(datamodule, model, forward, profiles)
+    adapted = map(model.speaker_mixture.adapt, calibrated, uncalibrated)
+    offsets = torch.stack([values.cpu() for values in adapted])
     return SpeakerProfiles(speakers, speaker_of, statistics, offsets)
 
 
@@ -206,15 +207,23 @@ def _features(
 
 def _scores(
     datamodule: EmotionDataModule, model: EmotionModel, forward: Forward, profiles: SpeakerProfiles
-) -> list[Tensor]:
-    """Returns each speaker's class scores ``(utterance, num_classes)`` before the mixture, of enrolled utterances."""
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns each speaker's class scores ``(utterance, num_classes)`` before the mixture, of enrolled utterances.
+
+    Calibrated, and as for an unknown speaker.
+    """
     rows = np.concatenate([speaker.enrolled for speaker in profiles.speakers]).astype(int)
     head = cast(nn.Module, model.head)
     with evaluating(model):
-        batches = (profiles.calibrated(batch) for batch in _batches(datamodule, model, rows))
-        scores = [head(forward(batch).embedding) for batch in batches]
-    joined = torch.cat(scores) if scores else torch.zeros(0, len(model.classes))
-    return list(joined.split([len(speaker.enrolled) for speaker in profiles.speakers]))
+        pairs = [
+            (head(forward(profiles.calibrated(batch)).embedding), head(forward(batch).embedding))
+            for batch in _batches(datamodule, model, rows)
+        ]
+    counts = [len(speaker.enrolled) for speaker in profiles.speakers]
+    none = torch.zeros(0, len(model.classes))
+    calibrated = torch.cat([none, *(own for own, _ in pairs)]).split(counts)
+    uncalibrated = torch.cat([none, *(unknown for _, unknown in pairs)]).split(counts)
+    return list(calibrated), list(uncalibrated)
 
 
 @contextmanager

@@ -81,12 +81,14 @@ def test_priors_must_be_positive(prior: dict[str, float]) -> None:
         SpeakerNorm(1, 4, **prior)
 
 
-def scores(num_speakers: int, classes: list[int], seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def scores(
+    num_speakers: int, classes: list[int], seed: int, spread: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Scores of three classes whose speakers differ in a common offset and in one per class."""
     generator = torch.Generator().manual_seed(seed)
     target = torch.tensor(classes).repeat(num_speakers)
     speaker = torch.arange(num_speakers).repeat_interleave(len(classes))
-    offsets = torch.randn(num_speakers, 1, 3, generator=generator) + 0.3 * torch.randn(num_speakers, 3, 3)
+    offsets = spread * torch.randn(num_speakers, 1, 3, generator=generator) + 0.3 * torch.randn(num_speakers, 3, 3)
     noise = 0.7 * torch.randn(len(target), 3, generator=generator)
     return 2 * torch.eye(3)[target] + offsets[speaker, target] + noise, target, speaker
 
@@ -98,12 +100,40 @@ def test_a_mixture_adapts_to_a_speaker_without_labels() -> None:
     logits, target, speaker = scores(40, [0, 1, 2] * 8, seed=2)
     adapted = torch.cat(
         [
-            mixture(own, mixture.adapt(own)[None].expand(len(own), 3, 3))
+            mixture(own, mixture.adapt(own)[None].expand(len(own), 4, 3))
             for own in (logits[speaker == number] for number in range(40))
         ]
     )
     accuracy = [float((result.argmax(1) == target).float().mean()) for result in (mixture(logits), adapted)]
     assert accuracy[1] > accuracy[0] + 0.05
+
+
+def test_a_speaker_of_one_emotion_keeps_it() -> None:
+    torch.manual_seed(0)
+    mixture, plain = SpeakerMixture(num_classes=3), SpeakerMixture(num_classes=3)
+    logits, target, speaker = scores(40, [0, 1, 2] * 8, seed=1, spread=0.3)
+    means = torch.stack([logits[speaker == number].mean(0) for number in range(40)])
+    calibrated = logits - means[speaker]  # what standardisation does
+    mixture.fit(calibrated, target, speaker, uncalibrated=logits)
+    plain.fit(calibrated, target, speaker)
+    angry = 2 * torch.eye(3)[torch.zeros(20, dtype=torch.long)] + 0.7 * torch.randn(20, 3)
+    standardised = angry - angry.mean(0)
+    results = {
+        name: model(standardised, model.adapt(standardised, unknown)[None].expand(20, 4, 3)).argmax(1)
+        for name, model, unknown in (("guarded", mixture, angry), ("plain", plain, None))
+    }
+    share = {name: float((predicted == 0).float().mean()) for name, predicted in results.items()}
+    assert share["guarded"] > 0.7 > 0.6 > share["plain"]
+
+
+def test_usual_utterances_are_not_changed_by_the_guard() -> None:
+    torch.manual_seed(0)
+    mixture = SpeakerMixture(num_classes=3)
+    logits, target, speaker = scores(40, [0, 1, 2] * 8, seed=1)
+    mixture.fit(logits, target, speaker, uncalibrated=logits)
+    others, _, number = scores(40, [0, 1, 2] * 8, seed=2)
+    removed = torch.stack([mixture.adapt(others[number == index], others[number == index])[-1] for index in range(40)])
+    assert float((removed.norm(dim=1) == 0).float().mean()) > 0.5  # above the higher quantile
 
 
 def test_a_mixture_that_was_not_fitted_changes_nothing() -> None:

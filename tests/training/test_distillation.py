@@ -154,7 +154,7 @@ def test_unlabelled_clips_are_distilled(tiny_config: Path, tiny_corpus: Path, te
     table.to_csv(path, index=False)
     config = student(tiny_config, str(teacher), mixup=0.4)
     system = fit_system(config, "--data.manifest", str(path))
-    assert system.learns_unlabelled
+    assert system.requirements.unlabelled
     rows = torch.cat([batch.row for batch in system.trainer.datamodule.train_dataloader()])  # type: ignore[attr-defined]
     assert len(rows) == 18
     datamodule: Any = system.trainer.datamodule
