@@ -109,13 +109,13 @@ class Predictions(NamedTuple):
         )
         return SpeakerCounts.of_dimensions(true, predicted, self.speakers, names)
 
-    def single_modality(self, modality: str) -> Predictions | None:
-        """Predictions from one modality; None if the run did not write them.
+    def condition(self, prefix: str) -> Predictions | None:
+        """Predictions from other inputs; None if the run did not write them.
 
         Args:
-            modality: ``audio`` or ``text``.
+            prefix: ``audio`` or ``text`` for one modality alone, ``uncalibrated`` for unknown speakers.
         """
-        names = [f"{modality}_prob_{name}" for name in self.classes]
+        names = [f"{prefix}_prob_{name}" for name in self.classes]
         if not self.classes or not set(names) <= set(self.table):
             return None
         probs = self.table[names].to_numpy()

@@ -11,8 +11,9 @@ SIZES = (1, 3, 5, 10, 20, 40)
 DRAWS = 10
 """Random draws of each training speaker and size."""
 
-QUANTILES = (0.02, 0.25)
-"""Of the variety of training speakers: up to the lower one, all of the emotion is added; from the higher on, none."""
+MIXED_QUANTILE, SINGLE_QUANTILE = 0.02, 0.75
+"""From the first quantile of the variety of training speakers on, nothing is added; up to the second quantile of the
+variety of single classes, everything is. Chosen on held-out training speakers of RAVDESS."""
 
 
 class SpeakerMixture(nn.Module):
@@ -83,7 +84,7 @@ class SpeakerMixture(nn.Module):
         self.shares: Tensor  # weights of the scores and of the change (2,)
         self.uncalibrated_share: Tensor  # weight of uncalibrated scores
         self.usual: Tensor  # mean probability of each class for training speakers (class,)
-        self.variety: Tensor  # usual number of classes in enrolled utterances: sizes, low and high quantile (size, 2)
+        self.variety: Tensor  # up to the first all is added, from the second on nothing, for each size (size, 2)
         self.fitted: Tensor
         self.register_buffer("shares", torch.ones(2))
         self.register_buffer("uncalibrated_share", torch.ones(()))
@@ -168,6 +169,10 @@ class SpeakerMixture(nn.Module):
         probs = (self.uncalibrated_share * scores).softmax(-1).to(self.usual)
         speakers = [probs[speaker == name] for name in speaker.unique()]
         self.usual.copy_(torch.stack([own.mean(0) for own in speakers]).mean(0))
+        groups = [
+            probs[(speaker == name) & (target == index)] for name in speaker.unique() for index in target.unique()
+        ]
+        single = torch.stack([variety(group.mean(0)) for group in groups if len(group)]).quantile(SINGLE_QUANTILE)
         generator = torch.Generator().manual_seed(0)
         for row, size in enumerate(SIZES):
             draws = [
@@ -175,7 +180,8 @@ class SpeakerMixture(nn.Module):
                 for own in speakers
                 for _ in range(DRAWS)
             ]
-            self.variety[row] = torch.stack(draws).quantile(torch.tensor(QUANTILES))
+            high = torch.stack(draws).quantile(MIXED_QUANTILE)
+            self.variety[row] = torch.stack([torch.minimum(single, high - 1e-3), high])
 
     def _removed(self, uncalibrated: Tensor) -> Tensor:
         """Returns the scores that standardisation has removed with the voice ``(score,)``; zeros for usual utterances.

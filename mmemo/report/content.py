@@ -344,6 +344,27 @@ class StudySummary:
 
 
 @dataclass(frozen=True)
+class SpeakerCalibration:
+    """Calibration of the model to the test speakers.
+
+    Args:
+        num_enrolled: Fewest and most unlabelled utterances that calibrated to a speaker.
+        calibrated: UAR.
+        uncalibrated: UAR of the same model as for unknown speakers.
+        num_speakers: Number of test speakers.
+        num_better: Number of them whose accuracy is higher with calibration.
+        num_worse: Number of them whose accuracy is lower.
+    """
+
+    num_enrolled: list[int]
+    calibrated: Interval
+    uncalibrated: Interval
+    num_speakers: int
+    num_better: int
+    num_worse: int
+
+
+@dataclass(frozen=True)
 class ReportContent:
     """Everything that a report shows. Sections that do not apply to the run are None.
 
@@ -356,6 +377,7 @@ class ReportContent:
         classification: Classification results.
         confidence: Quality of the probabilities.
         modalities: UAR of each modality alone and of both.
+        speaker_calibration: Results with and without calibration to the speakers.
         dimensions: Metrics of each dimension.
         subgroups: Groups of each column.
         fusion: Weights and gates of the fusion.
@@ -372,6 +394,7 @@ class ReportContent:
     classification: Classification | None
     confidence: Confidence | None
     modalities: dict[str, Interval] | None
+    speaker_calibration: SpeakerCalibration | None
     dimensions: dict[str, DimensionMetrics] | None
     subgroups: list[SubgroupTable]
     fusion: FusionSummary

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from mmemo.evaluation.statistics import Interval
-from mmemo.report.content import Classification, Confidence, ReportContent, StudySummary, SubgroupTable
+from mmemo.report.content import (
+    Classification,
+    Confidence,
+    ReportContent,
+    SpeakerCalibration,
+    StudySummary,
+    SubgroupTable,
+)
 from mmemo.wording import counted
 
 if TYPE_CHECKING:
@@ -33,6 +40,8 @@ def summary(report: ReportContent) -> list[str]:
     lines = [_summarise_data(report)]
     if report.classification is not None:
         lines += _summarise_classes(report.classification)
+    if report.speaker_calibration is not None:
+        lines.append(_summarise_speaker_calibration(report.speaker_calibration))
     if report.confidence is not None:
         lines.append(_summarise_confidence(report.confidence))
     lines += filter(None, map(_summarise_gap, report.subgroups))
@@ -70,6 +79,19 @@ def _summarise_classes(results: Classification) -> list[str]:
         f"It is best at {best.name} ({100 * best.recall.value:.0f} %) and worst at "
         f"{worst.name} ({100 * worst.recall.value:.0f} %).",
     ]
+
+
+def _summarise_speaker_calibration(results: SpeakerCalibration) -> str:
+    fewest, most = results.num_enrolled
+    if most == 0:
+        return "It was not calibrated to the test speakers."
+    number = counted(most, "unlabelled utterance")
+    number = number if fewest == most else f"{fewest:,} to {number}"
+    return (
+        f"It was calibrated on {number} of each test speaker, without their labels. Without calibration it recognises "
+        f"{100 * results.uncalibrated.value:.0f} %; with it, {results.num_better} of "
+        f"{counted(results.num_speakers, 'speaker')} are recognised better and {results.num_worse} worse."
+    )
 
 
 def _summarise_confidence(results: Confidence) -> str:

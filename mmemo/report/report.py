@@ -23,7 +23,15 @@ from mmemo.evaluation.statistics import Interval
 from mmemo.evaluation.subgroups import add_audio_bands
 from mmemo.files import read_yaml, write_table, write_text
 from mmemo.report.classification import classification_section, confidence_section, validation_rows
-from mmemo.report.content import Classification, Confidence, ReportContent, Section, StudySummary, TestSpeakers
+from mmemo.report.content import (
+    Classification,
+    Confidence,
+    ReportContent,
+    Section,
+    SpeakerCalibration,
+    StudySummary,
+    TestSpeakers,
+)
 from mmemo.report.page import html_page, latex_tables, summary, template
 from mmemo.report.reproduction import Provenance, provenance
 from mmemo.report.results import (
@@ -32,6 +40,7 @@ from mmemo.report.results import (
     fusion_section,
     modalities_section,
     robustness_section,
+    speaker_calibration_section,
     study_section,
     subgroups_section,
 )
@@ -106,6 +115,7 @@ def write_report(
     classification: Section[Classification | None] = Section(None)
     confidence: Section[Confidence | None] = Section(None)
     modalities: Section[dict[str, Interval] | None] = Section(None)
+    calibration: Section[SpeakerCalibration | None] = Section(None)
     if predictions.classes:
         labelled = predictions.labelled
         if labelled.table.empty:
@@ -115,6 +125,7 @@ def write_report(
         classification = results
         confidence = confidence_section(labelled, validation_rows(run, labelled.classes))
         modalities = modalities_section(labelled, results.content.metrics["uar"])
+        calibration = speaker_calibration_section(labelled)
     dimensions = dimensions_section(predictions)
     subgroups = subgroups_section(predictions, columns)
     robustness = robustness_section(run)
@@ -129,6 +140,7 @@ def write_report(
         classification=classification.content,
         confidence=confidence.content,
         modalities=modalities.content,
+        speaker_calibration=calibration.content,
         dimensions=dimensions.content,
         subgroups=subgroups.content,
         fusion=fusion_section(run, predictions).content,

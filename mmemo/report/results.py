@@ -25,6 +25,7 @@ from mmemo.report.content import (
     DimensionMetrics,
     FusionSummary,
     Section,
+    SpeakerCalibration,
     StudySummary,
     SubgroupTable,
 )
@@ -129,9 +130,39 @@ def modalities_section(labelled: Predictions, both: Interval) -> Section[dict[st
         labelled: Labelled predictions.
         both: UAR of both modalities together.
     """
-    single = {f"{name} only": labelled.single_modality(name) for name in ("audio", "text")}
+    single = {f"{name} only": labelled.condition(name) for name in ("audio", "text")}
     uars = {name: intervals(run.speaker_counts())["uar"][0] for name, run in single.items() if run is not None}
     return Section({"audio and text": both, **uars} if uars else None)
+
+
+def speaker_calibration_section(labelled: Predictions) -> Section[SpeakerCalibration | None]:
+    """Compares the calibrated model with the same model as for unknown speakers, if the run predicted both.
+
+    Args:
+        labelled: Labelled predictions.
+    """
+    uncalibrated = labelled.condition("uncalibrated")
+    if uncalibrated is None or "enrolled_utterances" not in labelled.table:
+        return Section(None)
+    enrolled = labelled.table["enrolled_utterances"]
+    correct = pd.DataFrame(
+        {
+            "speaker": labelled.speakers,
+            "calibrated": labelled.predicted == labelled.target,
+            "uncalibrated": uncalibrated.predicted == uncalibrated.target,
+        }
+    )
+    accuracy = correct.groupby("speaker").mean()
+    return Section(
+        SpeakerCalibration(
+            num_enrolled=[int(enrolled.min()), int(enrolled.max())],
+            calibrated=intervals(labelled.speaker_counts())["uar"][0],
+            uncalibrated=intervals(uncalibrated.speaker_counts())["uar"][0],
+            num_speakers=len(accuracy),
+            num_better=int((accuracy["calibrated"] > accuracy["uncalibrated"]).sum()),
+            num_worse=int((accuracy["calibrated"] < accuracy["uncalibrated"]).sum()),
+        )
+    )
 
 
 def dimensions_section(predictions: Predictions) -> Section[dict[str, DimensionMetrics] | None]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from mmemo.data.splits import SplitError
 from mmemo.studies.crossval import crossval, folds_to_run, mean_and_deviation, read_folds, write_results
 from mmemo.training.experiment import Experiment
 from mmemo.training.experiment_cli import ExperimentCLI, read_experiment
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -173,3 +176,21 @@ def test_the_last_checkpoint_is_of_the_last_epoch(folds_config: Path) -> None:
     crossval(read_experiment(folds_config, {"checkpoint": "last", "trainer.max_epochs": 4}), run)
     checkpoint = torch.load(run / "fold1" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["epoch"] == 3
+
+
+@pytest.mark.slow
+def test_two_processes_cross_validate_and_report_once(tiny_config: Path) -> None:
+    config = yaml.safe_load(tiny_config.read_text())
+    config["data"]["split"] = {
+        "class_path": "mmemo.data.GroupKFold",
+        "init_args": {"num_folds": 2, "num_val_speakers": 1},
+    }
+    config["trainer"] |= {"max_epochs": 1, "devices": 2, "strategy": "ddp"}
+    tiny_config.write_text(yaml.safe_dump(config))
+    run = tiny_config.parent / "folds"
+    command = [sys.executable, "-m", "mmemo", "crossval", "--config", str(tiny_config), "--run", str(run)]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("Out-of-fold predictions") == 1
+    predictions = pd.read_parquet(run / "predictions.parquet")
+    assert predictions["id"].nunique() == len(predictions) == 36

@@ -17,6 +17,7 @@ from mmemo.data import EmotionDataModule, Enrolment
 from mmemo.data.table import DataTable
 from mmemo.export.onnx import export_onnx
 from mmemo.export.runtime import Recognizer
+from mmemo.report.report import write_report
 from mmemo.studies.conditions import conditions
 from mmemo.studies.robustness import RobustnessSettings, robustness
 from mmemo.training.experiment_cli import ExperimentCLI, read_runs
@@ -123,6 +124,21 @@ def test_a_speaker_with_fewer_utterances_than_asked_for_is_reported(
     with caplog.at_level(logging.WARNING):
         ExperimentCLI(["fit", "--config", str(calibrated_config), "--data.enrolment", many])
     assert "have fewer than 20 utterances, such as s0; all of theirs are used" in caplog.text
+
+
+def test_a_report_gives_both_results_and_says_what_was_used(calibrated_config: Path) -> None:
+    run = fit(calibrated_config)
+    predict(calibrated_config, "run/predictions.csv", "--data.predict_on", "test")
+    report = write_report(run)
+    results = report.content.speaker_calibration
+    assert results is not None
+    assert results.num_enrolled == [6, 6]
+    assert results.calibrated.value == report.content.classification.metrics["uar"].value  # type: ignore[union-attr]
+    assert results.num_speakers == 2
+    assert any("calibrated on 6 unlabelled utterances of each test speaker" in line for line in report.summary)
+    page = report.html.read_text()
+    assert "as for unknown speakers" in page
+    assert "Their labels were not used" in page
 
 
 def test_robustness_evaluates_the_calibrated_model(calibrated_config: Path) -> None:
