@@ -127,6 +127,13 @@ def print_results(result: CrossValidation, name: str, seeds: list[int]) -> None:
         ]
         table.add_row(metric.removeprefix("test/"), *shown[:-2], f"{shown[-2]} ± {shown[-1]}")
     console().print(table)
+    if "enrolled_utterances" in result.predictions:
+        fewest, most = result.predictions["enrolled_utterances"].agg(["min", "max"])
+        number = f"{most}" if fewest == most else f"{fewest} to {most}"
+        print_line(
+            f"Calibrated on {number} unlabelled utterances of each test speaker; test_uncalibrated is the same model "
+            "as for unknown speakers"
+        )
     for warning in result.warnings:
         print_line(f"Warning: {warning}")
     labelled = read_predictions(result.folder).labelled

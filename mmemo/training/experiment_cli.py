@@ -199,7 +199,7 @@ class ExperimentCLI(LightningCLI):
 
     def after_test(self) -> None:
         if self._shows_metrics:
-            print_metrics(self.trainer.callback_metrics)
+            print_metrics(self.trainer.callback_metrics, self.model.calibration)
 
     after_validate = after_test
 
@@ -218,8 +218,8 @@ class ExperimentCLI(LightningCLI):
 
 
 @rank_zero_only
-def print_metrics(metrics: Mapping[str, Tensor]) -> None:
-    """Prints metric -> value with four decimals."""
+def print_metrics(metrics: Mapping[str, Tensor], calibration: str = "") -> None:
+    """Prints metric -> value with four decimals, and how the model was calibrated to speakers."""
     from rich.console import Console
     from rich.table import Table
 
@@ -227,6 +227,8 @@ def print_metrics(metrics: Mapping[str, Tensor]) -> None:
     for name, value in metrics.items():
         table.add_row(name, f"{float(value):.4f}")
     Console().print(table)
+    if calibration:
+        print(calibration[0].upper() + calibration[1:])
 
 
 def _given_settings(args: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
