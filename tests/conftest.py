@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from pathlib import Path
@@ -38,11 +39,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache folder of this test run. Converted weights are shared with other runs, so they are converted once."""
-    folder = tmp_path_factory.mktemp("cache")
+    """The cache folder of this test run, which its processes share. Other runs share only the converted weights."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
     shared = Path(os.environ.get("MMEMO_CACHE") or Path.home() / ".cache" / "mmemo") / "models"
     shared.mkdir(parents=True, exist_ok=True)
-    (folder / "models").symlink_to(shared, target_is_directory=True)
+    with contextlib.suppress(FileExistsError):  # another process was first
+        (folder / "models").symlink_to(shared, target_is_directory=True)
     os.environ["MMEMO_CACHE"] = str(folder)
     return folder
 
