@@ -6,8 +6,9 @@ import os
 import sys
 import traceback
 from argparse import ArgumentError
+from difflib import get_close_matches
 
-from cyclopts import App, CycloptsError, UnknownOptionError
+from cyclopts import App, CycloptsError, MissingArgumentError, UnknownCommandError, UnknownOptionError
 
 import mmemo
 from mmemo.lightning import lightning_runs
@@ -51,6 +52,7 @@ TRAINER_VERBS = {
 }
 RESUMABLE = {"crossval", "tune", "transcribe", "robustness"}
 OWN_PACKAGES = {"mmemo", "jsonargparse", "cyclopts"}  # their errors are sentences, without need for a traceback
+SYNONYMS = {"train": "fit", "evaluate": "test", "eval": "test", "analyse": "analyze", "cv": "crossval"}
 for _verb, _help in VERBS.items():
     app.command(f"mmemo.cli.{_verb}:{_verb}", name=_verb, help=_help)
 for _verb, _help in TRAINER_VERBS.items():
@@ -84,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except CycloptsError as mistake:
-        print(f"{f'mmemo {verb}'.rstrip()}: {_sentence(mistake, verb)}", file=sys.stderr)
+        print(f"{f'mmemo {verb}'.rstrip()}: {_sentence(mistake, verb, argv)}", file=sys.stderr)
         return 2
     except Exception as raised:
         error = _innermost(raised)
@@ -108,8 +110,15 @@ def _traceback_hint(error: Exception) -> str:
     return "" if is_own else f" ({DEBUG_VARIABLE}=1 shows the traceback)"
 
 
-def _sentence(error: CycloptsError, verb: str) -> str:
+def _sentence(error: CycloptsError, verb: str, argv: list[str]) -> str:
     """Returns an error of the command line, with a remedy for the common mistakes."""
+    if isinstance(error, UnknownCommandError):
+        close = next(iter(get_close_matches(verb, [*VERBS, *TRAINER_VERBS, *SYNONYMS], 1)), "")
+        guess = f"; did you mean {SYNONYMS.get(close, close)}?" if close else "."
+        return f"unknown command {verb}{guess} `mmemo --help` lists all commands."
+    config = next((word for word in argv[1:] if word.endswith((".yaml", ".yml"))), "")
+    if isinstance(error, MissingArgumentError) and config and "--config" not in argv:
+        return f"the YAML is an option; write `mmemo {verb} --config {config}`"
     if isinstance(error, UnknownOptionError) and "." in (error.token.keyword or ""):
         name = str(error.token.keyword).removeprefix("--")
         return f"unknown option --{name}; settings of the YAML are changed with --set, such as --set {name}=VALUE"
@@ -128,4 +137,4 @@ def _innermost(error: Exception) -> Exception:
 def _is_expected(error: Exception) -> bool:
     """Returns whether an error describes bad input in a sentence."""
     expected = isinstance(error, ValueError | OSError | ImportError | FloatingPointError | ArgumentError)
-    return expected or type(error).__module__.startswith("mmemo")
+    return expected or type(error).__module__.startswith(("mmemo", "lightning_fabric"))  # such as "no GPU found"

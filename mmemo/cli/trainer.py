@@ -101,7 +101,8 @@ def _run(verb: str, options: tuple[str, ...]) -> int:
     words = ["--help" if word == "--help_all" else word for word in options]
     check_option_names(verb, words)
     if not any(word.split("=")[0] in ("--config", "-c", "--help", "--print_config") for word in words):
-        raise ValueError(f"name the YAML of an experiment: `mmemo {verb} --config configs/demo.yaml`")
+        config = next((word for word in words if word.endswith((".yaml", ".yml"))), "configs/demo.yaml")
+        raise ValueError(f"name the YAML of an experiment: `mmemo {verb} --config {config}`")
     from mmemo.training.experiment_cli import ExperimentCLI
 
     command = ExperimentCLI([verb, *words])

@@ -142,6 +142,8 @@ class EmotionDataModule(LightningDataModule):
 
     def _check_settings(self) -> None:
         """Raises ValueError for settings that contradict each other."""
+        if self.batch_size < 1:
+            raise ValueError(f"data.batch_size={self.batch_size}, expected 1 or more")
         augments = self.augmentation is not None or self.word_augmentation is not None
         if min(self.num_views, self.test_views) < 1:
             raise ValueError(f"data.num_views={self.num_views}, data.test_views={self.test_views}, expected 1 or more")

@@ -141,7 +141,10 @@ class FoldFile(Splitter):
 
     def _read(self) -> dict[int, list[str]]:
         if not self.path.is_file():
-            raise SplitError(f"{self.path}: no such file, expected a CSV of folds and their test speakers")
+            raise SplitError(
+                f"{self.path}: no such file, expected a CSV of folds and their test speakers; or use "
+                "mmemo.data.GroupKFold"
+            )
         table = pd.read_csv(self.path, dtype=str)
         if "fold" not in table or len(table.columns) != 2 or not table["fold"].fillna("").str.isdecimal().all():
             raise SplitError(

@@ -103,7 +103,7 @@ def _summarise_confidence(results: Confidence) -> str:
     else:
         kind = "Its mean confidence is within 2 points of its accuracy"
     line = f"{kind}; its calibration error is {100 * before.ece:.0f} points"
-    return line + (f", and {100 * after.ece:.0f} after calibration." if after is not None else ".")
+    return line + (f", and {100 * after.ece:.0f} after temperature scaling." if after is not None else ".")
 
 
 def _summarise_gap(table: SubgroupTable) -> str | None:

@@ -25,7 +25,7 @@ class ClosedFormSystem(EmotionSystem):
 
     Args:
         model: Model with a ``DiscriminantHead``; all its other parts are frozen.
-        num_groups: Groups of training speakers for the mixture, 2 or more.
+        speaker_folds: Folds of the training speakers for the ``speaker_mixture``, 2 or more.
         balanced: Whether every class of every corpus has the same weight. By default every utterance has.
 
     Raises:
@@ -38,20 +38,20 @@ class ClosedFormSystem(EmotionSystem):
         ...     ["anger", "sadness"], StatisticsEncoder(ConvNeXtEncoder(hidden_dim=8)), gate=NoGate,
         ...     fusion=partial(Concatenation, pooling=MeanPooling), head=DiscriminantHead,
         ... )
-        >>> ClosedFormSystem(model).model.head.num_groups
-        1
+        >>> ClosedFormSystem(model).speaker_folds
+        5
     """
 
-    def __init__(self, model: EmotionModel, num_groups: int = 5, balanced: bool = False) -> None:
+    def __init__(self, model: EmotionModel, speaker_folds: int = 5, balanced: bool = False) -> None:
         if not isinstance(model.head, DiscriminantHead):
             raise ValueError(
                 f"ClosedFormSystem computes a DiscriminantHead, but the model has {type(model.head).__name__}; set "
                 "head: mmemo.models.DiscriminantHead"
             )
-        if num_groups < 2:
-            raise ValueError(f"ClosedFormSystem(num_groups={num_groups}), expected 2 or more")
+        if speaker_folds < 2:
+            raise ValueError(f"ClosedFormSystem(speaker_folds={speaker_folds}), expected 2 or more")
         super().__init__(model, one_cycle=False)
-        self.num_groups = num_groups
+        self.speaker_folds = speaker_folds
         self.balanced = balanced
         self.automatic_optimization = False
 
@@ -67,8 +67,8 @@ class ClosedFormSystem(EmotionSystem):
         if mixture is not None:
             speaker = self._speakers(rows)
             scores, unknown = torch.zeros(2, len(rows), len(self.model.classes))
-            for group in range(self.num_groups):
-                left_out = speaker % self.num_groups == group
+            for group in range(self.speaker_folds):
+                left_out = speaker % self.speaker_folds == group
                 head.fit(vectors[~left_out], target[~left_out], weights[~left_out])
                 scores[left_out], unknown[left_out] = head(vectors[left_out]), head(uncalibrated[left_out])
             mixture.fit(scores, target, speaker, weights, unknown)
@@ -95,10 +95,11 @@ class ClosedFormSystem(EmotionSystem):
         """Returns the index of each row's speaker, in random order of the speakers ``(row,)``."""
         assert self.datamodule is not None
         speakers = self.datamodule.enrolment.choose(self.datamodule.table, np.unique(rows))
-        if len(speakers) < self.num_groups:
+        if len(speakers) < self.speaker_folds:
             raise ValueError(
-                f"{self.datamodule.table.name}: {len(speakers)} training speakers, too few for the "
-                f"{self.num_groups} groups of the speaker_mixture; lower num_groups, or remove speaker_mixture"
+                f"{self.datamodule.table.name}: {len(speakers)} training speakers, but the speaker_mixture needs "
+                f"{self.speaker_folds}; set model.init_args.speaker_folds: {max(len(speakers), 2)}, or remove "
+                "speaker_mixture"
             )
         order = np.random.default_rng(0).permutation(len(speakers))
         index = {int(row): int(number) for number, one in zip(order, speakers, strict=True) for row in one.rows}

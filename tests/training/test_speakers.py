@@ -33,7 +33,7 @@ def calibrated_config(tiny_config: Path, tiny_whisper: Path) -> Path:
     config["model"] = {
         "class_path": "mmemo.training.ClosedFormSystem",
         "init_args": {
-            "num_groups": 2,
+            "speaker_folds": 2,
             "model": {
                 "class_path": "mmemo.EmotionModel",
                 "init_args": {
