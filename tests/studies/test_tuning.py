@@ -228,7 +228,7 @@ def test_a_search_is_not_resumed_after_the_manifest_changed(
     ("content", "message"),
     [
         ("- 1\n", "expected YAML with settings"),
-        ("a.b: [1, 2\n", r"space.yaml: not valid YAML"),
+        ("a.b: [1, 2\n", r"space.yaml line 2: not valid YAML"),
         ("{}\n", "expected a table of settings"),
         ("a.b: 3\n", "expected a list of choices, or low below high"),
         ("a.b: {low: 2, high: 1}\n", "low below high"),

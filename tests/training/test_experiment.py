@@ -590,7 +590,7 @@ def test_a_study_can_be_read_from_its_own_file(tiny_config: Path, block: str) ->
     with pytest.raises(ValueError, match="has no block `study`"):
         ExperimentCLI(["--config", str(tiny_config), "--study", str(path)], run=False).study  # noqa: B018
     path.write_text("study: {outcome: [sadness")
-    with pytest.raises(ValueError, match=r"study\.yaml: not valid YAML \(while parsing"):
+    with pytest.raises(ValueError, match=r"study\.yaml line 1: not valid YAML \("):
         ExperimentCLI(["--config", str(tiny_config), "--study", str(path)], run=False).study  # noqa: B018
     with pytest.raises(ValueError, match="no such file, expected a YAML with a block `study`"):
         ExperimentCLI(["--config", str(tiny_config), "--study", "nothing.yaml"], run=False).study  # noqa: B018
