@@ -30,7 +30,7 @@ class SpeakerMixture(nn.Module):
     voice alone, and standardisation has removed the emotion too. The mixture then adds it again: the mean scores of
     the classes, weighted by how much more probable than usual each class is in the enrolled utterances.
 
-    It assumes speakers like those of training: across corpora and languages it does harm.
+    It assumes speakers like those of training: do not use it across corpora or languages.
 
     Args:
         num_classes: Number of classes.

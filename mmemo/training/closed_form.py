@@ -102,7 +102,7 @@ class ClosedFormSystem(EmotionSystem):
                 "speaker_mixture"
             )
         order = np.random.default_rng(0).permutation(len(speakers))
-        index = {int(row): int(number) for number, one in zip(order, speakers, strict=True) for row in one.rows}
+        index = {int(row): int(number) for number, speaker in zip(order, speakers, strict=True) for row in speaker.rows}
         return torch.tensor([index[int(row)] for row in rows])
 
     def _weights(self, rows: np.ndarray) -> np.ndarray:

@@ -188,20 +188,20 @@ def _features(
 ) -> dict[str, list[list[Tensor]]]:
     """Returns modality -> speaker -> features ``(layer, time, dim)`` of each enrolled utterance that has audio."""
     rows = np.concatenate([speaker.enrolled for speaker in speakers]).astype(int)
-    found: dict[str, list[Tensor]] = {name: [] for name in model.speaker_norms}
+    features_of: dict[str, list[Tensor]] = {name: [] for name in model.speaker_norms}
     with evaluating(model):
         for batch in _batches(datamodule, model, rows):
-            for name in found:
+            for name in features_of:
                 values, mask = getattr(batch, name), getattr(batch, f"{name}_mask")
                 if values.ndim == 2:  # waveforms, not precomputed
                     values, mask = model.encoder(name).precompute(values, mask)
                 values, mask = model.encoder(name)(values, mask)
-                found[name] += [features[:, real] for features, real in zip(values, mask, strict=True)]
+                features_of[name] += [features[:, real] for features, real in zip(values, mask, strict=True)]
     bounds = np.cumsum([0, *(len(speaker.enrolled) for speaker in speakers)])
     spans = list(itertools.pairwise(bounds))
     return {
         name: [[features for features in values[first:last] if features.shape[1]] for first, last in spans]
-        for name, values in found.items()
+        for name, values in features_of.items()
     }
 
 

@@ -126,6 +126,15 @@ def test_a_speaker_with_fewer_utterances_than_asked_for_is_reported(
     assert "have fewer than 20 utterances, such as s0; all of theirs are used" in caplog.text
 
 
+def test_balancing_a_balanced_corpus_changes_nothing(calibrated_config: Path) -> None:
+    results = []
+    for balanced in ("false", "true"):
+        options = ["--model.init_args.balanced", balanced, "--overwrite", "true"]
+        ExperimentCLI(["fit", "--config", str(calibrated_config), *options])
+        results.append(probs(predict(calibrated_config, f"{balanced}.csv", "--model.init_args.balanced", balanced)))
+    np.testing.assert_allclose(results[0], results[1], atol=1e-5)
+
+
 def test_a_report_gives_both_results_and_says_what_was_used(calibrated_config: Path) -> None:
     run = fit(calibrated_config)
     predict(calibrated_config, "run/predictions.csv", "--data.predict_on", "test")
